@@ -1,0 +1,1280 @@
+"""The catalog in PostgreSQL: one method, one conversation; the only module that speaks SQL.
+
+Raises errors.CatalogDown where the database can't be reached; every statement may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import asyncpg
+
+from .clock import Clock
+from .errors import CatalogDown
+from .model import (
+    Availability,
+    Claim,
+    Copy,
+    Download,
+    Listing,
+    ListingKey,
+    Medium,
+    Outcome,
+    Recording,
+    State,
+    Window,
+    holdable,
+    holdable_tree,
+    utc_text,
+)
+
+#: Moments outside these were never a call's; kept and flagged, never used to move anything.
+ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
+ROWS = 2000
+
+Document = dict[str, Any]
+
+# -- statements ----------------------------------------------------------------------------------------------------
+
+UPSERT_SOURCE = """
+INSERT INTO sources (name, kind, start_at) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, start_at = coalesce($4, sources.start_at)
+RETURNING start_at, covered, cursor, paused_until, paused_why"""
+
+SOURCES = """
+SELECT name, kind, start_at, covered, cursor, polled_at, poll_error, paused_until, paused_why
+FROM sources WHERE $1::text[] IS NULL OR name = ANY($1) ORDER BY name"""
+
+KNOWN = """
+SELECT recording_id, digest, missing_since IS NOT NULL AS missing FROM recordings
+WHERE source = $1 AND recording_id = ANY($2)"""
+
+UPSERT_RECORDINGS = """
+INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
+    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at)
+SELECT $1, t.recording_id, t.key_at, t.started_at, t.ended_at, t.duration, t.call_id, t.direction, t.caller, t.callee,
+    t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], t.digest, $2
+FROM unnest($3::text[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::interval[],
+    $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::jsonb[], $15::jsonb[],
+    $16::jsonb[], $17::json[], $18::text[], $19::bytea[])
+    AS t (recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller, callee, agent, queue,
+          parties, events, attributes, raw, flags, digest)
+ORDER BY t.recording_id
+ON CONFLICT (source, recording_id) DO UPDATE SET
+    key_at = excluded.key_at, started_at = excluded.started_at, ended_at = excluded.ended_at,
+    duration = excluded.duration, call_id = coalesce(excluded.call_id, r.call_id), direction = excluded.direction,
+    caller = excluded.caller, callee = excluded.callee, agent = excluded.agent, queue = excluded.queue,
+    parties = excluded.parties, events = excluded.events, attributes = excluded.attributes, raw = excluded.raw,
+    flags = excluded.flags, digest = excluded.digest, missing_since = NULL, revision = r.revision + 1,
+    undescribed = true
+RETURNING recording_id, revision = 1 AS new"""
+
+#: An archived medium whose told size or hash changed is new content: fetched again, the old copy stays beside it.
+UPSERT_MEDIA = """
+INSERT INTO media AS m (source, recording_id, media_id, state, due_at, error, told_size, told_sha256, told_duration,
+    told_type, opaque, urgent, ref, stores)
+SELECT $1, t.recording_id, t.media_id, t.state, t.due_at, t.error, t.told_size, t.told_sha256, t.told_duration,
+    t.told_type, t.opaque, t.urgent, t.ref, $2
+FROM unnest($3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::bigint[], $9::text[],
+    $10::interval[], $11::text[], $12::bool[], $13::bool[], $14::jsonb[])
+    AS t (recording_id, media_id, state, due_at, error, told_size, told_sha256, told_duration, told_type, opaque,
+          urgent, ref)
+ORDER BY t.recording_id, t.media_id
+ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
+    told_size = excluded.told_size, told_sha256 = excluded.told_sha256, told_duration = excluded.told_duration,
+    told_type = excluded.told_type, opaque = excluded.opaque, urgent = excluded.urgent, ref = excluded.ref,
+    (state, due_at, error, claim, attempts, failing_since, held, size, sha256, archived_at) = (
+        SELECT CASE WHEN again THEN 'pending' WHEN ends THEN excluded.state ELSE m.state END,
+               CASE WHEN again OR (m.state = 'pending' AND m.claim IS NULL) THEN excluded.due_at ELSE m.due_at END,
+               CASE WHEN again OR ends OR m.state = 'pending' THEN excluded.error ELSE m.error END,
+               CASE WHEN again OR ends THEN NULL ELSE m.claim END,
+               CASE WHEN again THEN 0 ELSE m.attempts END,
+               CASE WHEN again OR ends THEN NULL ELSE m.failing_since END,
+               CASE WHEN again THEN '{}' ELSE m.held END,
+               CASE WHEN again THEN NULL ELSE m.size END,
+               CASE WHEN again THEN NULL ELSE m.sha256 END,
+               CASE WHEN again THEN NULL ELSE m.archived_at END
+        FROM (SELECT excluded.state = 'pending' AND (
+                         m.state IN ('gone', 'empty')
+                         OR (m.state = 'archived' AND (
+                             coalesce(m.told_sha256 <> excluded.told_sha256, false)
+                             OR coalesce(m.told_size <> excluded.told_size, false))))
+                         AS again,
+                     excluded.state <> 'pending' AND m.state IN ('pending', 'failed') AS ends) AS change)"""
+
+ADD_COVERED = """
+UPDATE sources SET covered = covered + tstzmultirange(tstzrange($2, $3)) WHERE name = $1"""
+
+ADD_LISTING = """
+WITH swallowed AS (
+    DELETE FROM listings WHERE source = $1 AND span <@ tstzrange($2, $3) AND span <> tstzrange($2, $3)
+        AND lower(span) >= $2 AND lower(span) < $3
+    RETURNING first_at, times)
+INSERT INTO listings AS l (source, span, first_at, last_at, times, listed, rejected)
+SELECT $1, tstzrange($2, $3), coalesce((SELECT min(first_at) FROM swallowed), $4), $4,
+       1 + coalesce((SELECT sum(times) FROM swallowed), 0), $5, $6
+ON CONFLICT (source, span) DO UPDATE SET
+    last_at = $4, times = l.times + excluded.times, listed = excluded.listed, rejected = excluded.rejected"""
+
+MISSING = """
+UPDATE recordings SET missing_since = $5, revision = revision + 1, undescribed = true
+WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND missing_since IS NULL AND NOT (recording_id = ANY($4))
+RETURNING recording_id"""
+
+RETURNED = """
+UPDATE recordings SET missing_since = NULL, revision = revision + 1, undescribed = true
+WHERE source = $1 AND recording_id = ANY($2) AND missing_since IS NOT NULL RETURNING recording_id"""
+
+WAKE_RETURNED = """
+UPDATE media SET due_at = $3 WHERE source = $1 AND recording_id = ANY($2) AND state = 'pending' AND claim IS NULL"""
+
+REJECT = """
+INSERT INTO rejected AS r (source, digest, raw, reason, span, first_at, last_at)
+SELECT $1, t.digest, t.raw, t.reason, tstzrange($5, $6), $7, $7
+FROM unnest($2::bytea[], $3::text[], $4::text[]) AS t (digest, raw, reason) ORDER BY t.digest
+ON CONFLICT (source, digest) DO UPDATE SET last_at = $7, times = r.times + 1, reason = excluded.reason"""
+
+HISTORY = """
+INSERT INTO history AS h (source, recording_id, media_id, what, detail, first_at, last_at, times)
+SELECT t.source, t.recording_id, t.media_id, t.what, t.detail, $6, $6, count(*)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS t (source, recording_id, media_id, what, detail)
+GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+ON CONFLICT (source, recording_id, media_id, what, detail) DO UPDATE SET
+    last_at = excluded.last_at, times = h.times + excluded.times"""
+
+DUE = """
+SELECT s.name, m.due_at FROM unnest($1::text[]) AS s (name)
+CROSS JOIN LATERAL (SELECT due_at FROM media WHERE source = s.name AND state = 'pending' ORDER BY due_at LIMIT 1) m"""
+
+CLAIM = """
+WITH due AS (
+    SELECT m.* FROM unnest($1::text[], $2::int[]) AS want (source, count)
+    CROSS JOIN LATERAL (
+        SELECT source, recording_id, media_id FROM media
+        WHERE media.source = want.source AND state = 'pending' AND due_at <= $3
+        ORDER BY due_at LIMIT want.count FOR UPDATE SKIP LOCKED) m)
+UPDATE media m SET due_at = $4, claim = nextval('claims')
+FROM due JOIN recordings r USING (source, recording_id)
+WHERE (m.source, m.recording_id, m.media_id) = (due.source, due.recording_id, due.media_id)
+RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
+    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
+
+RENEW = """UPDATE media SET due_at = $2 WHERE state = 'pending' AND claim = ANY($1) AND source = ANY($3)"""
+
+RELEASE = """
+UPDATE media m SET due_at = $5, claim = NULL FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+    AS t (source, recording_id, media_id, claim)
+WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+    AND m.state = 'pending'"""
+
+COPIES_OF = """
+SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at FROM copies
+WHERE (source, recording_id, media_id) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[]))
+ORDER BY archived_at, store"""
+
+SETTLE_ARCHIVED = """
+UPDATE media m SET state = CASE WHEN m.stores <@ t.held THEN 'archived' ELSE 'pending' END,
+    held = t.held, size = t.size, sha256 = t.sha256, content_type = t.content_type, duration = t.duration,
+    archived_at = CASE WHEN m.stores <@ t.held THEN $10::timestamptz END, due_at = t.due_at, error = t.error,
+    attempts = m.attempts + 1, claim = NULL, failing_since = NULL
+FROM (SELECT u.source, u.recording_id, u.media_id, u.claim, u.size, u.sha256, u.content_type, u.duration,
+             string_to_array(u.held, ',') AS held, u.due_at, u.error
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[],
+                  $8::interval[], $9::text[], $11::timestamptz[], $12::text[])
+      AS u (source, recording_id, media_id, claim, size, sha256, content_type, duration, held, due_at, error)) t
+WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+    AND m.state = 'pending'
+RETURNING m.source, m.recording_id, m.media_id, m.state"""
+
+ADD_COPIES = """
+INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+    $8::timestamptz[])
+ON CONFLICT (store, key) DO NOTHING RETURNING source, store, size"""
+
+DESCRIBED = """
+UPDATE recordings r SET revision = r.revision + t.step, undescribed = (r.revision <> t.revision)
+FROM unnest($1::text[], $2::text[], $3::int[], $4::int[]) AS t (source, recording_id, revision, step)
+WHERE (r.source, r.recording_id) = (t.source, t.recording_id)"""
+
+ADD_TOTALS = """
+INSERT INTO totals AS o (source, store, count, bytes)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) ORDER BY 1, 2
+ON CONFLICT (source, store) DO UPDATE SET count = o.count + excluded.count, bytes = o.bytes + excluded.bytes"""
+
+SETTLE_OTHERS = """
+UPDATE media m SET state = t.state, due_at = t.due_at, error = t.error, attempts = t.attempts,
+    failing_since = t.failing_since, claim = NULL
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[],
+    $9::timestamptz[]) AS t (source, recording_id, media_id, claim, state, due_at, error, attempts, failing_since)
+WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+    AND m.state = 'pending'
+RETURNING m.source, m.recording_id, m.media_id, m.state"""
+
+TOUCH_RECORDINGS = """
+UPDATE recordings r SET revision = r.revision + 1, undescribed = true
+FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS t (source, recording_id)
+WHERE (r.source, r.recording_id) = (t.source, t.recording_id)"""
+
+RECORDINGS_OF = """
+SELECT r.*, s.kind FROM recordings r JOIN sources s ON s.name = r.source
+WHERE (r.source, r.recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))"""
+
+MEDIA_OF = """
+SELECT source, recording_id, media_id, state, content_type, told_type, size, sha256, duration, attempts, error, stores
+FROM media WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+ORDER BY source, recording_id, media_id"""
+
+COPIES_OF_RECORDINGS = """
+SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at FROM copies
+WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY archived_at, store"""
+
+UNDESCRIBED = """
+SELECT source, recording_id FROM recordings WHERE undescribed AND source = ANY($1) LIMIT $2"""
+
+MISSING_SINCE = """SELECT missing_since FROM recordings WHERE source = $1 AND recording_id = $2"""
+
+DOUBTFUL = """
+SELECT DISTINCT r.key_at FROM media m JOIN recordings r USING (source, recording_id)
+WHERE m.source = $1 AND m.state = 'pending' AND r.missing_since IS NULL AND r.key_at < $2 AND m.error LIKE 'not ready%'
+ORDER BY r.key_at DESC LIMIT 24"""
+
+PAUSE = """UPDATE sources SET paused_until = $2, paused_why = $3 WHERE name = $1"""
+POLLED = """UPDATE sources SET polled_at = $2, poll_error = $3 WHERE name = $1"""
+CURSOR = """UPDATE sources SET cursor = $2 WHERE name = $1"""
+
+RESERVE = """
+UPDATE sources SET next_request_at = greatest(next_request_at, $2) + $3 WHERE name = $1
+RETURNING next_request_at - $3 AS at"""
+
+COUNTS = """
+SELECT source, state, count(*) AS count, min(due_at) AS due_at FROM media
+WHERE state <> 'archived' AND ($1::text[] IS NULL OR source = ANY($1)) GROUP BY source, state"""
+
+COUNTS_WITHIN = """
+SELECT m.state, count(*) AS count, min(m.due_at) AS due_at FROM media m JOIN recordings r USING (source, recording_id)
+WHERE m.state <> 'archived' AND m.source = $1 AND r.key_at >= $2 AND r.key_at < $3 GROUP BY m.state"""
+
+REASONS = """
+SELECT source, state, error, count(*) AS count FROM media
+WHERE state IN ('pending', 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
+GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
+
+TOTALS = """SELECT source, store, count, bytes FROM totals"""
+REJECTED_COUNTS = """SELECT source, count(*) AS count, max(last_at) AS last_at FROM rejected GROUP BY source"""
+REJECTED = """
+SELECT raw, reason, span, first_at, last_at, times FROM rejected WHERE source = $1 ORDER BY last_at DESC LIMIT $2"""
+
+RETRY = """
+UPDATE media SET state = 'pending', due_at = $3, error = 'asked for again', failing_since = NULL, attempts = 0
+WHERE state = $2 AND ($1::text IS NULL OR source = $1) RETURNING source, recording_id, media_id"""
+
+HISTORY_OF = """
+SELECT media_id, what, detail, first_at, last_at, times FROM history
+WHERE source = $1 AND recording_id = $2 ORDER BY first_at, last_at"""
+
+LISTINGS_OF = """
+SELECT lower(span) AS start, upper(span) AS "end", first_at, last_at, times, listed, rejected FROM listings
+WHERE source = $1 AND span @> $2::timestamptz ORDER BY first_at"""
+
+OUTBOX_ADD = """
+INSERT INTO outbox (target, source, recording_id, due_at)
+SELECT t.target, t.source, t.recording_id, $4 FROM unnest($1::text[], $2::text[], $3::text[])
+    AS t (target, source, recording_id)
+WHERE NOT EXISTS (SELECT FROM media m WHERE m.source = t.source AND m.recording_id = t.recording_id
+                  AND m.state = 'pending')
+ON CONFLICT (target, source, recording_id) DO UPDATE SET due_at = excluded.due_at, attempts = 0, error = NULL"""
+
+OUTBOX_DUE = """
+UPDATE outbox o SET due_at = $3 FROM (
+    SELECT target, source, recording_id FROM outbox WHERE target = $1 AND due_at <= $2
+    ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED) t
+WHERE (o.target, o.source, o.recording_id) = (t.target, t.source, t.recording_id)
+RETURNING o.source, o.recording_id, o.attempts"""
+
+OUTBOX_DONE = """DELETE FROM outbox WHERE target = $1 AND source = $2 AND recording_id = $3"""
+OUTBOX_LATER = """
+UPDATE outbox SET due_at = $4, attempts = attempts + 1, error = $5
+WHERE target = $1 AND source = $2 AND recording_id = $3"""
+
+CALL_IDS = """
+SELECT call_id, min(first_listed_at) AS at FROM recordings
+WHERE source = $1 AND call_id IS NOT NULL AND first_listed_at > $2 GROUP BY call_id ORDER BY at LIMIT $3"""
+
+
+# -- what is asked and answered --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """What the catalog knows of one source."""
+
+    start_at: datetime
+    covered: tuple[Window, ...]
+    cursor: str | None
+    paused_until: datetime | None = None
+    paused_why: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What one listing changed. Counts are recordings."""
+
+    listed: int = 0
+    new: int = 0
+    changed: int = 0
+    missing: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Filters of ``list``; None: any."""
+
+    source: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    caller: str | None = None
+    callee: str | None = None
+    direction: str | None = None
+    state: str | None = None
+    text: str | None = None
+    limit: int | None = None
+
+
+class Catalog:
+    """Open it with :func:`Catalog.open`; close it at the end."""
+
+    def __init__(self, url: str, pool: Any, clock: Clock) -> None:
+        self._url = url
+        self._pool = pool
+        self.clock = clock
+        #: Identifies this process among those that share the database.
+        self.process = uuid4()
+        self._locks: Any = None
+        self._locking = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6) -> Catalog:
+        """Connect. Raises CatalogDown."""
+        with _translated(url):
+            pool = await asyncpg.create_pool(
+                url,
+                min_size=1,
+                max_size=size,
+                command_timeout=60,
+                timeout=10,
+                init=_prepare,
+                server_settings={"timezone": "UTC", "application_name": "archiver"},
+            )
+        catalog = cls(url, pool, clock or Clock())
+        await catalog.ping()
+        return catalog
+
+    async def close(self) -> None:
+        if self._locks is not None:
+            self._locks.terminate()
+        try:
+            await asyncio.wait_for(self._pool.close(), 5)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        with _translated(self._url):
+            async with self._pool.acquire(timeout=30) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
+        async with self._connection() as connection, connection.transaction():
+            yield connection
+
+    async def ping(self) -> None:
+        """Is it there? Sets the clock by it."""
+        async with self._connection() as c:
+            now = await c.fetchval("SELECT clock_timestamp()")
+        if type(self.clock) is Clock:
+            self.clock.set(now)
+
+    # -- schema ------------------------------------------------------------------------------------------------------
+
+    async def version(self) -> int:
+        """The schema's version; 0 where there is none."""
+        async with self._connection() as c:
+            if await c.fetchval("SELECT to_regclass('schema_version')") is None:
+                return 0
+            return int(await c.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))
+
+    async def migrate(self) -> list[str]:
+        """Apply what is missing, each file in one transaction, one process at a time; the names applied."""
+        applied = []
+        for number, name, text in migrations():
+            async with self._transaction() as c:
+                await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.migrate'))")
+                await c.execute(
+                    "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY, name text NOT NULL,"
+                    " applied_at timestamptz NOT NULL DEFAULT now())"
+                )
+                if await c.fetchval("SELECT true FROM schema_version WHERE version = $1", number):
+                    continue
+                await c.execute(text)
+                await c.execute("INSERT INTO schema_version (version, name) VALUES ($1, $2)", number, name)
+                applied.append(name)
+        return applied
+
+    # -- locks, shares and rates: over all processes -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def only_one(self, what: str) -> AsyncIterator[bool]:
+        """Hold the lock of that name over all processes while inside; False where another holds it.
+
+        The lock lives on a connection of its own (a pooled one gives up its locks when it is returned) and ends
+        with it.
+        """
+        taken = await self._lock("SELECT pg_try_advisory_lock(hashtextextended($1, 8410))", what)
+        try:
+            yield taken
+        finally:
+            if taken:
+                await asyncio.shield(self._unlock(what))
+
+    async def _lock(self, statement: str, what: str) -> bool:
+        async with self._locking:
+            with _translated(self._url):
+                if self._locks is None or self._locks.is_closed():
+                    self._locks = await asyncpg.connect(self._url, timeout=10, command_timeout=30)
+                return bool(await self._locks.fetchval(statement, what))
+
+    async def _unlock(self, what: str) -> None:
+        try:
+            await self._lock("SELECT pg_advisory_unlock(hashtextextended($1, 8410))", what)
+        except CatalogDown:
+            # The lock died with its connection.
+            self._locks = None
+
+    async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
+        """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""
+        now = self.clock.now()
+        names = sorted(wanted)
+        shares = {}
+        async with self._transaction() as c:
+            await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.shares'))")
+            await c.execute("DELETE FROM shares WHERE until < $1", now)
+            others = {
+                row["source"]: (row["slots"], row["peers"])
+                for row in await c.fetch(
+                    "SELECT source, sum(slots)::int AS slots, count(*)::int AS peers FROM shares"
+                    " WHERE process <> $1 AND source = ANY($2) GROUP BY source",
+                    self.process,
+                    names,
+                )
+            }
+            for name in names:
+                limit, running = wanted[name]
+                taken, peers = others.get(name, (0, 0))
+                fair = -(-limit // (peers + 1))
+                shares[name] = max(min(fair, limit - taken), 0)
+                wanted_slots = max(shares[name], min(running, limit - taken))
+                await c.execute(
+                    "INSERT INTO shares VALUES ($1, $2, $3, $4)"
+                    " ON CONFLICT (source, process) DO UPDATE SET slots = excluded.slots, until = excluded.until",
+                    name,
+                    self.process,
+                    wanted_slots,
+                    now + lease,
+                )
+        return shares
+
+    async def unshare(self, sources: Sequence[str]) -> None:
+        """Give the shares back."""
+        async with self._connection() as c:
+            await c.execute("DELETE FROM shares WHERE process = $1 AND source = ANY($2)", self.process, list(sources))
+
+    async def reserve(self, source: str, interval: timedelta) -> timedelta:
+        """Take the next place in a source's rate; how long to wait for it."""
+        now = self.clock.now()
+        async with self._connection() as c:
+            at = await c.fetchval(RESERVE, source, now, interval)
+        return max(at - now, timedelta()) if at is not None else timedelta()
+
+    # -- discovery -------------------------------------------------------------------------------------------------------
+
+    async def source(self, name: str, kind: str, *, default_start: datetime, start: datetime | None) -> Ledger:
+        """The source's ledger, made where there is none; a configured ``start`` replaces the stored one."""
+        async with self._connection() as c:
+            row = await c.fetchrow(UPSERT_SOURCE, name, kind, start or default_start, start)
+        return _ledger(row)
+
+    async def sources(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        async with self._connection() as c:
+            return [dict(row) | {"covered": _windows(row["covered"])} for row in await c.fetch(SOURCES, names)]
+
+    async def unknown(self, source: str, recordings: Sequence[Recording]) -> list[Recording]:
+        """Those that the catalog does not hold, or holds otherwise than the source tells them now."""
+        known: dict[str, bytes] = {}
+        async with self._connection() as c:
+            for start in range(0, len(recordings), ROWS * 5):
+                ids = [holdable(r.recording_id) for r in recordings[start : start + ROWS * 5]]
+                known |= {row["recording_id"]: row["digest"] for row in await c.fetch(KNOWN, source, ids)}
+        return [r for r in recordings if known.get(holdable(r.recording_id)) != r.digest()]
+
+    async def record(
+        self,
+        source: str,
+        listing: Listing,
+        news: Sequence[tuple[Recording, bytes]],
+        *,
+        listing_key: ListingKey,
+        stores: Sequence[str],
+        window: Window | None = None,
+        cover: bool = False,
+        cursor: str | None = None,
+    ) -> Recorded:
+        """A listing's rows and, with ``cover``, its window's place in the ledger: in one transaction.
+
+        ``news`` are the recordings that are new or changed (details included), each with the digest of its list row.
+        """
+        now = self.clock.now()
+        listed_ids = [holdable(r.recording_id) for r in listing.recordings]
+        new = changed = 0
+        missing: list[str] = []
+        async with self._transaction() as c:
+            for start in range(0, len(news), ROWS):
+                chunk = news[start : start + ROWS]
+                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *_recording_columns(chunk, listing_key, now))
+                fresh = {row["recording_id"] for row in answered if row["new"]}
+                new += len(fresh)
+                changed += len(answered) - len(fresh)
+                media = [(r, m) for r, _ in chunk for m in r.media]
+                await c.execute(UPSERT_MEDIA, source, list(stores), *_media_columns(media, now))
+                changes = [holdable(r.recording_id) for r, _ in chunk if holdable(r.recording_id) not in fresh]
+                await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
+            if listed_ids:
+                back = [row[0] for row in await c.fetch(RETURNED, source, listed_ids)]
+                if back:
+                    await c.execute(WAKE_RETURNED, source, back, now)
+                    await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
+            if window is not None:
+                missing = [row[0] for row in await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)]
+                await self._remember(c, now, [(source, i, "", "no longer listed", "") for i in missing])
+                await c.execute(
+                    ADD_LISTING, source, window.start, window.end, now, len(listed_ids), len(listing.rejected)
+                )
+            if listing.rejected:
+                raws = [holdable(r.raw) for r in listing.rejected]
+                await c.execute(
+                    REJECT,
+                    source,
+                    *_unique_rejects(raws, [holdable(r.reason) for r in listing.rejected]),
+                    window.start if window else None,
+                    window.end if window else None,
+                    now,
+                )
+            if cover and window is not None:
+                await c.execute(ADD_COVERED, source, window.start, window.end)
+            if cursor is not None:
+                await c.execute(CURSOR, source, cursor)
+        return Recorded(
+            listed=len(listed_ids), new=new, changed=changed, missing=len(missing), rejected=len(listing.rejected)
+        )
+
+    async def doubtful(self, source: str, before: datetime) -> list[datetime]:
+        """Listing keys of media that were promised and are not there, too old for the lookback to list again."""
+        async with self._connection() as c:
+            return [row[0] for row in await c.fetch(DOUBTFUL, source, before)]
+
+    async def polled(self, source: str, error: str | None) -> None:
+        async with self._connection() as c:
+            await c.execute(POLLED, source, self.clock.now(), holdable(error) if error else None)
+
+    async def pause(self, source: str, until: datetime | None, why: str | None) -> None:
+        """The source refuses our account: leave it alone until then (None: no longer)."""
+        async with self._connection() as c:
+            await c.execute(PAUSE, source, until, holdable(why) if why else None)
+
+    async def call_ids(self, source: str, after: datetime, limit: int) -> list[tuple[str, datetime]]:
+        """Call ids of another source, in the order in which they became known."""
+        async with self._connection() as c:
+            return [(row[0], row[1]) for row in await c.fetch(CALL_IDS, source, after, limit)]
+
+    # -- transfer ----------------------------------------------------------------------------------------------------------
+
+    async def due(self, sources: Sequence[str]) -> dict[str, datetime]:
+        """By source, when its next medium is due (past or future)."""
+        async with self._connection() as c:
+            return {row[0]: row[1] for row in await c.fetch(DUE, list(sources))}
+
+    async def claim(self, wanted: Mapping[str, int], lease: timedelta) -> list[Claim]:
+        """Lease so many due media of each source to this process."""
+        now = self.clock.now()
+        async with self._transaction() as c:
+            rows = await c.fetch(CLAIM, list(wanted), list(wanted.values()), now, now + lease)
+            partial = [row for row in rows if row["held"]]
+            held = await self._copies(c, partial) if partial else {}
+        return [_claim(row, held) for row in rows]
+
+    async def _copies(self, c: Any, rows: Sequence[Any]) -> dict[tuple[str, str, str], list[Copy]]:
+        copies: dict[tuple[str, str, str], list[Copy]] = defaultdict(list)
+        ids = [[row[name] for row in rows] for name in ("source", "recording_id", "media_id")]
+        for row in await c.fetch(COPIES_OF, *ids):
+            copies[row["source"], row["recording_id"], row["media_id"]].append(_copy(row))
+        return copies
+
+    async def copies_of(self, source: str, recording_id: str, media_id: str) -> list[Copy]:
+        """The copies of a medium, oldest first."""
+        async with self._connection() as c:
+            row = {"source": source, "recording_id": recording_id, "media_id": media_id}
+            return (await self._copies(c, [row])).get((source, recording_id, media_id), [])
+
+    async def renew(self, claims: Sequence[Claim], lease: timedelta) -> None:
+        tokens = [claim.token for claim in claims]
+        async with self._connection() as c:
+            await c.execute(RENEW, tokens, self.clock.now() + lease, sorted({claim.source for claim in claims}))
+
+    async def release(self, claims: Sequence[Claim], due_at: datetime | None = None) -> None:
+        """Give claims back untouched, due again at once or then."""
+        async with self._connection() as c:
+            await c.execute(RELEASE, *_claim_columns(claims), due_at or self.clock.now())
+
+    async def settle(
+        self,
+        downloads: Sequence[Download],
+        outcomes: Sequence[Outcome],
+        *,
+        revisions: Mapping[tuple[str, str], int],
+        targets: Mapping[str, Sequence[str]],
+    ) -> dict[tuple[str, str, str], State]:
+        """Commit finished media in one transaction; by id the states that took effect.
+
+        A claim that is no longer the row's is refused: its medium is missing from the answer. ``revisions`` are those
+        of the descriptions that the manifests hold; ``targets`` by source who wants to hear of what is archived.
+        """
+        now = self.clock.now()
+        settled: dict[tuple[str, str, str], State] = {}
+        async with self._transaction() as c:
+            if downloads:
+                downloads = sorted(downloads, key=lambda d: d.claim.id)
+                rows = await c.fetch(SETTLE_ARCHIVED, *_download_columns(downloads, now))
+                settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
+                await self._add_copies(
+                    c, [d for d in downloads if d.claim.id in settled], settled, revisions, targets, now
+                )
+            if outcomes:
+                outcomes = sorted(outcomes, key=lambda o: o.claim.id)
+                rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
+                settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
+                kept = [o for o in outcomes if o.claim.id in settled]
+                await self._remember(c, now, [(*o.claim.id, o.what, o.error or "") for o in kept])
+                ended = [o.claim for o in kept if o.state is not State.PENDING]
+                await c.execute(TOUCH_RECORDINGS, [e.source for e in ended], [e.medium.recording_id for e in ended])
+        return settled
+
+    async def _add_copies(
+        self,
+        c: Any,
+        downloads: Sequence[Download],
+        settled: Mapping[tuple[str, str, str], State],
+        revisions: Mapping[tuple[str, str], int],
+        targets: Mapping[str, Sequence[str]],
+        now: datetime,
+    ) -> None:
+        copies = [(copy, d.claim.id) for d in downloads for copy in d.copies]
+        added = await c.fetch(
+            ADD_COPIES,
+            [copy.store for copy, _ in copies],
+            [copy.key for copy, _ in copies],
+            *([identity[i] for _, identity in copies] for i in range(3)),
+            [copy.size for copy, _ in copies],
+            [copy.sha256 for copy, _ in copies],
+            [copy.archived_at for copy, _ in copies],
+        )
+        done = [d for d in downloads if settled[d.claim.id] is State.ARCHIVED]
+        sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        for source, store, size in [
+            *((r[0], r[1], r[2]) for r in added),
+            *((d.claim.source, "", d.size) for d in done),
+        ]:
+            sums[source, store][0] += 1
+            sums[source, store][1] += size
+        if sums:
+            await c.execute(
+                ADD_TOTALS,
+                [k[0] for k in sums],
+                [k[1] for k in sums],
+                [v[0] for v in sums.values()],
+                [v[1] for v in sums.values()],
+            )
+        touched = sorted({d.claim.id[:2] for d in downloads})
+        await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
+        hearers = [(target, d.claim.id) for d in done for target in targets.get(d.claim.source, ())]
+        if hearers:
+            unique = sorted({(target, i[0], i[1]) for target, i in hearers})
+            await c.execute(OUTBOX_ADD, *([u[n] for u in unique] for n in range(3)), now)
+        late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
+        await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
+
+    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> None:
+        keys = sorted(revisions)
+        await c.execute(
+            DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
+        )
+
+    async def described(self, revisions: Mapping[tuple[str, str], int]) -> None:
+        """Manifests now hold these revisions."""
+        async with self._connection() as c:
+            await self._described(c, revisions, step=0)
+
+    async def undescribed(self, sources: Sequence[str], limit: int) -> list[tuple[str, str]]:
+        """Recordings that changed since a manifest last described them."""
+        async with self._connection() as c:
+            return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit)]
+
+    async def _remember(self, c: Any, now: datetime, events: Sequence[tuple[str, str, str, str, str]]) -> None:
+        if events:
+            columns = [[holdable(event[i])[:500] for event in events] for i in range(5)]
+            await c.execute(HISTORY, *columns, now)
+
+    async def missing_since(self, source: str, recording_id: str) -> datetime | None:
+        async with self._connection() as c:
+            return cast("datetime | None", await c.fetchval(MISSING_SINCE, source, recording_id))
+
+    # -- the outbox: who wants to hear that a recording is archived --------------------------------------------------------
+
+    async def outbox(self, target: str, lease: timedelta, limit: int) -> list[tuple[str, str, int]]:
+        """Recordings to tell ``target`` about: (source, recording_id, attempts), leased."""
+        now = self.clock.now()
+        async with self._connection() as c:
+            return [(r[0], r[1], r[2]) for r in await c.fetch(OUTBOX_DUE, target, now, now + lease, limit)]
+
+    async def told(self, target: str, source: str, recording_id: str) -> None:
+        async with self._connection() as c:
+            await c.execute(OUTBOX_DONE, target, source, recording_id)
+
+    async def tell_later(self, target: str, source: str, recording_id: str, due_at: datetime, error: str) -> None:
+        async with self._connection() as c:
+            await c.execute(OUTBOX_LATER, target, source, recording_id, due_at, holdable(error)[:500])
+
+    # -- reading -----------------------------------------------------------------------------------------------------------
+
+    async def documents(
+        self, keys: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], tuple[Document, int, list[str]]]:
+        """By (source, recording_id) the recording's JSON, its revision, and the stores its media are meant for."""
+        async with self._connection() as c:
+            return await self._documents(c, keys)
+
+    async def _documents(
+        self, c: Any, keys: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], tuple[Document, int, list[str]]]:
+        columns = [k[0] for k in keys], [k[1] for k in keys]
+        recordings = await c.fetch(RECORDINGS_OF, *columns)
+        copies: dict[tuple[str, str, str], list[Document]] = defaultdict(list)
+        for row in await c.fetch(COPIES_OF_RECORDINGS, *columns):
+            copies[row["source"], row["recording_id"], row["media_id"]].append(copy_document(_copy(row)))
+        media: dict[tuple[str, str], list[Document]] = defaultdict(list)
+        stores: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in await c.fetch(MEDIA_OF, *columns):
+            key = row["source"], row["recording_id"]
+            media[key].append(_medium_document(row, copies[(*key, row["media_id"])]))
+            stores[key].update(row["stores"])
+        return {
+            (r["source"], r["recording_id"]): (
+                _document(r, media[r["source"], r["recording_id"]]),
+                r["revision"],
+                sorted(stores[r["source"], r["recording_id"]]),
+            )
+            for r in recordings
+        }
+
+    async def find(self, query: Query) -> AsyncIterator[Document]:
+        """Recordings by start, oldest first; streamed in batches, so that the archive may be large."""
+        where, values = _conditions(query)
+        left = query.limit
+        after: tuple[datetime, str, str] | None = None
+        while left is None or left > 0:
+            size = min(500, left) if left is not None else 500
+            conditions, arguments = list(where), list(values)
+            if after is not None:
+                n = len(arguments)
+                conditions.append(f"(r.started_at, r.source, r.recording_id) > (${n + 1}, ${n + 2}, ${n + 3})")
+                arguments += after
+            statement = (
+                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
+                + (" WHERE " + " AND ".join(conditions) if conditions else "")
+                + f" ORDER BY r.started_at, r.source, r.recording_id LIMIT {size}"
+            )
+            async with self._connection() as c:
+                rows = await c.fetch(statement, *arguments)
+                found = await self._documents(c, [(r[1], r[2]) for r in rows])
+            for row in rows:
+                if (row[1], row[2]) in found:
+                    yield found[row[1], row[2]][0]
+            if len(rows) < size:
+                return
+            after = (rows[-1][0], rows[-1][1], rows[-1][2])
+            left = left - len(rows) if left is not None else None
+
+    async def history(self, source: str, recording_id: str) -> list[Document]:
+        """What happened to a recording and its media, oldest first."""
+        async with self._connection() as c:
+            return [
+                {
+                    "media_id": row["media_id"] or None,
+                    "what": row["what"],
+                    "detail": row["detail"] or None,
+                    "first_at": utc_text(row["first_at"]),
+                    "last_at": utc_text(row["last_at"]),
+                    "times": row["times"],
+                }
+                for row in await c.fetch(HISTORY_OF, source, recording_id)
+            ]
+
+    async def listings(self, source: str, recording_id: str) -> tuple[datetime, datetime | None, list[Document]] | None:
+        """When a recording was first listed and has been missing since, and the windows that should have seen it."""
+        async with self._connection() as c:
+            row = await c.fetchrow(
+                "SELECT key_at, first_listed_at, missing_since FROM recordings WHERE source = $1 AND recording_id = $2",
+                source,
+                recording_id,
+            )
+            if row is None:
+                return None
+            windows = [
+                {k: utc_text(v) if isinstance(v, datetime) else v for k, v in window.items()}
+                for window in await c.fetch(LISTINGS_OF, source, row["key_at"])
+            ]
+        return row["first_listed_at"], row["missing_since"], windows
+
+    async def counts(
+        self, sources: Sequence[str] | None = None, within: Window | None = None
+    ) -> dict[str, dict[str, tuple[int, datetime]]]:
+        """By source and state (all but archived) how many media, and when the first is due.
+
+        ``within`` needs exactly one source: only its recordings of that window count.
+        """
+        counted: dict[str, dict[str, tuple[int, datetime]]] = defaultdict(dict)
+        async with self._connection() as c:
+            if within is not None and sources is not None:
+                for row in await c.fetch(COUNTS_WITHIN, sources[0], within.start, within.end):
+                    counted[sources[0]][row["state"]] = (row["count"], row["due_at"])
+            else:
+                for row in await c.fetch(COUNTS, sources):
+                    counted[row["source"]][row["state"]] = (row["count"], row["due_at"])
+        return counted
+
+    async def reasons(self, sources: Sequence[str] | None = None) -> list[Document]:
+        """Why media are pending or failed: the commonest reasons first."""
+        async with self._connection() as c:
+            return [dict(row) for row in await c.fetch(REASONS, sources)]
+
+    async def totals(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """By (source, store) copies and bytes; the store '' stands for archived media."""
+        async with self._connection() as c:
+            return {(r[0], r[1]): (r[2], r[3]) for r in await c.fetch(TOTALS)}
+
+    async def rejected_counts(self) -> dict[str, int]:
+        """By source how many rows of listings could not be read."""
+        async with self._connection() as c:
+            return {row["source"]: row["count"] for row in await c.fetch(REJECTED_COUNTS)}
+
+    async def rejected(self, source: str, limit: int = 20) -> list[Document]:
+        async with self._connection() as c:
+            return [
+                {
+                    "raw": r["raw"],
+                    "reason": r["reason"],
+                    "first_at": utc_text(r["first_at"]),
+                    "last_at": utc_text(r["last_at"]),
+                    "times": r["times"],
+                }
+                for r in await c.fetch(REJECTED, source, limit)
+            ]
+
+    async def retry(self, source: str | None, state: State) -> int:
+        """Make media of that state due again now; how many."""
+        now = self.clock.now()
+        async with self._transaction() as c:
+            rows = await c.fetch(RETRY, source, state.value, now)
+            await self._remember(c, now, [(r[0], r[1], r[2], "asked for again", f"was {state.value}") for r in rows])
+        return len(rows)
+
+
+# -- rows to nouns and back --------------------------------------------------------------------------------------------
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(number, name, text) of each file of sql/, in order."""
+    folder = resources.files("archiver") / "sql"
+    files: Iterable[Any] = folder.iterdir() if folder.is_dir() else (Path(__file__).parent.parent / "sql").iterdir()
+    return sorted((int(f.name[:4]), f.name, f.read_text("utf-8")) for f in files if f.name.endswith(".sql"))
+
+
+async def _prepare(connection: Any) -> None:
+    for kind in ("json", "jsonb"):
+        await connection.set_type_codec(kind, encoder=_dump, decoder=json.loads, schema="pg_catalog")
+
+
+def _dump(value: Any) -> str:
+    return value if isinstance(value, Encoded) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+class Encoded(str):
+    """JSON text that is encoded already."""
+
+    __slots__ = ()
+
+
+_UNHOLDABLE_JSON = ("\\u0000", "\\ud8", "\\ud9", "\\uda", "\\udb", "\\udc", "\\udd", "\\ude", "\\udf")
+
+
+def _json(value: Any) -> Encoded:
+    text = json.dumps(value, default=str, separators=(",", ":"))
+    if any(mark in text for mark in _UNHOLDABLE_JSON):
+        text = json.dumps(holdable_tree(value), default=str, separators=(",", ":"))
+    return Encoded(text)
+
+
+def _text(value: str | None) -> str | None:
+    return holdable(value) if value is not None else None
+
+
+class _translated:  # noqa: N801 - reads as a statement
+    """Turns what a lost database raises into CatalogDown."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, CatalogDown) or error is None:
+            return
+        if isinstance(error, _LOST):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CatalogDown(f"the database can't be reached: {reason}") from error
+
+
+_LOST: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.DiskFullError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+def _windows(multirange: Any) -> tuple[Window, ...]:
+    return tuple(Window(r.lower, r.upper) for r in multirange or () if r.lower is not None and r.upper is not None)
+
+
+def _ledger(row: Any) -> Ledger:
+    return Ledger(
+        start_at=row["start_at"],
+        covered=_windows(row["covered"]),
+        cursor=row["cursor"],
+        paused_until=row["paused_until"],
+        paused_why=row["paused_why"],
+    )
+
+
+def _flags(recording: Recording, now: datetime) -> str:
+    flags = []
+    if recording.started_at > now + timedelta(hours=1):
+        flags.append("future")
+    if recording.started_at < ANCIENT:
+        flags.append("ancient")
+    return "{" + ",".join(flags) + "}"
+
+
+def _recording_columns(news: Sequence[tuple[Recording, bytes]], key: ListingKey, now: datetime) -> list[list[Any]]:
+    rows = [
+        (
+            holdable(r.recording_id),
+            r.key(key),
+            r.started_at,
+            r.ended_at,
+            r.duration,
+            _text(r.call_id),
+            r.direction.value,
+            _text(r.caller),
+            _text(r.callee),
+            _text(r.agent),
+            _text(r.queue),
+            _json([{"number": p.number, "name": p.name, "user": p.user, "role": p.role} for p in r.parties]),
+            _json([{"at": utc_text(e.at), "event": e.event, "party": e.party} for e in r.events]),
+            _json(dict(r.attributes)),
+            _json(r.raw),
+            _flags(r, now),
+            digest,
+        )
+        for r, digest in news
+    ]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(17)]
+
+
+_TOLD_STATE = {
+    Availability.READY: (State.PENDING, None),
+    Availability.NOT_READY: (State.PENDING, "not ready: the source says so"),
+    Availability.DELETED: (State.GONE, "the source says that it was deleted"),
+    Availability.EMPTY: (State.EMPTY, "the source holds no audio for it"),
+}
+
+
+def _media_columns(media: Sequence[tuple[Recording, Medium]], now: datetime) -> list[list[Any]]:
+    rows = []
+    for recording, medium in media:
+        state, error = _TOLD_STATE[medium.availability]
+        due_at = now + timedelta(minutes=1) if medium.availability is Availability.NOT_READY else now
+        rows.append(
+            (
+                holdable(recording.recording_id),
+                holdable(medium.media_id),
+                state.value,
+                due_at - timedelta(days=3650) if medium.urgent else due_at,
+                error,
+                medium.size,
+                medium.sha256,
+                medium.duration,
+                _text(medium.content_type),
+                medium.opaque,
+                medium.urgent,
+                _json(dict(medium.ref)),
+            )
+        )
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(12)]
+
+
+def _unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[bytes], list[str], list[str]]:
+    unique = {
+        hashlib.blake2b(raw.encode(), digest_size=16).digest(): (raw, reason)
+        for raw, reason in zip(raws, reasons, strict=True)
+    }
+    return list(unique), [v[0] for v in unique.values()], [v[1] for v in unique.values()]
+
+
+def _claim(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Claim:
+    medium = Medium(
+        recording_id=row["recording_id"],
+        media_id=row["media_id"],
+        size=row["told_size"],
+        sha256=row["told_sha256"],
+        duration=row["told_duration"],
+        content_type=row["told_type"],
+        opaque=row["opaque"],
+        urgent=row["urgent"],
+        ref=row["ref"],
+    )
+    copies = held.get((row["source"], row["recording_id"], row["media_id"]), ())
+    return Claim(
+        source=row["source"],
+        medium=medium,
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        token=row["claim"],
+        attempts=row["attempts"],
+        failing_since=row["failing_since"],
+        stores=tuple(row["stores"]),
+        copies=tuple(c for c in copies if c.sha256 == row["sha256"] and c.store in row["held"]),
+    )
+
+
+def _copy(row: Any) -> Copy:
+    return Copy(
+        store=row["store"],
+        key=row["key"],
+        size=row["size"],
+        sha256=row["sha256"],
+        archived_at=row["archived_at"],
+        verified_at=row["verified_at"],
+    )
+
+
+def _claim_columns(claims: Sequence[Claim]) -> list[list[Any]]:
+    return [
+        [c.source for c in claims],
+        [c.medium.recording_id for c in claims],
+        [c.medium.media_id for c in claims],
+        [c.token for c in claims],
+    ]
+
+
+def _download_columns(downloads: Sequence[Download], now: datetime) -> list[Any]:
+    held = [",".join(sorted({c.store for c in d.copies})) for d in downloads]
+    return [
+        *_claim_columns([d.claim for d in downloads]),
+        [d.size for d in downloads],
+        [d.sha256 for d in downloads],
+        [d.content_type for d in downloads],
+        [d.duration for d in downloads],
+        held,
+        now,
+        [d.due_at or now for d in downloads],
+        [_text(d.error) for d in downloads],
+    ]
+
+
+def _outcome_columns(outcomes: Sequence[Outcome]) -> list[list[Any]]:
+    return [
+        *_claim_columns([o.claim for o in outcomes]),
+        [o.state.value for o in outcomes],
+        [o.due_at for o in outcomes],
+        [_text(o.error) for o in outcomes],
+        [o.attempts for o in outcomes],
+        [o.failing_since for o in outcomes],
+    ]
+
+
+_FINISHED = {state: rank for rank, state in enumerate(State)}
+
+
+def overall(states: Iterable[str]) -> str:
+    """A recording's state: that of its least finished medium; without media there is nothing to get."""
+    return min((State(s) for s in states), key=_FINISHED.__getitem__, default=State.EMPTY).value
+
+
+def copy_document(copy: Copy) -> Document:
+    return {
+        "store": copy.store,
+        "key": copy.key,
+        "archived_at": utc_text(copy.archived_at),
+        "verified_at": utc_text(copy.verified_at) if copy.verified_at else None,
+        "size": copy.size,
+        "sha256": copy.sha256,
+    }
+
+
+def _medium_document(row: Any, copies: list[Document]) -> Document:
+    return {
+        "media_id": row["media_id"],
+        "state": row["state"],
+        "content_type": row["content_type"] or row["told_type"],
+        "size": row["size"],
+        "sha256": row["sha256"],
+        "duration": _seconds(row["duration"]),
+        "attempts": row["attempts"],
+        "error": row["error"],
+        "copies": copies,
+    }
+
+
+def _document(row: Any, media: list[Document]) -> Document:
+    return {
+        "source": row["source"],
+        "kind": row["kind"],
+        "recording_id": row["recording_id"],
+        "call_id": row["call_id"],
+        "state": overall(m["state"] for m in media),
+        "started_at": utc_text(row["started_at"]),
+        "ended_at": utc_text(row["ended_at"]) if row["ended_at"] else None,
+        "duration": _seconds(row["duration"]),
+        "direction": row["direction"],
+        "caller": row["caller"],
+        "callee": row["callee"],
+        "agent": row["agent"],
+        "queue": row["queue"],
+        "parties": row["parties"],
+        "events": row["events"],
+        "attributes": row["attributes"],
+        "flags": list(row["flags"]),
+        "missing_since": utc_text(row["missing_since"]) if row["missing_since"] else None,
+        "media": media,
+        "raw": row["raw"],
+    }
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return duration.total_seconds() if duration is not None else None
+
+
+def with_results(document: Document, downloads: Sequence[Download]) -> Document:
+    """The document as it will be once these downloads are committed."""
+    done = {d.claim.medium.media_id: d for d in downloads}
+    media = []
+    for medium in document["media"]:
+        download = done.get(medium["media_id"])
+        if download is None:
+            media.append(medium)
+            continue
+        known = {(c["store"], c["key"]) for c in medium["copies"]}
+        copies = medium["copies"] + [copy_document(c) for c in download.copies if (c.store, c.key) not in known]
+        whole = {c.store for c in download.copies} >= set(download.claim.stores)
+        media.append(
+            medium
+            | {
+                "state": State.ARCHIVED.value if whole else medium["state"],
+                "content_type": download.content_type,
+                "size": download.size,
+                "sha256": download.sha256,
+                "duration": _seconds(download.duration),
+                "attempts": medium["attempts"] + 1,
+                "error": download.error,
+                "copies": copies,
+            }
+        )
+    return document | {"media": media, "state": overall(m["state"] for m in media)}
+
+
+def _conditions(query: Query) -> tuple[list[str], list[Any]]:
+    values: list[Any] = []
+
+    def value(given: Any) -> str:
+        values.append(given)
+        return f"${len(values)}"
+
+    where = []
+    for column, given in (("source", query.source), ("direction", query.direction)):
+        if given is not None:
+            where.append(f"r.{column} = {value(given)}")
+    if query.start is not None:
+        where.append(f"r.started_at >= {value(query.start)}")
+    if query.end is not None:
+        where.append(f"r.started_at < {value(query.end)}")
+    for column, given in (("caller", query.caller), ("callee", query.callee)):
+        if given is not None:
+            where.append(f"r.{column} LIKE {value(like(given))}")
+    if query.state is not None:
+        n = value(query.state)
+        less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
+        where.append(
+            f"EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id AND m.state = {n})"
+        )
+        if less:
+            where.append(
+                "NOT EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id"
+                f" AND m.state = ANY({value(less)}))"
+            )
+    if query.text is not None:
+        n = value("%" + like(query.text, wild=False) + "%")
+        columns = "r.recording_id", "r.call_id", "r.caller", "r.callee", "r.agent", "r.queue", "r.raw::text"
+        where.append("(" + " OR ".join(f"{c} ILIKE {n}" for c in (*columns, "r.attributes::text")) + ")")
+    return where, values
+
+
+def like(pattern: str, *, wild: bool = True) -> str:
+    """A LIKE pattern: ``*`` is the wildcard, everything else stands for itself."""
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%") if wild else escaped

@@ -1,0 +1,482 @@
+"""Keeps the algorithm running: claims what is due, starts transfers, commits in groups, renews, shares, tells.
+
+Nothing here decides what a failure means (sync.explain does) or what is written (sync.commit does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from . import sync
+from .catalog import Catalog
+from .errors import CatalogDown, SourceError, StoreError
+from .model import Claim, Download, Outcome, State
+from .ports import Acknowledges, FetchesBatches
+from .spool import Spool, SpoolSink
+from .sync import Feed
+from .windows import next_try
+
+log = structlog.get_logger()
+
+#: A claim lasts so long without being renewed; a killed process's media are due again after it.
+LEASE = timedelta(minutes=2)
+#: A share of a source's concurrency lasts so long without being renewed.
+SHARE = timedelta(seconds=20)
+#: A group of finished media is committed when it has so many, or when the oldest has waited so long.
+GROUP = 100
+GATHER = 1.0
+#: How often idle loops look around, in seconds.
+LOOK = 2.0
+
+
+@dataclass(slots=True)
+class Lane:
+    """One source's media on their way through this process."""
+
+    feed: Feed
+    queue: deque[Claim] = field(default_factory=deque)
+    fetching: int = 0
+    due_at: datetime | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.feed.source.batch if isinstance(self.feed.source, FetchesBatches) else 1
+
+    def blocked(self, now: datetime) -> datetime | None:
+        """Until when nothing of this source can be transferred, if so."""
+        feed = self.feed
+        until = [o.health.until for o in feed.outlets.values() if o.health.probing]
+        until += [feed.health.until] if feed.health.open(now) else []
+        until += [feed.paused_until] if feed.paused_until and now < feed.paused_until else []
+        moments = [moment for moment in until if moment is not None]
+        return max(moments) if moments else None
+
+    def room(self) -> int:
+        """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
+        if self.feed.health.probing:
+            return 1 - self.fetching - len(self.queue)
+        return self.feed.gate.limit * 2 * self.batch - self.fetching - len(self.queue)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to media since the engine began, by source."""
+
+    states: Counter[tuple[str, State]] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+
+class Engine:
+    """Transfers what is due of these feeds until told to stop; several processes share one queue."""
+
+    def __init__(self, catalog: Catalog, feeds: Mapping[str, Feed], spool: Spool, *, transfers: int = 32) -> None:
+        self.catalog = catalog
+        self.spool = spool
+        self.transfers = transfers
+        self.lanes = {name: Lane(feed) for name, feed in feeds.items()}
+        self.tally = Tally()
+        #: Called with each finished medium once it is committed.
+        self.on_settled: Callable[[Download | Outcome, State], None] | None = None
+        self._wake = asyncio.Event()
+        self._results: asyncio.Queue[Download | Outcome] = asyncio.Queue(maxsize=GROUP * 4)
+        self._claims: dict[int, Claim] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._looked = 0.0
+        self._stopping = False
+        self._shared: dict[str, float] = {}
+        self._polling: Counter[str] = Counter()
+        self.progress_at = time.monotonic()
+
+    # -- for the daemon ----------------------------------------------------------------------------------------------
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        return {name: lane.feed for name, lane in self.lanes.items()}
+
+    def add(self, feed: Feed) -> None:
+        self.lanes[feed.name] = Lane(feed)
+        self.nudge()
+
+    async def remove(self, name: str) -> None:
+        """Stop working on a source; what runs is finished, what waits is given back."""
+        lane = self.lanes.pop(name, None)
+        if lane is not None:
+            await self._give_back(list(lane.queue))
+
+    def nudge(self) -> None:
+        """Something new is due."""
+        self._looked = 0.0
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Start nothing more; :meth:`run` returns once what runs is committed."""
+        self._stopping = True
+        self._wake.set()
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    @contextlib.asynccontextmanager
+    async def polling(self, name: str) -> AsyncIterator[None]:
+        """Hold this process's share of a source while listing it."""
+        self._polling[name] += 1
+        try:
+            await self._share([name])
+            yield
+        finally:
+            self._polling[name] -= 1
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, until: Callable[[], datetime | None] | None = None) -> None:
+        """Transfer until stopped; with ``until``, until nothing is due before that moment.
+
+        ``until`` returns None while more may still be found.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                loops = {
+                    "commit": self._commit_forever,
+                    "renew": self._every(LEASE.total_seconds() / 4, self._renew),
+                    "share": self._every(SHARE.total_seconds() / 4, self._share_active),
+                    "heal": self._every(0.5, self._heal),
+                    "tell": self._every(LOOK, self._tell),
+                    "describe": self._every(5.0, self._describe),
+                }
+                side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
+                try:
+                    await self._dispatch(group, until)
+                    await self._finish()
+                finally:
+                    for task in side:
+                        task.cancel()
+        finally:
+            await self._abandon()
+
+    async def _dispatch(self, group: asyncio.TaskGroup, until: Callable[[], datetime | None] | None) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                await self._refresh()
+                claimed = await self._claim()
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
+                await self._pause(LOOK)
+                continue
+            started = self._start(group)
+            if claimed or started:
+                continue
+            now = self.catalog.clock.now()
+            if until is not None and not self._running and self._results.empty() and not self._claims:
+                last = until()
+                if last is not None and self._next(now) > last:
+                    # Look once more, past what we remember, before saying that nothing is due.
+                    self._looked = 0.0
+                    await self._refresh()
+                    if self._next(now) > last:
+                        return
+            await self._pause(min(LOOK, max(0.01, (self._next(now) - now).total_seconds())))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+    def _next(self, now: datetime) -> datetime:
+        """When the next medium can be transferred, as far as is known."""
+        moments = (
+            max(lane.due_at, lane.blocked(now) or lane.due_at)
+            for lane in self.lanes.values()
+            if lane.due_at is not None
+        )
+        return min(moments, default=now + timedelta(days=36500))
+
+    async def _refresh(self) -> None:
+        """What is due, asked again every ``LOOK`` seconds: other processes find and finish work too."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        due = await self.catalog.due(list(self.lanes))
+        self._looked = time.monotonic()
+        for name, lane in self.lanes.items():
+            lane.due_at = due.get(name)
+
+    async def _claim(self) -> int:
+        now = self.catalog.clock.now()
+        wanted: dict[str, int] = {}
+        free = self.transfers * 2 - sum(len(lane.queue) + lane.fetching for lane in self.lanes.values())
+        for name, lane in self.lanes.items():
+            if lane.due_at is None or lane.due_at > now:
+                continue
+            if lane.blocked(now) is not None:
+                await self._give_back(lane.queue)
+                continue
+            if name not in self._shared:
+                await self._share([name])
+            room = min(lane.room(), max(free, lane.batch if lane.fetching == 0 else 0))
+            # Fewer, larger claims: not before half of what fits is free.
+            if room > 0 and (room * 2 >= lane.feed.gate.limit or not lane.queue):
+                wanted[name] = room
+                free -= room
+        if not wanted:
+            return 0
+        claims = await self.catalog.claim(wanted, LEASE)
+        got = Counter(claim.source for claim in claims)
+        for name, count in wanted.items():
+            if got[name] < count:
+                self.lanes[name].due_at = None
+        for claim in claims:
+            self._claims[claim.token] = claim
+            self.lanes[claim.source].queue.append(claim)
+        return len(claims)
+
+    def _start(self, group: asyncio.TaskGroup) -> int:
+        started = 0
+        now = self.catalog.clock.now()
+        for lane in self.lanes.values():
+            while lane.queue and lane.fetching < lane.feed.gate.limit and len(self._running) < self.transfers:
+                if lane.blocked(now) is not None:
+                    break
+                claims = self._take(lane)
+                lane.fetching += 1
+                task = group.create_task(self._work(lane, claims))
+                self._running.add(task)
+                task.add_done_callback(self._ended)
+                started += 1
+        return started
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake.set()
+
+    @staticmethod
+    def _take(lane: Lane) -> list[Claim]:
+        """One claim, or as many fresh ones as the source delivers in one answer."""
+        claims = [lane.queue.popleft()]
+        while lane.batch > 1 and lane.queue and len(claims) < lane.batch:
+            if claims[-1].attempts or claims[-1].copies or lane.queue[0].attempts or lane.queue[0].copies:
+                break
+            claims.append(lane.queue.popleft())
+        return claims
+
+    async def _work(self, lane: Lane, claims: list[Claim]) -> None:
+        try:
+            if len(claims) > 1 and isinstance(lane.feed.source, FetchesBatches):
+                claims = await self._work_batch(lane.feed, lane.feed.source, claims)
+            for claim in claims:
+                await self._results.put(await sync.transfer(lane.feed, claim, self.catalog, self.spool))
+        except CatalogDown as error:
+            # The leases run out by themselves.
+            log.warning("catalog.down", error=str(error))
+            for claim in claims:
+                self._claims.pop(claim.token, None)
+        finally:
+            lane.fetching -= 1
+
+    async def _work_batch(self, feed: Feed, source: FetchesBatches, claims: list[Claim]) -> list[Claim]:
+        """Many media in one answer; returns the claims that it did not hold."""
+        async with contextlib.AsyncExitStack() as stack:
+            sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
+            try:
+                delivered = await source.fetch_batch([c.medium for c in claims], sinks)
+            except SourceError as error:
+                log.info("batch.failed", source=feed.name, error=str(error))
+                return claims
+            for claim in claims:
+                if claim.medium.recording_id in delivered:
+                    await self._results.put(await self._check_and_deliver(feed, claim, sinks))
+            return [c for c in claims if c.medium.recording_id not in delivered]
+
+    async def _check_and_deliver(self, feed: Feed, claim: Claim, sinks: Mapping[str, SpoolSink]) -> Download | Outcome:
+        sink = sinks[claim.medium.recording_id]
+        try:
+            body = await sink.body()
+            found = await sync.verified(claim.medium, body)
+        except SourceError as error:
+            return await sync.explain(feed, claim, self.catalog, error)
+        feed.health.worked()
+        return await sync.deliver(feed, claim, self.catalog, body, found)
+
+    # -- commit ------------------------------------------------------------------------------------------------------
+
+    async def _commit_forever(self) -> None:
+        while True:
+            group = [await self._results.get()]
+            began = time.monotonic()
+            while len(group) < GROUP:
+                left = GATHER - (time.monotonic() - began)
+                # With nothing else on its way there is nothing to wait for.
+                if left <= 0 or (self._results.empty() and not self._running):
+                    break
+                try:
+                    group.append(await asyncio.wait_for(self._results.get(), min(left, 0.1)))
+                except TimeoutError:
+                    continue
+            await self._commit(group)
+
+    async def _commit(self, group: Sequence[Download | Outcome]) -> None:
+        pause = 0.2
+        while True:
+            try:
+                settled = await sync.commit(self.feeds, self.catalog, group)
+                break
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error), waiting=len(group))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+        self.progress_at = time.monotonic()
+        for finished in group:
+            self._claims.pop(finished.claim.token, None)
+            state = settled.get(finished.claim.id)
+            if state is None:
+                log.warning("claim.lost", source=finished.claim.source, recording_id=finished.claim.medium.recording_id)
+                continue
+            self._note(finished, state)
+        self._wake.set()
+
+    def _note(self, finished: Download | Outcome, state: State) -> None:
+        claim = finished.claim
+        self.tally.states[claim.source, state] += 1
+        who = {"source": claim.source, "recording_id": claim.medium.recording_id, "media_id": claim.medium.media_id}
+        if isinstance(finished, Download):
+            if state is State.ARCHIVED:
+                self.tally.bytes[claim.source] += finished.size
+                log.info("recording.archived", **who, bytes=finished.size, sha256=finished.sha256[:12])
+            else:
+                log.warning("recording.stored_in_part", **who, error=finished.error)
+        elif state is State.PENDING:
+            log.info("recording.deferred", **who, error=finished.error, due_at=finished.due_at.isoformat())
+        else:
+            level = log.warning if state is State.FAILED else log.info
+            level(f"recording.{state.value}", **who, error=finished.error)
+        lane = self.lanes.get(claim.source)
+        if lane is not None and state is State.PENDING:
+            self._looked = 0.0
+        if self.on_settled is not None:
+            self.on_settled(finished, state)
+
+    # -- side tasks --------------------------------------------------------------------------------------------------
+
+    def _every(
+        self, seconds: float, step: Callable[[], Awaitable[object]]
+    ) -> Callable[[], Coroutine[None, None, None]]:
+        async def forever() -> None:
+            while True:
+                try:
+                    await step()
+                except CatalogDown as error:
+                    log.warning("catalog.down", error=str(error))
+                await asyncio.sleep(seconds)
+
+        return forever
+
+    async def _renew(self) -> None:
+        if self._claims:
+            await self.catalog.renew(list(self._claims.values()), LEASE)
+
+    async def _share_active(self) -> None:
+        now = time.monotonic()
+        for name, since in list(self._shared.items()):
+            lane = self.lanes.get(name)
+            if lane is None or now - since > SHARE.total_seconds():
+                # Not renewed in time (or no more ours): others may count on it.
+                self._shared.pop(name)
+                if lane is not None:
+                    lane.feed.gate.limit = 0
+        active = [n for n, lane in self.lanes.items() if lane.queue or lane.fetching or self._polling[n]]
+        await self._share(active)
+        idle = [name for name in self._shared if name not in active]
+        if idle:
+            for name in idle:
+                self._shared.pop(name)
+            await self.catalog.unshare(idle)
+
+    async def _share(self, names: Sequence[str]) -> None:
+        feeds = {name: self.lanes[name].feed for name in names if name in self.lanes}
+        if not feeds:
+            return
+        asked = {name: (feed.options.concurrency, feed.gate.running) for name, feed in feeds.items()}
+        began = time.monotonic()
+        for name, slots in (await self.catalog.share(asked, SHARE)).items():
+            feeds[name].gate.limit = slots
+            self._shared[name] = began
+        self._wake.set()
+
+    async def _heal(self) -> None:
+        """A store that was lost is asked by a canary, so that no download is spent on finding out."""
+        now = self.catalog.clock.now()
+        outlets = {id(o): o for lane in self.lanes.values() for o in lane.feed.outlets.values()}
+        for outlet in outlets.values():
+            if outlet.health.probing and not outlet.health.open(now):
+                try:
+                    await outlet.store.check()
+                except StoreError as error:
+                    outlet.health.failed(self.catalog.clock.now(), str(error))
+                else:
+                    outlet.health.worked()
+                    log.info("store.up", store=outlet.name)
+                    self.nudge()
+
+    async def _describe(self) -> None:
+        while await sync.describe_changes(self.feeds, self.catalog) == 200:
+            pass
+
+    async def _tell(self) -> None:
+        for name, lane in list(self.lanes.items()):
+            source = lane.feed.source
+            if not isinstance(source, Acknowledges) or not source.acknowledges:
+                continue
+            if lane.feed.paused_until or lane.feed.health.open(self.catalog.clock.now()):
+                continue
+            for of, recording_id, attempts in await self.catalog.outbox(name, LEASE, 50):
+                document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
+                try:
+                    async with self.polling(name):
+                        if document is not None:
+                            await source.acknowledge(document[0])
+                    await self.catalog.told(name, of, recording_id)
+                except SourceError as error:
+                    later = next_try(attempts + 1, lane.feed.options.retry, 0.5)
+                    due_at = self.catalog.clock.now() + later
+                    await self.catalog.tell_later(name, of, recording_id, due_at, str(error))
+                    log.info("acknowledge.deferred", source=name, recording_id=recording_id, error=str(error))
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Wait for what runs and its commit; then describe and tell what is left."""
+        for lane in self.lanes.values():
+            await self._give_back(lane.queue)
+        while self._running or self._claims:
+            self._wake.clear()
+            await self._pause(0.1)
+        with contextlib.suppress(CatalogDown):
+            await self._describe()
+            await self._tell()
+
+    async def _give_back(self, queue: deque[Claim] | list[Claim]) -> None:
+        claims = list(queue)
+        if claims:
+            queue.clear()
+            for claim in claims:
+                self._claims.pop(claim.token, None)
+            with contextlib.suppress(CatalogDown):
+                await self.catalog.release(claims)
+
+    async def _abandon(self) -> None:
+        """Whatever ended the run: leases and shares go back at once, where the database still answers."""
+        claims = list(self._claims.values())
+        self._claims.clear()
+        with contextlib.suppress(CatalogDown, TimeoutError):
+            async with asyncio.timeout(3):
+                if claims:
+                    await self.catalog.release(claims)
+                if self._shared:
+                    await self.catalog.unshare(list(self._shared))

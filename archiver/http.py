@@ -1,0 +1,361 @@
+"""One recorder's HTTP client: time-outs on progress, limits, the origin guard, status → error.
+
+Credentials are headers that go to the configured origin only: never along a redirect to another one,
+never to a URL that an answer named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import ssl
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from . import __version__
+from .errors import BadData, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
+from .options import SourceOptions
+from .ports import Sink
+
+JSON_LIMIT = 256 << 20
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+
+class Gate:
+    """Bounds how many requests run at once (``limit`` may change while they do) and how fast they start."""
+
+    def __init__(self, limit: int, reserve: Callable[[], Awaitable[timedelta]] | None = None) -> None:
+        self._limit = limit
+        self._reserve = reserve
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.running = 0
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        """Let at most so many run; those already under way finish."""
+        self._limit = limit
+        self._admit()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def _admit(self) -> None:
+        while self._waiters and self.running < self._limit:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self.running += 1
+                waiter.set_result(None)
+
+    def _leave(self) -> None:
+        self.running -= 1
+        self._admit()
+
+    async def _enter(self) -> None:
+        if self.running < self._limit and not self._waiters:
+            self.running += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave()
+            raise
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a place, and for the moment at which the rate allows to begin."""
+        await self._enter()
+        try:
+            if self._reserve is not None:
+                pause = await self._reserve()
+                if pause > timedelta():
+                    await asyncio.sleep(pause.total_seconds())
+            yield
+        finally:
+            self._leave()
+
+
+class Client:
+    """Speaks to one source. Raises only errors.SourceError."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout: timedelta = timedelta(seconds=60),
+        gate: Gate | None = None,
+        tls: ssl.SSLContext | bool = True,
+        cookies: bool = False,
+        largest: int = 8 << 30,
+    ) -> None:
+        self.base = URL(base_url.rstrip("/"))
+        self.gate = gate or Gate(64)
+        self._timeout = timeout
+        self._tls = tls
+        self._cookies = cookies
+        self._largest = largest
+        self._credentials: dict[str, str] = {}
+        self._session: aiohttp.ClientSession | None = None
+        #: For other origins: a jar knows hosts, not ports, and the session's cookie is a credential too.
+        self._elsewhere: aiohttp.ClientSession | None = None
+
+    @classmethod
+    def of(cls, options: SourceOptions, gate: Gate | None = None, *, cookies: bool = False) -> Client:
+        """The client that a source's options describe. Raises OSError where ca_file can't be read."""
+        tls: ssl.SSLContext | bool = options.verify_tls
+        if options.ca_file is not None and options.verify_tls:
+            tls = ssl.create_default_context(cafile=str(options.ca_file))
+        return cls(
+            options.base_url,
+            timeout=options.timeout,
+            gate=gate or Gate(options.concurrency),
+            tls=tls,
+            cookies=cookies,
+            largest=options.largest,
+        )
+
+    def authorise(self, headers: Mapping[str, str]) -> None:
+        """From now on these headers go with every request to the configured origin."""
+        self._credentials.update(headers)
+
+    async def close(self) -> None:
+        for session in (self._session, self._elsewhere):
+            if session is not None:
+                await session.close()
+        self._session = self._elsewhere = None
+
+    def url(self, path: str) -> URL:
+        """A path below the base URL, or an absolute URL, as it goes on the wire (already encoded)."""
+        try:
+            if path.startswith("/"):
+                return URL(f"{str(self.base).rstrip('/')}{path}", encoded=True)
+            url = URL(path, encoded=True)
+            if url.scheme not in {"http", "https"} or not url.host:
+                raise ValueError(path)
+        except ValueError:
+            raise BadData("the answer named an address that is none") from None
+        return url
+
+    def is_ours(self, url: URL) -> bool:
+        """Is this the configured origin (scheme, host and port)?"""
+        return url.origin() == self.base.origin()
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: Any = None,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        accept: frozenset[int] = frozenset({200}),
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request within the gate; a GET follows up to five redirects.
+
+        Raises what the status means (see :meth:`_refuse`) for any status that is not in ``accept``.
+        """
+        url = self.url(path)
+        if params:
+            url = url.extend_query({k: str(v) for k, v in params.items()})
+        sent = {"Accept-Encoding": "identity", **(headers or {})}
+        if json is not None:
+            data = jsonlib.dumps(json).encode()
+            sent["Content-Type"] = "application/json"
+        async with self.gate.slot():
+            with self._translated():
+                for _ in range(6):
+                    ours = self.is_ours(url)
+                    async with self._opened(ours).request(
+                        method,
+                        url,
+                        data=data,
+                        headers={**sent, **self._credentials} if ours else sent,
+                        allow_redirects=False,
+                    ) as response:
+                        if response.status in _REDIRECTS and response.status not in accept:
+                            url = self._redirected(method, url, response)
+                            continue
+                        if response.status not in accept:
+                            await self._refuse(response)
+                        yield response
+                        return
+                raise TryAgain("it redirects in a circle")
+
+    async def json(self, method: str, path: str, *, limit: int = JSON_LIMIT, **how: Any) -> Any:
+        """The answer as JSON. Raises Overflow beyond ``limit`` bytes, TryAgain where it is no JSON."""
+        async with self.request(method, path, **how) as response:
+            body = bytearray()
+            async for chunk in self._chunks(response):
+                body += chunk
+                if len(body) > limit:
+                    raise Overflow(f"the answer is longer than {limit} bytes")
+        try:
+            return jsonlib.loads(bytes(body)) if len(body) < 1 << 20 else await asyncio.to_thread(_loads, body)
+        except (ValueError, RecursionError):
+            raise TryAgain(f"the answer is no JSON: {self._excerpt(bytes(body[:200]))}") from None
+
+    async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDictProxy[str]:
+        """The body, byte for byte, into the sink; returns the answer's headers.
+
+        Raises TryAgain where fewer bytes come than the answer promised, and where it never ends.
+        """
+        async with self.request(method, path, **how) as response:
+            into.told(content_type=response.headers.get("Content-Type"))
+            received = 0
+            async for chunk in self._chunks(response):
+                received += len(chunk)
+                if received > self._largest:
+                    raise TryAgain(f"the body is longer than {self._largest} bytes (largest)")
+                await into.write(chunk)
+            return response.headers
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        promised = response.headers.get("Content-Length", "")
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
+        received = 0
+        try:
+            async for chunk in response.content.iter_any():
+                received += len(chunk)
+                if unpack is None:
+                    yield chunk
+                    continue
+                piece = unpack.decompress(chunk, 1 << 20)
+                while piece:
+                    yield piece
+                    piece = unpack.decompress(unpack.unconsumed_tail, 1 << 20)
+        except zlib.error:
+            raise TryAgain(f"the body is no valid {encoding}") from None
+        except aiohttp.ClientPayloadError:
+            # aiohttp may report a short body although every promised byte arrived; our own count decides.
+            if not promised.isdigit() or received != int(promised):
+                raise TryAgain(
+                    f"the body was cut off after {received} of {promised or 'an unknown number of'} bytes"
+                ) from None
+        if promised.isdigit() and received != int(promised):
+            raise TryAgain(f"the body was cut off after {received} of {promised} bytes")
+        if unpack is not None and not unpack.eof:
+            raise TryAgain(f"the {encoding} body was cut off after {received} bytes")
+
+    def _opened(self, ours: bool) -> aiohttp.ClientSession:
+        if ours:
+            self._session = self._session or self._new_session(cookies=self._cookies)
+            return self._session
+        self._elsewhere = self._elsewhere or self._new_session(cookies=False)
+        return self._elsewhere
+
+    def _new_session(self, *, cookies: bool) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                sock_connect=min(20.0, self._timeout.total_seconds()),
+                sock_read=self._timeout.total_seconds(),
+            ),
+            auto_decompress=False,
+            cookie_jar=aiohttp.CookieJar(unsafe=True) if cookies else aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"archiver/{__version__}"},
+            trust_env=False,
+        )
+
+    def _redirected(self, method: str, url: URL, response: aiohttp.ClientResponse) -> URL:
+        if method != "GET":
+            raise Refused(f"it redirects a {method} ({response.status}); is base_url right?")
+        try:
+            target = url.join(URL(response.headers["Location"]))
+        except (KeyError, ValueError):
+            raise TryAgain(f"it answered {response.status} without a usable Location") from None
+        if target.scheme not in {"http", "https"} or not target.host:
+            raise TryAgain(f"it redirects to something that is no web address ({response.status})")
+        return target
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        """401, 403: Refused · 404: NotReady · 410: Gone · 408, 425, 429, 5xx: TryAgain (504: TooSlow) · else BadData."""
+        status = response.status
+        try:
+            excerpt = self._excerpt(await response.content.read(300))
+        except aiohttp.ClientError:
+            excerpt = ""
+        what = f"it answered {status} {response.reason or ''}".rstrip() + (f": {excerpt}" if excerpt else "")
+        if status in {401, 403}:
+            raise Refused(what)
+        if status == 404:
+            raise NotReady(what)
+        if status == 410:
+            raise Gone(what)
+        if status == 504:
+            raise TooSlow(what)
+        if status in {408, 425, 429} or status >= 500:
+            raise TryAgain(what, retry_after=_retry_after(response.headers.get("Retry-After")))
+        raise BadData(what)
+
+    def _excerpt(self, body: bytes) -> str:
+        text = body.decode("utf-8", "replace")
+        for secret in self._credentials.values():
+            text = text.replace(secret, "***")
+            if " " in secret:
+                text = text.replace(secret.split(" ", 1)[1], "***")
+        return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        at = f"{self.base.host}:{self.base.port}"
+        try:
+            yield
+        except SourceError:
+            raise
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+            raise Refused(
+                f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
+            ) from None
+        except aiohttp.ClientConnectorError as error:
+            raise TryAgain(f"can't connect to {at}: {_reason(error)}") from None
+        except TimeoutError:
+            raise TooSlow(f"{at} sent nothing for {self._timeout.total_seconds():g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise TryAgain(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+        except ValueError:
+            raise BadData("the request or its answer can't be expressed in HTTP") from None
+
+
+def _loads(body: bytearray) -> Any:
+    return jsonlib.loads(bytes(body))
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "os_error", None) or error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return str(text).split("] ")[-1]
+
+
+def _retry_after(value: str | None) -> timedelta | None:
+    """RFC 9110, 10.2.3: seconds or an HTTP date; at most a day, so that no answer parks a source for ever."""
+    if not value:
+        return None
+    try:
+        seconds = (
+            float(value)
+            if value.strip().isdigit()
+            else (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        )
+    except (ValueError, TypeError):
+        return None
+    return timedelta(seconds=min(max(seconds, 0.0), 86400.0))

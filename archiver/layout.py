@@ -1,0 +1,45 @@
+"""Names inside a store: pure functions from ids and times to keys (contract: "Inside a store")."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from datetime import datetime
+from urllib.parse import quote
+
+#: A file name of 255 bytes holds an id of this length, the hash and the extension.
+_LONGEST = 150
+
+
+def safe(identifier: str) -> str:
+    """An id percent-encoded so that no vendor can name a path; long ones are cut and made unique by a hash."""
+    text = quote(identifier, safe="", errors="surrogatepass")
+    if text.startswith("."):
+        text = "%2E" + text[1:]
+    if len(text) > _LONGEST:
+        digest = hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        text = re.sub("%.?$", "", text[:_LONGEST]) + "~" + digest
+    return text
+
+
+def media_key(
+    prefix: str, source: str, started_at: datetime, recording_id: str, media_id: str, sha256: str, ext: str
+) -> str:
+    """``{prefix}{source}/{YYYY}/{MM}/{DD}/{recording_id}/{media_id}-{12 hex of SHA-256}.{ext}``."""
+    day = f"{started_at.year:04}/{started_at.month:02}/{started_at.day:02}"
+    return f"{prefix}{safe(source)}/{day}/{safe(recording_id)}/{safe(media_id)}-{sha256[:12]}.{ext}"
+
+
+def manifest_key(prefix: str, source: str, now: datetime) -> str:
+    """``{prefix}_manifests/{source}/{YYYY}/{MM}/{DD}/{ulid}.jsonl``; sorts by the moment it was written."""
+    return f"{prefix}_manifests/{safe(source)}/{now:%Y/%m/%d}/{ulid(now)}.jsonl"
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid(now: datetime) -> str:
+    """A ULID: 48 bits of milliseconds since 1970 and 80 random bits in Crockford's base 32."""
+    number = int(now.timestamp() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))

@@ -1,0 +1,319 @@
+"""The nouns: what a recorder tells, what we hold, where it lies. Frozen and pure.
+
+Times are aware UTC datetimes, durations timedeltas, sizes bytes, hashes lower-case hex.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 18
+
+
+class ListingKey(StrEnum):
+    """Which moment of a call a source's time filter really looks at."""
+
+    START = "start"
+    END = "end"
+
+
+class Direction(StrEnum):
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+    INTERNAL = "internal"
+    UNKNOWN = "unknown"
+
+
+class State(StrEnum):
+    """Where a medium stands; the order is from least to most finished."""
+
+    FAILED = "failed"
+    PENDING = "pending"
+    GONE = "gone"
+    EMPTY = "empty"
+    ARCHIVED = "archived"
+
+
+class Availability(StrEnum):
+    """What the source says of a medium's bytes when it lists the call."""
+
+    READY = "ready"
+    #: The call still runs, or the recorder still works on the file.
+    NOT_READY = "not_ready"
+    #: The source says that the file was deleted.
+    DELETED = "deleted"
+    #: The source holds no audio for it.
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Window:
+    """A half-open span of time, ``[start, end)``."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.end.tzinfo is None:
+            raise ValueError("a window's bounds carry a time zone")
+        if self.start >= self.end:
+            raise ValueError(f"a window starts before it ends: {self}")
+
+    @property
+    def length(self) -> timedelta:
+        return self.end - self.start
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+    def __str__(self) -> str:
+        return f"[{utc_text(self.start)}, {utc_text(self.end)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    number: str | None = None
+    name: str | None = None
+    user: str | None = None
+    #: caller, callee, agent, external …
+    role: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEvent:
+    at: datetime
+    event: str
+    party: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """One audio file of a recording, as the source tells it."""
+
+    recording_id: str
+    media_id: str
+    availability: Availability = Availability.READY
+    #: Bytes, hash and duration that *these* bytes must have; None where the source does not say.
+    size: int | None = None
+    sha256: str | None = None
+    duration: timedelta | None = None
+    content_type: str | None = None
+    #: May these bytes be something that is no audio we know (encrypted, a log)?
+    opaque: bool = False
+    #: What the source itself needs to fetch it again, beyond the two ids.
+    ref: Mapping[str, Any] = field(default_factory=dict)
+    #: True where the source warns that it will delete this one soon: fetched first.
+    urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One call (or part of one) as the source tells it; identity (source, recording_id)."""
+
+    recording_id: str
+    started_at: datetime
+    media: tuple[Medium, ...]
+    ended_at: datetime | None = None
+    duration: timedelta | None = None
+    call_id: str | None = None
+    direction: Direction = Direction.UNKNOWN
+    caller: str | None = None
+    callee: str | None = None
+    agent: str | None = None
+    queue: str | None = None
+    parties: tuple[Party, ...] = ()
+    events: tuple[CallEvent, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    #: What the vendor sent, whole.
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.recording_id:
+            raise ValueError("a recording has an id")
+        if self.started_at.tzinfo is None or (self.ended_at and self.ended_at.tzinfo is None):
+            raise ValueError("a recording's times carry a time zone")
+
+    def key(self, listing_key: ListingKey) -> datetime:
+        """The moment by which its source's listings find it."""
+        if listing_key is ListingKey.END and self.ended_at is not None:
+            return self.ended_at
+        return self.started_at
+
+    def digest(self) -> bytes:
+        """16 bytes that change when anything the source told changes."""
+        told = json.dumps(
+            [
+                self.raw,
+                [
+                    [m.media_id, m.availability, m.size, m.sha256, m.content_type, m.opaque, m.urgent, dict(m.ref)]
+                    for m in self.media
+                ],
+            ],
+            sort_keys=True,
+            separators=(",", ":"),
+            default=str,
+        )
+        return hashlib.blake2b(told.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A row of a listing that could not be read: kept as it came, counted and shown."""
+
+    raw: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every recording of a window (more is fine, fewer never), and the rows nobody could read."""
+
+    recordings: Sequence[Recording] = ()
+    rejected: Sequence[Rejected] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """What a source that is followed by a cursor had next, and where to go on."""
+
+    listing: Listing
+    cursor: str
+    #: True where there is more to read at once.
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Bytes that know their length and hash and can be sent again.
+
+    They lie in memory (``data``) or in a file of the spool (``path``).
+    """
+
+    length: int
+    sha256: str
+    data: bytes | None = None
+    path: Path | None = None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
+        """The bytes from the start; blocking where they lie in a file (call it off the loop)."""
+        if self.data is not None:
+            yield from (self.data[i : i + size] for i in range(0, self.length, size))
+        elif self.path is not None:
+            with self.path.open("rb") as file:
+                while chunk := file.read(size):
+                    yield chunk
+
+    def read(self) -> bytes:
+        """All bytes at once; blocking where they lie in a file."""
+        if self.data is not None:
+            return self.data
+        return self.path.read_bytes() if self.path is not None else b""
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        return cls(len(data), hashlib.sha256(data).hexdigest(), data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a store says of one object. ``sha256`` where the store itself keeps or checked one."""
+
+    key: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """One medium's bytes in one store."""
+
+    store: str
+    key: str
+    size: int
+    sha256: str
+    archived_at: datetime
+    verified_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A lease on a due medium, with what is needed to fetch, check, name and commit it."""
+
+    source: str
+    medium: Medium
+    started_at: datetime
+    ended_at: datetime | None
+    #: The fencing token: a commit under a token that is no longer the row's is refused.
+    token: int
+    attempts: int
+    failing_since: datetime | None
+    #: Names of the stores that shall hold it, and copies of the wanted content already made.
+    stores: tuple[str, ...]
+    copies: tuple[Copy, ...] = ()
+
+    @property
+    def id(self) -> tuple[str, str, str]:
+        return self.source, self.medium.recording_id, self.medium.media_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """A claim whose bytes were fetched, checked and put: ready to be committed."""
+
+    claim: Claim
+    sha256: str
+    size: int
+    content_type: str
+    duration: timedelta | None
+    #: Every copy of these bytes, those that were there before included.
+    copies: tuple[Copy, ...]
+    #: Where a store could not take it: why, and when to try that one again.
+    error: str | None = None
+    due_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A claim that ended otherwise: what to write down, and when it is due again."""
+
+    claim: Claim
+    state: State
+    due_at: datetime
+    error: str | None
+    attempts: int
+    failing_since: datetime | None
+    #: The class of what happened, for the history: failed, not ready, refused, gone, empty …
+    what: str
+
+
+def utc_text(moment: datetime) -> str:
+    """``2024-05-17T11:45:32.000Z``; microseconds only where there are any below the millisecond."""
+    text = moment.isoformat(timespec="microseconds" if moment.microsecond % 1000 else "milliseconds")
+    return text.removesuffix("+00:00") + "Z"
+
+
+_UNHOLDABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def holdable(text: str) -> str:
+    r"""The text with what PostgreSQL can't hold (NUL, lone surrogates) written out as ``\uXXXX``."""
+    return _UNHOLDABLE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
+
+
+def holdable_tree(value: Any) -> Any:
+    """:func:`holdable` through every key and text of a JSON value."""
+    if isinstance(value, str):
+        return holdable(value)
+    if isinstance(value, Mapping):
+        return {holdable(str(k)): holdable_tree(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [holdable_tree(v) for v in value]
+    return value

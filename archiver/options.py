@@ -1,0 +1,208 @@
+"""What every source and every store can be told, and how durations, sizes and rates are written.
+
+A source's or store's own options live beside its class, in a model that extends these.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+
+from .model import ListingKey
+
+__all__ = [
+    "Duration",
+    "Rate",
+    "Retry",
+    "SecretStr",
+    "Size",
+    "SourceOptions",
+    "StoreOptions",
+    "Strict",
+    "duration",
+    "rate",
+    "size",
+]
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
+_SIZES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdwy])")
+
+
+def duration(value: Any) -> timedelta:
+    """``"90s"``, ``"5m"``, ``"1h30m"``, ``"7d"`` as a timedelta."""
+    if isinstance(value, timedelta):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if not text or _PART.sub("", text).strip():
+        raise ValueError('is not a duration; write it like "90s", "5m", "1h" or "7d"')
+    try:
+        return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _PART.findall(text)))
+    except OverflowError:
+        raise ValueError("is too long a duration") from None
+
+
+def size(value: Any) -> int:
+    """``"64MiB"``, ``"10GB"`` or a plain number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B?)\s*", value) if isinstance(value, str) else None
+    if match is None or match[2] not in _SIZES:
+        raise ValueError('is not a size; write it like "64MiB" or "10GB"')
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
+class Rate(BaseModel):
+    """So many requests per so long."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    per: timedelta
+
+    @property
+    def interval(self) -> timedelta:
+        return self.per / self.count
+
+
+def rate(value: Any) -> Rate:
+    """``"10/s"``, ``"20/m"``, ``"1/3s"``."""
+    if isinstance(value, Rate):
+        return value
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d*)\s*([smhd])\s*", value) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0 or match[2] == "0":
+        raise ValueError('is not a rate; write it like "10/s", "20/m" or "1/3s"')
+    return Rate(count=int(match[1]), per=timedelta(seconds=int(match[2] or 1) * _UNITS[match[3]]))
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration)]
+Size = Annotated[int, BeforeValidator(size)]
+RateOption = Annotated[Rate, BeforeValidator(rate)]
+
+
+class Strict(BaseModel):
+    """Refuses what it does not know; frozen; says nothing of the values it refuses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+
+
+class Retry(Strict):
+    first: Duration = timedelta(seconds=30)
+    cap: Duration = timedelta(hours=6)
+    give_up_after: Duration = timedelta(days=14)
+
+
+class StoreOptions(Strict):
+    kind: str
+    #: Stands before every key.
+    prefix: str = ""
+    #: Of no progress, not of a whole transfer.
+    timeout: Duration = timedelta(seconds=60)
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_relative(cls, prefix: str) -> str:
+        parts = prefix.split("/")
+        if prefix.startswith("/") or ".." in parts or "." in parts or "\x00" in prefix:
+            raise ValueError('is no prefix; write it like "archive/"')
+        return prefix
+
+
+class SourceOptions(Strict):
+    kind: str
+    #: Scheme, host and port (and the API's root where the sheet says so).
+    base_url: str
+    #: Names of stores; None: every store.
+    stores: tuple[str, ...] | None = None
+    enabled: bool = True
+    #: IANA name of the zone of the API's zone-less times.
+    timezone: str | None = None
+    start: datetime | None = None
+    #: How often to look for calls: a duration or a cron expression.
+    poll: str = "5m"
+    #: The longest span one listing asks for.
+    window: Duration = timedelta(hours=1)
+    #: The newest moments are not listed yet.
+    settle: Duration = timedelta(minutes=2)
+    #: Listed again on every poll, for late arrivals.
+    lookback: Duration = timedelta(hours=24)
+    #: For APIs whose filter drops calls that cross a window's edge.
+    longest_call: Duration = timedelta(hours=8)
+    #: Concurrent requests to this source, over all hosts together.
+    concurrency: int = Field(default=4, ge=1, le=1000)
+    # Named outside the class: within it, ``rate`` is this field's default.
+    rate: RateOption | None = None
+    #: Of no progress, not of a whole download.
+    timeout: Duration = timedelta(seconds=60)
+    retry: Retry = Retry()
+    ca_file: Path | None = None
+    verify_tls: bool = True
+    #: No recording is larger: a body that never ends is cut off here.
+    largest: Size = 8 << 30
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_http(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+            raise ValueError('is no base URL; write it like "http://10.0.0.101:9080", without user, query or fragment')
+        return url.rstrip("/")
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                ZoneInfo(name)
+            except (KeyError, ValueError, OSError):
+                raise ValueError('is no IANA time zone; write it like "Europe/Paris"') from None
+        return name
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _start_is_utc(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("is no date; write it like 2024-01-31 or 2024-01-31T08:00:00Z") from None
+        if isinstance(value, dt.date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_positive(cls, window: timedelta) -> timedelta:
+        if window < timedelta(seconds=1):
+            raise ValueError("is too short; a window is at least a second long")
+        return window
+
+    @field_validator("poll")
+    @classmethod
+    def _poll_is_a_schedule(cls, poll: str) -> str:
+        if len(poll.split()) != 5 and duration(poll) < timedelta(seconds=1):
+            raise ValueError("is too short; poll at most once a second")
+        return poll
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone or "UTC")
+
+    def relisted(self, listing_key: ListingKey) -> timedelta:
+        """How far back each poll lists again.
+
+        Where the filter looks at the start of a call, a call that is listed only once it has ended
+        may turn up as late as the longest call takes.
+        """
+        return max(self.lookback, self.longest_call) if listing_key is ListingKey.START else self.lookback
+
+
+Kind = Literal["source", "store"]

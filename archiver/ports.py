@@ -1,0 +1,119 @@
+"""The seams. What a source and a store must do; everything else is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from .model import Body, Chapter, Listing, ListingKey, Medium, Receipt, Recording, Window
+
+
+class Sink(Protocol):
+    """Takes the bytes of one medium: counts, hashes, keeps them in memory or in the spool."""
+
+    async def write(self, chunk: bytes) -> None: ...
+
+    def told(self, *, content_type: str | None = None) -> None:
+        """What the answer's headers said of the bytes (kept, not believed)."""
+
+    async def restart(self) -> None:
+        """Forget what came: the source begins again from the first byte."""
+
+
+class Source(Protocol):
+    """One configured recorder. Raises only errors.SourceError (and CancelledError)."""
+
+    listing_key: ClassVar[ListingKey]
+
+    async def check(self) -> str:
+        """Log in and list next to nothing; one line saying what was seen."""
+
+    async def list(self, window: Window) -> Listing:
+        """Every recording whose listing key lies in the window; more is fine, fewer never.
+
+        Returns only after the listing's natural end. Raises Overflow where the window should be
+        halved, TryAgain, Refused, BadData.
+        """
+
+    async def fetch(self, medium: Medium, into: Sink) -> None:
+        """The source's own bytes of a medium, from the first to the last.
+
+        Raises TryAgain (also for a cut body), NotReady (404), Refused (401, 403), Gone, Empty.
+        """
+
+
+@runtime_checkable
+class Details(Protocol):
+    """A source whose list rows are short: asked once more for each new or changed recording."""
+
+    async def detail(self, recording: Recording) -> Recording:
+        """The same recording with what its own page tells beside the list row."""
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A source with something to read by a cursor, beside or in place of a listing by time."""
+
+    async def follow(self, cursor: str | None) -> Chapter:
+        """What comes after the cursor (None: from the beginning)."""
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A source that finds recordings by the id of a call."""
+
+    async def look_up(self, call_ids: Sequence[str]) -> Listing:
+        """The recordings of those calls; an unknown id yields none."""
+
+
+@runtime_checkable
+class FetchesBatches(Protocol):
+    """A source that delivers many media in one answer."""
+
+    #: How many media one batch should hold at most; 1 turns batches off.
+    batch: int
+
+    async def fetch_batch(self, media: Sequence[Medium], into: Mapping[str, Sink]) -> set[str]:
+        """Fill the sinks (by recording_id: one medium each); returns the ids that were delivered whole.
+
+        What was not delivered is fetched one by one afterwards.
+        """
+
+
+@runtime_checkable
+class Acknowledges(Protocol):
+    """A source that wants to hear which recordings are safe."""
+
+    #: False where its options turn this off.
+    acknowledges: bool
+
+    async def acknowledge(self, document: Mapping[str, Any]) -> None:
+        """Tell the source that this recording (its JSON) is archived; may be called again."""
+
+
+class Store(Protocol):
+    """Where bytes go. Keys are whole names, prefix included. Raises only errors.StoreError."""
+
+    async def check(self) -> str:
+        """Put, get, compare and delete a canary; one line saying what was seen."""
+
+    async def put(self, key: str, body: Body) -> Receipt:
+        """Store the bytes durably and checked; returns only then.
+
+        Never overwrites: where the key holds the same bytes already that is success, where it holds
+        others it raises StoreConflict. Raises StoreDown, StoreRefused.
+        """
+
+    async def stat(self, key: str) -> Receipt | None:
+        """What lies under the key, or None."""
+
+    async def get(self, key: str, into: Sink) -> None:
+        """The bytes under the key. Raises StoreMissing."""
+
+    def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
+        """Every object whose key starts with the prefix and sorts after ``after``, sorted by key (code points)."""
+
+    async def delete(self, key: str) -> None:
+        """Remove an object (the canary, a spoilt copy's remains); missing is fine."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,250 @@
+"""Genesys Web Services and Interaction Recording Web Services: ``GET /recordings`` (the vendor's page of Nov 2013).
+
+A search finds what started after ``startTime`` and ended before ``endTime``, both: a call that crosses a window's edge
+needs a span that begins ``longest_call`` earlier. Rows come by the hundred, in no stated order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote
+
+from pydantic import Field, SecretStr
+from yarl import URL
+
+from ..errors import BadData, NotReady, Overflow, SourceError, TryAgain
+from ..http import Client
+from ..model import Listing, ListingKey, Medium, Recording, Rejected, Window
+from ..options import Duration, SourceOptions
+from ..ports import Sink
+from .genesys_rows import (
+    AudioOnly,
+    address,
+    below,
+    judged,
+    merged,
+    moment_text,
+    recording,
+    registered,
+    row_id,
+    rows_of,
+    stopped,
+    text,
+)
+from .genesys_storage import Storage, StorageOptions, basic
+
+_PASSES = 5
+
+
+class GenesysOptions(SourceOptions, StorageOptions):
+    username: str = Field(min_length=1)
+    password: SecretStr
+    window: Duration = timedelta(hours=8)
+    poll: str = "15m"
+    settle: Duration = timedelta(minutes=5)
+    concurrency: int = Field(default=2, ge=1, le=1000)
+    list_path: str = Field(default="/recordings", pattern="^/")
+    #: Where a medium is played whose own address is on another host.
+    play_path: str = Field(default="/recordings/{id}/play/{name}", pattern=r"^/[^{}]*\{id\}[^{}]*\{name\}[^{}]*$")
+    page_size: int = Field(default=100, ge=1, le=100)
+    time_format: Literal["epoch_ms", "iso"] = "epoch_ms"
+    #: Sent as ``fields``, where a server answers with URIs unless it is asked for more ("*").
+    fields: str | None = None
+    #: Added at both ends of the span that is asked for: "after" and "before" may be exclusive.
+    overlap: Duration = timedelta(seconds=1)
+    #: A listing that reaches this offset is halved.
+    deepest_offset: int = Field(default=5000, ge=1)
+    #: Which media must have the ``size`` that the API tells: those not encrypted, all, none.
+    sizes: Literal["clear", "always", "never"] = "clear"
+    #: Fetch media from other hosts, without credentials, where an answer names such.
+    foreign_media: bool = False
+    #: Leave out recordings that ``register`` put there.
+    skip_registered: bool = False
+    #: Use the internal twin for OPS admins, of this contact center.
+    contact_center: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$")
+    #: PEM, or the path of a PEM file: the private keys (old ones too) that open encrypted media on ``get``.
+    decrypt_key: SecretStr | None = None
+    decrypt_password: SecretStr | None = None
+    decrypt_layout: Literal["auto", "body", "detached", "key"] = "auto"
+    decrypt_iv: Literal["body", "zero"] = "body"
+    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/registrar.py).
+    register_archived: bool = Field(default=False, alias="register")
+    region: str | None = None
+
+
+class Genesys:
+    Options: ClassVar[type[GenesysOptions]] = GenesysOptions
+    listing_key: ClassVar[ListingKey] = ListingKey.END
+    #: The session's and the load balancer's.
+    cookies: ClassVar[bool] = True
+
+    def __init__(self, name: str, options: GenesysOptions, http: Client) -> None:
+        self.name = name
+        self._options = options
+        self._http = http
+        self._secret = options.password.get_secret_value()
+        self._storage = Storage(options, options, http)
+        http.authorise(basic(options.username, self._secret))
+        twin = f"/ops/contact-centers/{options.contact_center}/recordings"
+        self._path = twin if options.contact_center else options.list_path
+
+    async def check(self) -> str:
+        rows = rows_of(await self._search(self._path, {"startTime": 0, "limit": 1}))
+        region = next((text(r.get("region")) for r in rows if isinstance(r, Mapping)), None)
+        seen = f"some of region {region}" if region else "some" if rows else "none"
+        try:
+            version = text((await self._http.json("GET", "/diagnostics/version"))["version"])
+        except (SourceError, KeyError, TypeError):
+            version = None
+        return f"Web Services {(version or 'of unknown version')[:40]}, logged in; recordings: {seen[:80]}"
+
+    async def list(self, window: Window) -> Listing:
+        rows: dict[str, Any] = {}
+        for _ in range(_PASSES):
+            known = len(rows)
+            if await self._read(window, rows) or known == len(rows):
+                break
+        else:
+            raise TryAgain("rows keep moving from page to page")
+        recordings, rejected = [], []
+        for row in rows.values():
+            try:
+                found = self._recording(row)
+                ended = stopped(row, self._options.zone)
+                early = ended is not None and ended < window.start - self._options.overlap
+                if not early and not (self._options.skip_registered and registered(row)):
+                    recordings.append(found)
+            except (ValueError, TypeError, AttributeError) as error:
+                rejected.append(Rejected(raw=json.dumps(row)[:4096], reason=str(error)[:200]))
+        return Listing(recordings, rejected)
+
+    async def look_up(self, call_ids: Sequence[str]) -> Listing:
+        """By recording id. NOT_FOUND yields none: the id is unknown, or of another region."""
+        rows = [await self._one(f"{self._path}/{quote(call_id, safe='')}") for call_id in call_ids]
+        try:
+            return Listing([self._recording(row) for row in rows if row is not None])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadData(str(error)[:200]) from None
+
+    async def fetch(self, medium: Medium, into: Sink) -> None:
+        audio = AudioOnly(into, self._secret)
+        if self._options.direct and "storage" in medium.ref:
+            await self._storage.fetch(medium.ref["storage"], audio)
+        elif "at" in medium.ref:
+            await self._http.download(str(medium.ref["at"]), audio)
+        else:
+            raise NotReady("the recording names no address of this medium that is on the configured host")
+        await audio.finish()
+
+    def decrypted(self, document: Mapping[str, Any], media_id: str, data: bytes) -> bytes:
+        """The clear bytes of an archived medium (``document``: its recording's JSON); ``data`` where it is clear.
+
+        Blocking. Raises cms.Undecipherable.
+        """
+        from ..cms import decrypt, key_pem
+
+        o, told = self._options, (document.get("attributes") or {}).get("media", {}).get(media_id, {})
+        if not told.get("pkcs7") or o.decrypt_key is None:
+            return data
+        pem = key_pem(o.decrypt_key.get_secret_value())
+        password = o.decrypt_password.get_secret_value().encode() if o.decrypt_password else None
+        return decrypt(data, told["pkcs7"], pem, password=password, layout=o.decrypt_layout, iv=o.decrypt_iv)
+
+    # -- the search --------------------------------------------------------------------------------------------------
+
+    async def _read(self, window: Window, rows: dict[str, Any]) -> bool:
+        """One pass over all pages into ``rows`` (by id). False where a row may have slipped between two pages."""
+        o, offset, seen, steady = self._options, 0, 0, True
+        asked = {
+            "startTime": self._moment(window.start - o.longest_call - o.overlap),
+            "endTime": self._moment(window.end + o.overlap),
+            **({"fields": o.fields} if o.fields else {}),
+            "limit": o.page_size,
+        }
+        path, params, before = self._path, {**asked, "offset": 0}, list[str]()
+        while True:
+            answer = await self._search(path, params)
+            page = rows_of(answer)
+            ids = [row_id(row) for row in page]
+            if page and ids == before:
+                raise TryAgain("the next page is the same again")
+            steady &= not before or before[-1] in ids
+            for key, row in zip(ids, await self._whole(page), strict=True):
+                rows[key] = merged(rows[key], row) if key in rows else row
+            # A partial success (7) names what failed: no recordings, so they end among the rejected rows.
+            rows.update({json.dumps(entry): entry for entry in answer.get("failed") or ()})
+            onward = self._below(answer.get("nextUri"))
+            if not page or (onward is None and len(page) < o.page_size):
+                return steady
+            offset, seen = offset + len(page), seen + len(page)
+            if offset >= o.deepest_offset or seen > 2 * o.deepest_offset:
+                raise self._too_deep(window)
+            # A page begins with the last row of the one before: is it not there, then rows have moved up.
+            offset -= (back := 1 if len(page) > 1 else 0)
+            path, params, before = self._path, {**asked, "offset": offset}, ids if back else []
+            if onward is not None:
+                there = URL(onward, encoded=True).query.get("offset")
+                if there is not None and (not there.isdecimal() or int(there) < offset + back):
+                    raise TryAgain("nextUri leads back")
+                before = before if there is not None else []
+                path = onward if there is None else str(URL(onward, encoded=True).update_query(offset=offset))
+                params = {}
+
+    def _too_deep(self, window: Window) -> TryAgain:
+        o = self._options
+        what = f"more than {o.deepest_offset} recordings from {window.start - o.longest_call} to {window.end}"
+        # The span begins longest_call earlier however short the window is: halving soon stops helping.
+        if window.length * 4 <= o.longest_call:
+            return TryAgain(f"{what}; shorten longest_call, or raise deepest_offset if the server allows it")
+        return Overflow(what)
+
+    async def _search(self, path: str, params: Mapping[str, str | int]) -> Mapping[str, Any]:
+        try:
+            return judged(await self._http.json("GET", path, params=params), self._secret)
+        except NotReady as error:
+            raise BadData(f"no recordings there ({error}); see base_url, list_path, contact_center") from None
+
+    async def _whole(self, page: Iterable[Any]) -> Sequence[Any]:
+        """The rows; what is but a URI (``uris``) is read by itself."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._entry(row)) for row in page]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _entry(self, row: Any) -> Any:
+        if not isinstance(row, str):
+            return row
+        path = self._below(row)
+        found = await self._one(path) if path else None
+        return f"it was listed, but is not found: {row}" if found is None else found
+
+    async def _one(self, path: str) -> Any:
+        try:
+            answer = judged(await self._http.json("GET", path), self._secret)
+        except NotReady:
+            return None
+        return answer.get("recording", answer)
+
+    def _moment(self, at: datetime) -> str | int:
+        at = max(at, datetime.fromtimestamp(0, UTC))
+        return moment_text(at) if self._options.time_format == "iso" else int(at.timestamp() * 1000)
+
+    def _below(self, uri: Any) -> str | None:
+        return below(self._http.base, text(uri))
+
+    def _recording(self, row: Any) -> Recording:
+        o, base = self._options, self._http.base
+
+        def where(recording_id: str, file: Mapping[str, Any]) -> str | None:
+            def play(name: str) -> str:
+                return o.play_path.format(id=quote(recording_id, safe=""), name=quote(name, safe=""))
+
+            return address(base, file, play, foreign=o.foreign_media)
+
+        return recording(row, where, sizes=o.sizes, zone=o.zone)

@@ -1,0 +1,361 @@
+"""What Genesys Web Services says on the wire: codes, rows, addresses. The registrar, which writes to it, reads it too.
+
+Facts are from the vendor's page of Nov 2013 ("Recording Access"), codes from its "Return Values".
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from yarl import URL
+
+from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
+from ..model import Availability, CallEvent, Direction, Medium, Party, Recording
+from ..ports import Sink
+from .genesys_storage import identity
+
+#: Where a statusCode is no success; any other is tried again.
+_MEANING: dict[int, type[SourceError]] = {1: BadData, 2: BadData, 10: BadData, 6: NotReady}
+_MEANING |= dict.fromkeys((3, 5, 8, 20), Refused)
+_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".opus": "audio/ogg"}
+_DIRECTIONS = {d.value: d for d in (Direction.INBOUND, Direction.OUTBOUND, Direction.INTERNAL)}
+#: What an archive's JSON shows of each medium, beside ``raw``.
+KEPT = (
+    "callUUID", "mediaId", "startTime", "stopTime", "type", "tenant", "ivrprofile", "parameters",
+    "masks", "pkcs7", "certAlias", "partitions", "accessgroups",
+)  # fmt: skip
+#: The parameter by which a recording that we registered is known again.
+MARK = "archiver"
+_PEEK = 64 << 10
+
+
+def judged(answer: Any, secret: str = "") -> Mapping[str, Any]:
+    """The answer, where its statusCode says success (0, or 7: partial). Raises what any other means.
+
+    Never Gone: NOT_FOUND (6) is also what a server of another region says.
+    """
+    if not isinstance(answer, Mapping):
+        raise BadData("the answer is no JSON object")
+    code = answer.get("statusCode", 0)
+    if str(code) in {"0", "7"}:
+        return answer
+    said = text(answer.get("statusMessage")) or ""
+    said = "".join(c if c.isprintable() else " " for c in said.replace(secret or "\0", "***"))[:160]
+    meaning = _MEANING.get(int(code), TryAgain) if str(code).isdecimal() else TryAgain
+    raise meaning(f"statusCode {str(code)[:20]}" + (f": {said}" if said else ""))
+
+
+def text(value: Any) -> str | None:
+    """A vendor's text (or number) without spaces around it; None where there is none."""
+    return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def moment(value: Any, zone: tzinfo = UTC) -> datetime | None:
+    """``2013-05-17T19:45:32.000+0000`` (or -0800, Z, or epoch milliseconds) as UTC; None where it is none."""
+    told = text(value)
+    try:
+        if told is None or told.isdecimal():
+            return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=int(told)) if told else None
+        parsed = datetime.fromisoformat(told)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def moment_text(at: datetime) -> str:
+    """As the page writes times: ``2013-05-17T19:45:32.000+0000``."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "+0000")
+
+
+def files(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A recording's media files; raises ValueError where they are none."""
+    return _objects(row, "mediaFiles")
+
+
+def _objects(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
+        raise ValueError(f"{name} is no list of objects")
+    return found
+
+
+def rows_of(answer: Mapping[str, Any]) -> list[Any]:
+    """The recordings, or their URIs, of a list's answer. Raises BadData where it holds neither."""
+    for name in ("recordings", "uris"):
+        if isinstance(rows := answer.get(name), list):
+            return rows
+    raise BadData("the answer holds neither recordings nor uris")
+
+
+def row_id(row: Any) -> str:
+    """A recording's id; the whole row where it has none."""
+    return (text(row.get("id")) if isinstance(row, Mapping) else None) or json.dumps(row)
+
+
+def stopped(row: Mapping[str, Any], zone: tzinfo = UTC) -> datetime | None:
+    """The last moment at which it or any of its media stops."""
+    ends = [moment(each.get("stopTime"), zone) for each in (row, *files(row))]
+    return max((at for at in ends if at is not None), default=None)
+
+
+def storage(file: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The storage descriptor, which OPS admins are told."""
+    for name in ("originalMediaDescriptor", "mediaDescriptor"):
+        found = file.get(name)
+        if isinstance(found, Mapping) and text(found.get("path")):
+            return found
+    return None
+
+
+def merged(old: Any, new: Any) -> Any:
+    """One recording told twice, by the page's rules; the later telling wins.
+
+    Media are the same where their storage identity is (bucket and path, or path) or, where that is not told, their
+    URI; events where time, event and the contact's phone number are.
+    """
+    try:
+        media = {_medium_key(f): f for row in (old, new) for f in files(row)}
+        events = {_event_key(e): e for row in (old, new) for e in _objects(row, "eventHistory")}
+    except (ValueError, TypeError, AttributeError):
+        return new
+    return {**old, **new, "mediaFiles": list(media.values()), "eventHistory": list(events.values())}
+
+
+def _medium_key(file: Mapping[str, Any]) -> tuple[Any, ...]:
+    if kept := storage(file):
+        return identity(kept)
+    where = file.get("mediaUri") or file.get("playPath")
+    return (where,) if where else (file.get("mediaId"), file.get("callUUID"), file.get("startTime"))
+
+
+def _event_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
+    contact = event.get("contact")
+    number = contact.get("phoneNumber") if isinstance(contact, Mapping) else None
+    return moment(event.get("occurredAt")) or event.get("occurredAt"), event.get("event"), number
+
+
+def below(base: URL, uri: str | None) -> str | None:
+    """An address that an answer named, as a path below the base URL.
+
+    Its host does not count: nodes tell internal ones. None where it is no such path.
+    """
+    if uri is None or not re.fullmatch(r"[!-~]+", uri) or {".", ".."} & set(re.split(r"[/\\?]", unquote(uri))):
+        return None
+    try:
+        url = URL(uri, encoded=True)
+    except ValueError:
+        return None
+    root = base.raw_path.rstrip("/")
+    path = url.raw_path.removeprefix(root) if url.raw_path.startswith(f"{root}/") else url.raw_path
+    if not path.startswith("/") or (url.host and root and path == url.raw_path):
+        return None
+    return path + (f"?{url.raw_query_string}" if url.raw_query_string else "")
+
+
+def address(base: URL, file: Mapping[str, Any], play: Callable[[str], str], *, foreign: bool) -> str | None:
+    """Where a media file is fetched: at the base URL's host or, where ``foreign``, at the one its URI names.
+
+    ``play`` is where a medium of some name is played at the base URL.
+    """
+    for name in ("playPath", "mediaPath"):
+        if (path := below(base, text(file.get(name)))) and "/play/" in path:
+            return path
+    uri = text(file.get("mediaUri"))
+    try:
+        url = URL(uri or "", encoded=True)
+        if url.host and (foreign or url.origin() == base.origin()):
+            return uri
+    except ValueError:
+        return None
+    if not url.host and (path := below(base, uri)):
+        return path
+    name = unquote(url.raw_path).rsplit("/", 1)[-1]
+    return play(name) if name.strip(". ") else None
+
+
+def registered(row: Mapping[str, Any]) -> bool:
+    """Did an archiver put this recording there?"""
+    return bool(found := files(row)) and all(MARK in _mapping(f.get("parameters")) for f in found)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def recording(
+    row: Any,
+    address: Callable[[str, Mapping[str, Any]], str | None],
+    *,
+    sizes: Literal["clear", "always", "never"] = "clear",
+    zone: tzinfo = UTC,
+) -> Recording:
+    """A row as a recording. ``address`` says where to fetch a media file. Raises ValueError where it can't be read."""
+    if not isinstance(row, Mapping):
+        raise ValueError(row if isinstance(row, str) else "the row is no object")  # noqa: TRY004
+    recording_id = text(row.get("id"))
+    if recording_id is None:
+        raise ValueError("it has no id")
+    begins = [at for f in files(row) if (at := moment(f.get("startTime"), zone))]
+    ends = [at for f in files(row) if (at := moment(f.get("stopTime"), zone))]
+    # The page: a start is not posted but evaluated as the least one of the media.
+    started = moment(row.get("startTime"), zone) or min(begins, default=None)
+    ended = moment(row.get("stopTime"), zone) or max(ends, default=None)
+    if started is None:
+        raise ValueError("neither it nor any of its media has a start time")
+    media: dict[str, Medium] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for file in files(row):
+        where = address(recording_id, file)
+        media_id = _media_id(file, where, media)
+        media[media_id] = _medium(recording_id, media_id, file, where, sizes)
+        groups = {"accessgroups": file.get("accessgroups") or file.get("accessgroup")}
+        told[media_id] = {k: v for k in KEPT if (v := {**file, **groups}.get(k)) not in (None, "", [], {})}
+    contacts = [(e, _mapping(e.get("contact"))) for e in _objects(row, "eventHistory")]
+    parties = tuple(dict.fromkeys(_party(contact) for _, contact in contacts if contact))
+    types = (text(_mapping(f.get("parameters")).get("callType")) for f in files(row))
+    region = text(row.get("region"))
+    return Recording(
+        recording_id=recording_id,
+        call_id=next((c for f in files(row) if (c := text(f.get("callUUID")))), None),
+        started_at=started,
+        ended_at=ended,
+        duration=ended - started if ended is not None and ended >= started else None,
+        direction=next((_DIRECTIONS[t.lower()] for t in types if t and t.lower() in _DIRECTIONS), Direction.UNKNOWN),
+        caller=_number(row.get("callerPhoneNumber")),
+        callee=_number(row.get("dialedPhoneNumber")),
+        agent=next((_shown(p) for p in parties if p.role == "agent"), None),
+        parties=parties,
+        events=tuple(sorted(_events(contacts, zone), key=lambda event: event.at)),
+        media=tuple(media.values()),
+        attributes={**({"region": region} if region else {}), "media": told},
+        raw=row,
+    )
+
+
+def _medium(
+    recording_id: str,
+    media_id: str,
+    file: Mapping[str, Any],
+    where: str | None,
+    sizes: Literal["clear", "always", "never"],
+) -> Medium:
+    encrypted = text(file.get("pkcs7")) is not None
+    kept = storage(file)
+    sized = sizes == "always" or (sizes == "clear" and not encrypted)
+    ending = PurePosixPath((where or "").partition("?")[0]).suffix.lower()
+    return Medium(
+        recording_id=recording_id,
+        media_id=media_id,
+        availability=Availability.READY if where or kept else Availability.NOT_READY,
+        size=_count(file.get("size")) if sized else None,
+        # What a mask paused may be missing from the audio, or silent in it.
+        duration=timedelta(milliseconds=ms) if (ms := _count(file.get("duration"))) and not file.get("masks") else None,
+        content_type=_TYPES.get(ending) or text(file.get("type")),
+        opaque=encrypted,
+        ref={**({"at": where} if where else {}), **({"storage": kept} if kept else {})},
+    )
+
+
+def _media_id(file: Mapping[str, Any], where: str | None, taken: Iterable[str]) -> str:
+    """The name it is played under, without its ending: a uuid. A second one of that name adds its start."""
+    name = unquote((where or "").partition("?")[0].rstrip("/").rsplit("/", 1)[-1])
+    found = PurePosixPath(name).stem if name.strip(". ") else ""
+    media_id = text(found) or text(file.get("mediaId")) or text(file.get("callUUID")) or "medium"
+    if media_id in taken:
+        media_id = f"{media_id}@{text(file.get('startTime')) or text(file.get('mediaId')) or ''}"
+    while media_id in taken:
+        media_id += "+"
+    return media_id
+
+
+def _count(value: Any) -> int | None:
+    """``"8544"``; None where it is zero or no number."""
+    told = text(value)
+    return int(told) or None if told and told.isdecimal() and len(told) < 19 else None
+
+
+def _number(value: Any) -> str | None:
+    told = text(value)
+    return None if told == "UNKNOWN" else told
+
+
+def _party(contact: Mapping[str, Any]) -> Party:
+    kind = (text(contact.get("type")) or "").lower()
+    names = (text(contact.get("firstName")), text(contact.get("lastName")))
+    return Party(
+        number=_number(contact.get("phoneNumber")),
+        name=" ".join(filter(None, names)) or None,
+        user=text(contact.get("userName")),
+        role="agent" if kind == "user" else kind or None,
+    )
+
+
+def _shown(party: Party) -> str | None:
+    name = party.name or party.user
+    return f"{name} ({party.number})" if name and party.number else name or party.number
+
+
+def _events(contacts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], zone: tzinfo) -> Iterable[CallEvent]:
+    for event, contact in contacts:
+        at, what = moment(event.get("occurredAt"), zone), text(event.get("event"))
+        if at is not None and what is not None:
+            yield CallEvent(at=at, event=what.lower(), party=_number(contact.get("phoneNumber")))
+
+
+class AudioOnly:
+    """A sink before a sink: holds back what may be an error, told in text where audio should be."""
+
+    def __init__(self, into: Sink, secret: str) -> None:
+        self._into = into
+        self._secret = secret
+        self._held = bytearray()
+        self._open = False
+        self._named_text = False
+
+    def told(self, *, content_type: str | None = None) -> None:
+        self._named_text = any(word in (content_type or "").lower() for word in ("json", "text", "xml"))
+        self._into.told(content_type=content_type)
+
+    async def write(self, chunk: bytes) -> None:
+        if not self._open:
+            self._held += chunk
+            begin = self._held.lstrip()[:1]
+            if (self._named_text or begin in {b"", b"{", b"<"}) and len(self._held) <= _PEEK:
+                return
+            await self.finish()
+            return
+        await self._into.write(chunk)
+
+    async def restart(self) -> None:
+        self._held.clear()
+        self._open = False
+        await self._into.restart()
+
+    async def finish(self) -> None:
+        """Pass on what was held back. Raises what it means where it is text."""
+        held, self._held, self._open = bytes(self._held), bytearray(), True
+        if (self._named_text or held.lstrip()[:1] in {b"{", b"<"}) and held.strip() and _is_text(held):
+            try:
+                answer = json.loads(held)
+            except (ValueError, RecursionError):
+                raise TryAgain("it answered text in place of audio") from None
+            judged(answer, self._secret)
+            raise TryAgain("it answered JSON in place of audio")
+        if held:
+            await self._into.write(held)
+
+
+def _is_text(data: bytes) -> bool:
+    """UTF-8, perhaps cut off, without a NUL: encrypted bytes and silence are not."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in data

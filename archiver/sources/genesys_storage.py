@@ -1,0 +1,114 @@
+"""Media descriptors of Genesys Web Services: where in Amazon S3 or on a WebDAV server a medium lies.
+
+The vendor's page, "mediaDescriptor". Those that OPS admins are told are fetched from here, straight from the storage;
+those of our own copies are what the registrar posts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, SecretStr
+from yarl import URL
+
+from ..errors import BadData, Refused
+from ..http import Client
+from ..options import SourceOptions, Strict
+from ..ports import Sink
+
+
+class StorageOptions(Strict):
+    #: Fetch straight from the storage that an OPS answer names.
+    direct: bool = False
+    #: The WebDAV credentials go to this origin only; other WebDAV servers are asked without.
+    webdav_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    webdav_username: str = ""
+    webdav_password: SecretStr = SecretStr("")
+    s3_endpoint_url: str | None = None
+    s3_region: str | None = None
+    #: Without: boto3's own chain (profile, instance role …).
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+
+def basic(username: str, password: str) -> dict[str, str]:
+    """The header of HTTP Basic (RFC 7617, UTF-8)."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+def aws_s3(bucket: str, path: str) -> dict[str, Any]:
+    return {"storage": "awsS3", "path": path, "data": {"bucket": bucket}}
+
+
+def web_dav(url: str) -> dict[str, Any]:
+    return {"storage": "webDAV", "path": url}
+
+
+def identity(descriptor: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Two descriptors of one identity are one resource: S3 by bucket and path, WebDAV by path."""
+    data, kind = descriptor.get("data"), str(descriptor.get("storage")).lower()
+    bucket = data.get("bucket") if isinstance(data, Mapping) else None
+    return kind, str(bucket or "") if kind == "awss3" else "", str(descriptor.get("path"))
+
+
+class Storage:
+    """Fetches what descriptors name. ``client`` reaches any host, and has no credentials for these."""
+
+    def __init__(self, options: StorageOptions, source: SourceOptions, client: Client) -> None:
+        self._options = options
+        self._source = source
+        self._client = client
+        self._s3: Any = None
+
+    async def fetch(self, descriptor: Mapping[str, Any], into: Sink) -> None:
+        """Raises as Client.download does; Refused without S3 credentials, BadData for a storage nobody knows."""
+        kind, bucket, path = identity(descriptor)
+        url = self._options.webdav_url
+        if kind == "awss3":
+            if not bucket:
+                raise BadData("the media descriptor names no bucket")
+            await self._client.download(await asyncio.to_thread(self._signed, bucket, path), into)
+        elif kind != "webdav":
+            raise BadData("the media descriptor names a storage that is neither awsS3 nor webDAV")
+        elif url and _same_origin(path, url):
+            # A client of its own: these credentials must not follow a redirect either.
+            client = Client.of(self._source.model_copy(update={"base_url": url}), self._client.gate)
+            client.authorise(basic(self._options.webdav_username, self._options.webdav_password.get_secret_value()))
+            try:
+                await client.download(path, into)
+            finally:
+                await client.close()
+        else:
+            await self._client.download(path, into)
+
+    def _signed(self, bucket: str, key: str) -> str:
+        """A URL that is good for an hour. Blocking (boto3 reads its data files)."""
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        o = self._options
+        style = "path" if o.s3_endpoint_url else "auto"
+        try:
+            if self._s3 is None:
+                self._s3 = boto3.session.Session().client(
+                    "s3",
+                    endpoint_url=o.s3_endpoint_url,
+                    region_name=o.s3_region,
+                    aws_access_key_id=o.s3_access_key_id.get_secret_value() if o.s3_access_key_id else None,
+                    aws_secret_access_key=o.s3_secret_access_key.get_secret_value() if o.s3_secret_access_key else None,
+                    config=Config(signature_version="s3v4", s3={"addressing_style": style}),
+                )
+            return str(self._s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}))
+        except (BotoCoreError, ValueError) as error:
+            raise Refused(f"S3 can't be asked ({type(error).__name__}); see s3_access_key_id and s3_region") from None
+
+
+def _same_origin(url: str, base: str) -> bool:
+    try:
+        return URL(url).origin() == URL(base).origin()
+    except ValueError:
+        return False

@@ -1,0 +1,221 @@
+"""How Noojee's recording API is asked: POST only, signed anew each time, errors inside 200 OK.
+
+Facts: "1.0 Authentication" (server time, SHA-256, ten seconds, five at once), "9.4 Retrieve recording list" (one call a
+minute). Secrets travel in the query string, so no address enters a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import BadData, Gone, NotReady, Refused, SourceError, TryAgain
+from ..http import Client, Gate
+from ..ports import Sink
+
+_POST: dict[str, Any] = {
+    "data": b"",
+    "headers": {"Content-Type": "application/x-www-form-urlencoded; charset=UTF-8"},
+}
+#: The server takes five authentications at once, each for ten seconds; we keep below both.
+_AT_ONCE, _STAMP_LIFE = 4, 9.0
+_HEAD = 1 << 12
+_REMEMBERED = 5
+#: No error numbers are published, so the words decide: the first line that fits.
+_DELETED = r"(recording|call|leg|file|audio)s?\b.{0,40}(deleted|purged|removed)|no longer (exist|stored)"
+_ABSENT = r"not found|not exist|no such|no (matching )?(call|record|leg)|unknown (call|record|leg|tag|unique)"
+_MEANINGS: tuple[tuple[type[SourceError], str], ...] = (
+    (TryAgain, r"expired|too (many|often)|same time|simultaneous|concurrent|rate limit|busy"),
+    (Refused, r"\bhash|authent|authori|api ?key|time ?stamp|denied|permission|forbidden|white.?list"),
+    (BadData, r"(method|path|page|service|resource)\b.{0,40}not found|unknown (method|command)"),
+    (Gone, _DELETED),
+    (NotReady, rf"{_ABSENT}|in progress|not (yet )?(available|ready|finished)"),
+)
+#: An hour without calls is an empty array; only words as plain as these mean the same.
+_QUIET_HOUR = r"\bno (matching )?(call|record|leg)\w*( were| was)? found"
+
+
+def meaning(text: str) -> SourceError:
+    """What the words of an error come to."""
+    for kind, words in _MEANINGS:
+        if re.search(words, text, re.IGNORECASE):
+            return kind(text)
+    return TryAgain(text or "an answer of another kind than asked for")
+
+
+def message(body: bytes) -> str:
+    """What an error envelope (or page) says, on one line."""
+    text = body.decode("utf-8", "replace")
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    if isinstance(told, dict):
+        text = str(told.get("Message") or told.get("message") or text)
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
+
+
+def unwrapped(answer: Any, nothing: str) -> Sequence[Any]:
+    """The rows of a 200 OK; none where its words say that there is ``nothing``. Raises what its error comes to."""
+    if answer is None or isinstance(answer, list):
+        return answer or []
+    if not isinstance(answer, dict):
+        raise BadData("the answer is neither rows nor an error")
+    if "UniqueId" in answer:
+        return [answer]
+    code = str(answer.get("Code", answer.get("code", "")))
+    rows = answer.get("entities")
+    if isinstance(rows, list) and not code.startswith("-"):
+        return rows
+    said = message(json.dumps(answer).encode())
+    error = meaning(said)
+    if not isinstance(error, NotReady | Gone):
+        raise error
+    if not re.search(nothing, said, re.IGNORECASE):
+        raise TryAgain(said)
+    return []
+
+
+class Api:
+    """The calls. Raises only SourceError, with no secret in it."""
+
+    def __init__(
+        self, http: Client, *, key: str, by_hash: bool, root: str, time_path: str, hour_interval: timedelta
+    ) -> None:
+        self._http = http
+        self._key = key
+        self._by_hash = by_hash
+        self._root = root
+        self._time_path = time_path
+        self._hour_interval = hour_interval
+        self._turns = Gate(_AT_ONCE)
+        self._hourly = asyncio.Lock()
+        self._asked_at = float("-inf")
+        self._past: dict[tuple[date, int], tuple[float, Sequence[Any]]] = {}
+
+    async def rows(
+        self, method: str, params: Mapping[str, str], nothing: str = f"{_ABSENT}|{_DELETED}"
+    ) -> Sequence[Any]:
+        """What a method of the recording API answers. Raises NotReady for 404 only."""
+        async with self._signed() as auth:
+            path = f"{self._root}/RecordingAPI/{method}"
+            try:
+                answer = await self._http.json("POST", path, params={**params, **auth}, **_POST)
+            except Gone as error:
+                raise TryAgain(str(error)) from None
+            return unwrapped(answer, nothing)
+
+    async def hour(self, day: date, hour: int) -> Sequence[Any]:
+        """What ended in an hour of the server's clock; one call a minute, counted from the end of the last one.
+
+        Neighbouring windows share an hour: what is long past is remembered until the next ones have been asked.
+        """
+        pause = self._hour_interval
+        async with self._hourly:
+            now = time.monotonic()
+            self._past = {k: v for k, v in self._past.items() if now - v[0] < _REMEMBERED * pause.total_seconds()}
+            if (day, hour) in self._past:
+                return self._past[day, hour][1]
+            await asyncio.sleep(max(0.0, self._asked_at + pause.total_seconds() - now))
+            asked = {"date": f"{day:%Y/%m/%d}", "hour": str(hour)}
+            try:
+                rows = await self.rows("retrieveMetaDataByHour", asked, _QUIET_HOUR)
+            except Refused:
+                raise
+            except TryAgain as error:
+                error.retry_after = error.retry_after or pause
+                raise
+            except SourceError as error:
+                # Which status a call too many gets is not published; a wrong prefix reads the same.
+                raise TryAgain(f"no listing of {day} {hour} h: {error}", retry_after=pause) from None
+            finally:
+                self._asked_at = time.monotonic()
+            if day < datetime.now(UTC).date() - timedelta(days=1):
+                self._past[day, hour] = (self._asked_at, rows)
+            return rows
+
+    async def audio(self, path: str, into: Sink) -> None:
+        """The bytes of a leg. Raises what an error in their place comes to."""
+        head = _Head(into)
+        async with self._signed() as auth:
+            await self._http.download(path, head, method="POST", params=auth, **_POST)
+            if head.text is not None:
+                raise meaning(message(bytes(head.text)))
+
+    @asynccontextmanager
+    async def _signed(self) -> AsyncIterator[dict[str, str]]:
+        """The parameters that authenticate one call, which is to be made within; its errors lose every secret.
+
+        No more turns than the client's gate has places: nobody waits between the server's time and the call.
+        """
+        self._turns.limit = min(_AT_ONCE, self._http.gate.limit) if self._by_hash else self._http.gate.limit
+        async with self._turns.slot():
+            signed_at = time.monotonic()
+            try:
+                if self._by_hash:
+                    stamp = await self._server_time()
+                    signed_at = time.monotonic()
+                    digest = hashlib.sha256(f"{self._key}:{stamp}".encode()).hexdigest()
+                    yield {"timeStamp": stamp, "hash": digest}
+                else:
+                    yield {"apiKey": self._key}
+            except SourceError as error:
+                late = self._by_hash and time.monotonic() - signed_at > _STAMP_LIFE
+                if isinstance(error, Refused) and (late or isinstance(meaning(str(error)), TryAgain)):
+                    raise TryAgain(self._hidden(str(error))) from None
+                error.args = (self._hidden(str(error)),)
+                raise
+
+    def _hidden(self, text: str) -> str:
+        for length in range(len(self._key), min(7, len(self._key) - 1), -1):
+            text = text.replace(self._key[:length], "***").replace(quote(self._key[:length], safe=""), "***")
+        text = re.sub(r"(?i)(api_?key|hash)(\W{0,2}[=:]\W{0,2})[^\s&]+", r"\1\2***", text)
+        return re.sub(r"[0-9A-Fa-f]{16,}", "***", text)
+
+    async def _server_time(self) -> str:
+        """The server's own clock, as it writes it. Its errors say nothing of the call that is to follow."""
+        head = _Head(None)
+        try:
+            await self._http.download(self._time_path, head, method="POST", **_POST)
+            body = bytes(head.text or b"")
+            if not re.fullmatch(rb"\s*[0-9]{9,19}\s*", body):
+                raise meaning(message(body))
+        except (NotReady, Gone, BadData) as error:
+            raise TryAgain(f"the server tells no time at {self._time_path}; is time_path right? ({error})") from None
+        return body.decode().strip()
+
+
+class _Head:
+    """Passes audio on to a sink; keeps an error text that came in its place (with no sink: any text)."""
+
+    def __init__(self, into: Sink | None) -> None:
+        self._into = into
+        self.text: bytearray | None = None if into else bytearray()
+        self._begun = False
+
+    async def write(self, chunk: bytes) -> None:
+        if not self._begun and chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"[", b"<"}:
+            self.text = bytearray()
+        self._begun = self._begun or bool(chunk)
+        if self.text is not None:
+            self.text += chunk[: _HEAD - len(self.text)]
+        elif self._into is not None:
+            await self._into.write(chunk)
+
+    def told(self, *, content_type: str | None = None) -> None:
+        if self._into is not None:
+            self._into.told(content_type=content_type)
+
+    async def restart(self) -> None:
+        self.text = None if self._into else bytearray()
+        self._begun = False
+        if self._into is not None:
+            await self._into.restart()

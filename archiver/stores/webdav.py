@@ -1,0 +1,336 @@
+"""A WebDAV collection (Apache mod_dav, nginx, Nextcloud, SFTPGo, SeaweedFS …).
+
+Plain WebDAV keeps no hash and some servers finalise a cut PUT, so bytes go up under a temporary name in
+the same folder, are read back and hashed, and only then get their name: MOVE with ``Overwrite: F``.
+
+RFC 4918: https://www.rfc-editor.org/rfc/rfc4918 – MKCOL 9.3, PUT 9.7.1, MOVE 9.9, PROPFIND 9.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, ClassVar
+from urllib.parse import quote, unquote, urlsplit
+
+import aiohttp
+from pydantic import BeforeValidator, SecretStr, model_validator
+
+from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
+from ..model import Body, Receipt
+from ..options import StoreOptions
+from ..ports import Sink
+from .folders import Entries, fault_of, temporary_name, walk
+from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
+
+_XML_LIMIT = 512 << 20
+#: Folders known to exist; forgotten all at once, since each recording has one of its own.
+_KNOWN_LIMIT = 10_000
+_ASK = (
+    b'<?xml version="1.0" encoding="utf-8"?>'
+    b'<propfind xmlns="DAV:"><prop><resourcetype/><getcontentlength/></prop></propfind>'
+)
+
+
+class WebDavOptions(HttpOptions):
+    #: The collection that holds everything; it exists already.
+    url: Annotated[str, BeforeValidator(origin)]
+    username: str | None = None
+    password: SecretStr | None = None
+    #: Hash what the server holds before it gets its name; without it only the size is compared.
+    read_back: bool = True
+
+    @model_validator(mode="after")
+    def _login_is_whole(self) -> WebDavOptions:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("needs username and password together, or neither")
+        if self.username is not None and ":" in self.username:
+            raise ValueError("takes no username with a colon (RFC 7617)")
+        return self
+
+
+class WebDavStore:
+    """One collection. Raises only errors.StoreError."""
+
+    Options: ClassVar[type[StoreOptions]] = WebDavOptions
+
+    def __init__(self, name: str, options: StoreOptions) -> None:
+        assert isinstance(options, WebDavOptions)
+        self.name = name
+        self.options = options
+        self._wire = Wire(name, options)
+        self._base = options.url.rstrip("/") + "/"
+        self._known: set[str] = set()
+        self._credentials: dict[str, str] = {}
+        if options.username is not None and options.password is not None:
+            login = f"{options.username}:{options.password.get_secret_value()}".encode()
+            self._credentials["Authorization"] = "Basic " + base64.b64encode(login).decode()
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    async def check(self) -> str:
+        """Put, get, compare, list and delete a canary."""
+        body = Body.of(b"archiver canary " + secrets.token_bytes(32))
+        key = f"{self.options.prefix}_canary/{secrets.token_hex(8)}"
+        await self.put(key, body)
+        try:
+            if await self._digest(key) != (body.length, body.sha256):
+                raise StoreDown("the canary came back with other bytes")
+            if [receipt.key async for receipt in self.list(key)] != [key]:
+                raise StoreRefused("PROPFIND does not show a file that was just put")
+            if await self._move(await self._upload(key, body), key):
+                raise StoreRefused("the server overwrites in spite of Overwrite: F (RFC 4918, 10.6)")
+        finally:
+            with contextlib.suppress(StoreDown):
+                await self.delete(key)
+        how = "read back and hashed" if self.options.read_back else "only the size is read back"
+        tls = "" if self.options.verify_tls else "; TLS is NOT verified"
+        return f"{self.options.url}: put, get, list, compare and delete work; {how}{tls}"
+
+    async def put(self, key: str, body: Body) -> Receipt:
+        temporary = await self._upload(key, body)
+        if not await self._move(temporary, key):
+            there = await self._length(key)
+            if there is None:
+                raise StoreDown(f"{key} can't be given its name; the upload or its folder is gone")
+            if there != body.length or await self._digest(key) != (body.length, body.sha256):
+                raise StoreConflict(f"{key} holds other bytes ({there} of them) and is not overwritten")
+        return Receipt(key=key, size=body.length, sha256=body.sha256 if self.options.read_back else None)
+
+    async def stat(self, key: str) -> Receipt | None:
+        size = await self._length(key)
+        return None if size is None else Receipt(key=key, size=size)
+
+    async def get(self, key: str, into: Sink) -> None:
+        async with self._ask("GET", key) as response:
+            if response.status == 404:
+                raise StoreMissing(f"no file {key}")
+            _demand(response, {200}, f"can't get {key}")
+            into.told(content_type=response.headers.get("Content-Type"))
+            await self._wire.receive(response, into)
+
+    def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
+        """PROPFIND, folder by folder."""
+        return walk(self._entries, prefix, after)
+
+    async def delete(self, key: str) -> None:
+        async with self._ask("DELETE", key) as response:
+            _demand(response, {200, 202, 204, 404}, f"can't delete {key}")
+
+    async def _upload(self, key: str, body: Body) -> str:
+        """The bytes under a temporary name beside the key, checked; returns that name."""
+        if fault := fault_of(key):
+            raise StoreRefused(f"the key {key!r} {fault}")
+        folder = key[: key.rfind("/") + 1]
+        temporary = folder + temporary_name()
+        await self._make(folder)
+        try:
+            status = await self._send(temporary, body)
+            if status in {404, 409}:
+                # Somebody removed the folder since we saw it.
+                self._known.clear()
+                await self._make(folder)
+                status = await self._send(temporary, body)
+            if status not in {200, 201, 204}:
+                raise _wrong(status, f"can't put {key}")
+            if self.options.read_back:
+                whole = await self._digest(temporary) == (body.length, body.sha256)
+            else:
+                whole = await self._length(temporary) == body.length
+            if not whole:
+                raise StoreDown(f"{key} was damaged on the way: the server holds other bytes than were announced")
+        except BaseException:
+            await self._discard(temporary)
+            raise
+        return temporary
+
+    async def _send(self, temporary: str, body: Body) -> int:
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._ask("PUT", temporary, headers, Upload(body, self.options.timeout)) as response:
+            return response.status
+
+    async def _move(self, temporary: str, key: str) -> bool:
+        """Give the upload its name; False where the name is taken, or the upload gone (moved by the try before)."""
+        try:
+            status = await self._patiently(lambda: self._move_once(temporary, key))
+        except BaseException:
+            await self._discard(temporary)
+            raise
+        if status in {201, 204}:
+            return True
+        await self._discard(temporary)
+        if status not in {404, 409, 412}:
+            raise _wrong(status, f"can't give {key} its name")
+        return False
+
+    async def _move_once(self, temporary: str, key: str) -> int:
+        headers = {"Destination": self._url(key), "Overwrite": "F"}
+        async with self._ask("MOVE", temporary, headers) as response:
+            return response.status
+
+    async def _patiently(self, act: Callable[[], Awaitable[int]]) -> int:
+        """423 Locked is how some servers say that another does the same just now."""
+        for pause in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
+            status = await act()
+            if status != 423:
+                return status
+            await asyncio.sleep(pause)
+        return await act()
+
+    async def _discard(self, temporary: str) -> None:
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(10):
+                await self.delete(temporary)
+
+    async def _make(self, folder: str) -> None:
+        """MKCOL the folder and those above it that are missing (409)."""
+        if not folder or folder in self._known:
+            return
+        status = await self._make_one(folder)
+        if status in {404, 409}:
+            parent = folder[: folder.rstrip("/").rfind("/") + 1]
+            if not parent:
+                raise StoreRefused(f"there is no collection {self.options.url}; make it, or correct url")
+            self._known.discard(parent)
+            await self._make(parent)
+            status = await self._make_one(folder)
+        # 405: it exists. Where two make it at once, Apache answers 403 to one of them.
+        if status not in {200, 201, 405} and not await self._is_folder(folder):
+            raise _wrong(status, f"can't make the folder {folder}")
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        self._known.add(folder)
+
+    async def _make_one(self, folder: str) -> int:
+        async def once() -> int:
+            async with self._ask("MKCOL", folder) as response:
+                return response.status
+
+        return await self._patiently(once)
+
+    async def _is_folder(self, folder: str) -> bool:
+        async with self._ask("PROPFIND", folder, {"Depth": "0"}, _ASK) as response:
+            return response.status == 207 and any(is_folder for _, _, is_folder in await _read(response))
+
+    async def _digest(self, key: str) -> tuple[int, str]:
+        digest = Digest()
+        try:
+            await self.get(key, digest)
+        except StoreMissing:
+            return -1, ""
+        return digest.length, digest.sha256
+
+    async def _length(self, key: str) -> int | None:
+        async with self._ask("PROPFIND", key, {"Depth": "0"}, _ASK) as response:
+            if response.status == 404:
+                return None
+            _demand(response, {207}, f"can't look at {key}")
+            found = await _read(response)
+        sizes = [size for _, size, is_folder in found if not is_folder]
+        if len(found) != 1 or (sizes and sizes[0] is None):
+            raise StoreDown(f"the server does not tell the size of {key}")
+        return sizes[0] if sizes else None
+
+    async def _entries(self, folder: str) -> Entries:
+        async with self._ask("PROPFIND", folder, {"Depth": "1"}, _ASK) as response:
+            if response.status == 404:
+                return ()
+            _demand(response, {207}, f"can't list {folder or 'the collection'}")
+            found = await _read(response)
+        here = unquote(urlsplit(self._url(folder)).path)
+        entries: dict[str, int | None] = {}
+        for href, size, is_folder in found:
+            path = unquote(urlsplit(href).path)
+            name = path.removeprefix(here).removesuffix("/")
+            # The folder itself is in its own listing; whatever else lies elsewhere was not asked for.
+            if path.startswith(here) and name and "/" not in name and name not in {".", ".."}:
+                if size is None and not is_folder:
+                    raise StoreDown(f"the server does not tell the size of {folder}{name}")
+                entries[name] = None if is_folder else size
+        return entries.items()
+
+    def _url(self, key: str) -> str:
+        return self._base + quote(key, safe="/~")
+
+    @asynccontextmanager
+    async def _ask(
+        self, method: str, key: str, headers: Mapping[str, str] | None = None, data: Upload | bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        sent = {**self._credentials, **(headers or {})}
+        async with self._wire.request(method, self._url(key), sent, data) as response:
+            yield response
+            if response.status >= 400:
+                # Read to its end, so that the connection can be used again.
+                with contextlib.suppress(StoreDown):
+                    await limited(response, 1 << 16)
+
+
+def _demand(response: aiohttp.ClientResponse, wanted: set[int], what: str) -> None:
+    if response.status not in wanted:
+        raise _wrong(response.status, what)
+
+
+def _wrong(status: int, what: str) -> StoreError:
+    remedy = {
+        401: "; check username and password",
+        403: "; allow the account to read, write, make folders, move and delete here",
+        405: "; is url a WebDAV collection?",
+        413: "; the server takes no file that large",
+        423: "; somebody locked it",
+        502: "; behind a proxy, MOVE needs its Destination header rewritten",
+        507: "; the store is full",
+    }.get(status, "")
+    return failure(status, f"{what}: the server answered {status}{remedy}")
+
+
+class _Multistatus:
+    """Reads a PROPFIND answer as it comes: (href, size or None, is a folder) for each response."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, int | None, bool]] = []
+        self._texts: list[str] = []
+        self._href = ""
+        self._size: int | None = None
+        self._is_folder = False
+
+    def start(self, tag: str, _: object) -> None:
+        self._texts = []
+        match local_name(tag):
+            case "response":
+                self._href, self._size, self._is_folder = "", None, False
+            case "collection":
+                self._is_folder = True
+
+    def data(self, text: str) -> None:
+        self._texts.append(text)
+
+    def end(self, tag: str) -> None:
+        text = "".join(self._texts).strip()
+        self._texts = []
+        match local_name(tag):
+            case "href" if not self._href:
+                self._href = text
+            case "getcontentlength" if text.isdecimal():
+                self._size = int(text)
+            case "response" if self._href:
+                self.found.append((self._href, self._size, self._is_folder))
+
+    def close(self) -> list[tuple[str, int | None, bool]]:
+        return self.found
+
+
+async def _read(response: aiohttp.ClientResponse) -> list[tuple[str, int | None, bool]]:
+    reader = XmlReader(_Multistatus())
+    length = 0
+    async for chunk in response.content.iter_any():
+        length += len(chunk)
+        if length > _XML_LIMIT:
+            raise StoreDown(f"the listing of a folder is longer than {_XML_LIMIT} bytes")
+        reader.feed(chunk)
+    found: list[tuple[str, int | None, bool]] = reader.close()
+    return found

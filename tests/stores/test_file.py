@@ -1,0 +1,300 @@
+"""The file store: the contract, and what disks and hostile keys do."""
+
+import asyncio
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from archiver.model import Body
+from archiver.stores.file import FileOptions, FileStore
+from archiver.stores.folders import temporary_name
+from archiver.testing.stores import StoreContract, keys, read, spooled
+
+
+def a_store(path: Path, **changes) -> FileStore:
+    return FileStore("disk", FileOptions(kind="file", path=path, **changes))
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path):
+    store = a_store(tmp_path / "store")
+    yield store
+    await store.close()
+
+
+class TestContract(StoreContract):
+    many = 1100
+
+    @pytest_asyncio.fixture
+    async def store(self, tmp_path):
+        store = a_store(tmp_path / "store")
+        yield store
+        await store.close()
+
+    async def leftovers(self, store):
+        return [str(path) for path in store.options.path.rglob(".*")]
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../../x", "/etc/x", "a//b", "a/./b", "..", "", "a/", "a\0b", "a\nb", "\udc80"]
+)
+async def test_a_key_that_is_no_path_below_the_root_is_refused(store, key):
+    with pytest.raises(StoreRefused):
+        await store.put(key, Body.of(b"x"))
+    with pytest.raises(StoreRefused):
+        await store.stat(key)
+    with pytest.raises(StoreRefused):
+        await read(store, key)
+    with pytest.raises(StoreRefused):
+        await store.delete(key)
+
+
+async def test_a_linked_folder_that_leads_out_of_the_root_is_refused(store, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    await store.put("a/b", Body.of(b"x"))
+    (tmp_path / "store/out").symlink_to(outside)
+    (tmp_path / "store/file").symlink_to(outside / "secret")
+    for key in ("out/new", "out/secret", "file"):
+        with pytest.raises(StoreRefused):
+            await store.put(key, Body.of(b"x"))
+        with pytest.raises(StoreRefused):
+            await read(store, key)
+        with pytest.raises(StoreRefused):
+            await store.delete(key)
+    assert await keys(store, "") == ["a/b"]
+    assert sorted(path.name for path in outside.iterdir()) == ["secret"]
+
+
+async def test_a_root_that_is_a_link_itself_is_fine(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    store = a_store(tmp_path / "linked")
+    await store.put("a/b", Body.of(b"x"))
+    assert (tmp_path / "disk/a/b").read_bytes() == b"x"
+    await store.close()
+
+
+async def test_files_and_folders_are_closed_to_others(store, tmp_path):
+    before = os.umask(0o022)
+    try:
+        await store.put("a/b", Body.of(b"x"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "store/a/b").stat().st_mode) == 0o440
+    assert stat.S_IMODE((tmp_path / "store/a").stat().st_mode) == 0o750
+
+
+async def test_a_second_put_does_not_write_again(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    before = (tmp_path / "store/a/b").stat()
+    await store.put("a/b", Body.of(b"x"))
+    after = (tmp_path / "store/a/b").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+async def test_bytes_are_on_the_disk_before_the_name_is(store, monkeypatch):
+    """fsync of the file, then link, then fsync of its folder; each new folder's parent before that."""
+    steps = []
+
+    def watched(name, call):
+        def wrapper(*args, **kwargs):
+            what = str(Path(f"/proc/self/fd/{args[0]}").readlink() if name == "fsync" else args[-1])
+            steps.append((name, what.split("/store", 1)[-1].lstrip("/")))
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("fsync", "link"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+    await store.put("a/b/c", Body.of(b"x"))
+    made, file, link, folder = steps[:3], steps[3], steps[4], steps[5:]
+    assert [what for _, what in made][1:] == ["", "a"]
+    assert file[0] == "fsync"
+    assert file[1].startswith("a/b/.")
+    assert link == ("link", "a/b/c")
+    assert folder == [("fsync", "a/b")]
+
+
+async def test_a_folder_that_vanished_is_made_again(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    (tmp_path / "store/a/b").unlink()
+    (tmp_path / "store/a").rmdir()
+    await store.put("a/c", Body.of(b"y"))
+    assert await keys(store, "") == ["a/c"]
+
+
+async def test_without_hard_links_the_file_is_renamed_but_never_over_another(store, monkeypatch):
+    def unsupported(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    await store.put("a/b", Body.of(b"x"))
+    await store.put("a/b", Body.of(b"x"))
+    with pytest.raises(StoreConflict):
+        await store.put("a/b", Body.of(b"y"))
+    assert await read(store, "a/b") == b"x"
+    assert [path.name for path in (store.options.path / "a").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "word"),
+    [
+        (errno.ENOSPC, StoreDown, "full"),
+        (errno.EDQUOT, StoreDown, "full"),
+        (errno.EIO, StoreDown, "failed"),
+        (errno.EROFS, StoreDown, "read-only"),
+        (errno.EACCES, StoreRefused, "access"),
+    ],
+)
+async def test_what_the_disk_says_becomes_what_to_do(store, monkeypatch, number, expected, word):
+    def failing(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "write", failing)
+    with pytest.raises(expected, match=word):
+        await store.put("a/b", Body.of(b"x"))
+    monkeypatch.undo()
+    assert await keys(store, "") == []
+    assert list((store.options.path / "a").iterdir()) == []
+
+
+async def test_a_really_full_disk_is_down_and_keeps_what_it_had(tmp_path):
+    """A file size limit stands for the full disk: the kernel refuses the write in its midst."""
+    script = (
+        "import asyncio, resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from archiver.errors import StoreDown\n"
+        "from archiver.model import Body\n"
+        "from archiver.stores.file import FileOptions, FileStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "async def main():\n"
+        "    store = FileStore('disk', FileOptions(kind='file', path=Path(sys.argv[1])))\n"
+        "    await store.put('a/small', Body.of(b'x' * 50_000))\n"
+        "    try:\n"
+        "        await store.put('a/large', Body.of(b'x' * 500_000))\n"
+        "    except StoreDown as error:\n"
+        "        print(error)\n"
+        "    await store.close()\n"
+        "asyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True
+    )
+    assert "failed" in done.stdout, done.stderr
+    assert [path.name for path in (tmp_path / "store/a").iterdir()] == ["small"]
+
+
+async def test_a_root_whose_parent_is_missing_is_refused(tmp_path):
+    store = a_store(tmp_path / "not/mounted")
+    with pytest.raises(StoreRefused, match="mount"):
+        await store.put("a/b", Body.of(b"x"))
+    with pytest.raises(StoreRefused, match="mount"):
+        await keys(store, "")
+    with pytest.raises(StoreRefused, match="mount"):
+        await store.check()
+    with pytest.raises(StoreRefused, match="mount"):
+        await store.stat("a/b")
+    await store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_is_no_regular_file_is_not_read(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    os.mkfifo(tmp_path / "store/a/pipe")
+    with pytest.raises(StoreRefused):
+        await read(store, "a/pipe")
+    with pytest.raises(StoreRefused):
+        await read(store, "a")
+    assert await store.stat("a/pipe") is None
+    assert await keys(store, "") == ["a/b"]
+
+
+async def test_temporaries_are_not_listed_and_go_when_they_are_old(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    old, new, foreign = (tmp_path / "store/a" / name for name in (temporary_name(), temporary_name(), ".x.tmp"))
+    for path in (old, new, foreign):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert await keys(store, "") == ["a/.x.tmp", "a/b"]
+    assert "1 stale" in await store.check()
+    assert not old.exists()
+    assert new.exists()
+    assert foreign.exists()
+    with pytest.raises(StoreRefused):
+        await store.put(f"a/{temporary_name()}", Body.of(b"x"))
+
+
+async def test_a_name_that_is_no_text_is_not_listed(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    Path(os.fsdecode(os.fsencode(tmp_path / "store/a/") + b"/\xff")).write_bytes(b"x")
+    assert await keys(store, "") == ["a/b"]
+
+
+async def test_a_killed_put_leaves_nothing_under_its_key(tmp_path):
+    """kill -9 in the midst of writing; the next put is whole."""
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from archiver.model import Body\n"
+        "from archiver.stores.file import FileOptions, FileStore\n"
+        "async def main():\n"
+        "    store = FileStore('disk', FileOptions(kind='file', path=Path(sys.argv[1])))\n"
+        "    print('go', flush=True)\n"
+        "    for n in range(10_000):\n"
+        "        await store.put(f'a/{n:05}', Body.of(b'%d' % n * 100_000))\n"
+        "asyncio.run(main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    await asyncio.to_thread(process.stdout.readline)
+    await asyncio.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    store = a_store(tmp_path / "store")
+    found = [receipt async for receipt in store.list("")]
+    assert found
+    for receipt in found:
+        assert await read(store, receipt.key) == b"%d" % int(receipt.key[2:]) * 100_000
+    following = f"a/{len(found):05}"
+    await store.put(following, Body.of(b"next"))
+    assert await read(store, following) == b"next"
+    await store.close()
+
+
+async def test_a_disk_that_hangs_is_down_after_the_timeout(tmp_path):
+    """A named pipe in place of the spool file: its open waits like a dead network mount."""
+    os.mkfifo(tmp_path / "hangs")
+    store = a_store(tmp_path / "store", timeout="200ms")
+    with pytest.raises(StoreDown, match="no progress"):
+        await store.put("a/b", Body(3, "0" * 64, path=tmp_path / "hangs"))
+    await asyncio.to_thread((tmp_path / "hangs").write_bytes, b"abc")
+    await store.close()
+    assert not (tmp_path / "store/a/b").exists()
+
+
+async def test_the_key_of_a_missing_file_is_named(store):
+    with pytest.raises(StoreMissing, match="a/b"):
+        await read(store, "a/b")
+
+
+async def test_a_long_spool_file_is_not_read_whole_into_memory(store, tmp_path):
+    body = spooled(tmp_path, os.urandom(3_000_000))
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda file, data: sizes.append(len(data)) or write(file, data))
+        await store.put("a/b", body)
+    assert max(sizes) <= 1 << 20

@@ -1,0 +1,620 @@
+"""What bytes are: every sample accepted, every cut refused, nothing hostile gets through."""
+
+import struct
+import time
+import tracemalloc
+from datetime import timedelta
+from importlib.resources import files
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from archiver.audio import Audio, inspect, ogg_checksum, plausible
+from archiver.errors import Empty, TryAgain
+from archiver.model import Body
+
+SAMPLES = {
+    "speech.wav": ("audio/wav", "wav", 6.0),
+    "speech-ulaw.wav": ("audio/wav", "wav", 3.0),
+    "speech-alaw.wav": ("audio/wav", "wav", 3.0),
+    "speech.spx": ("audio/ogg; codecs=speex", "spx", 10.0),
+    "speech.opus": ("audio/ogg; codecs=opus", "opus", 2.0),
+    "speech.ogg": ("audio/ogg; codecs=vorbis", "ogg", 2.0),
+    "speech.mp3": ("audio/mpeg", "mp3", 6.084),
+    "speech.flac": ("audio/flac", "flac", 1.0),
+    "speech.gsm": ("audio/x-gsm", "gsm", 3.0),
+}
+
+
+def sample(name):
+    return (files("archiver.simulators") / "samples" / name).read_bytes()
+
+
+def look(data, **options):
+    return inspect(Body(len(data), "", data), **options)
+
+
+def verdict(data, **options):
+    """The audio, or the one of the two errors that may come out; any other escapes."""
+    try:
+        return look(data, **options)
+    except (TryAgain, Empty) as error:
+        return type(error)
+
+
+def is_refused(data):
+    return verdict(data) in (TryAgain, Empty)
+
+
+def a_wav(audio=b"\x01\x02" * 800, *, size=None, riff=None, fmt=None, before=b"", after=b"", magic=b"RIFF"):
+    order = ">" if magic == b"RIFX" else "<"
+    fmt = struct.pack(order + "HHIIHH", 1, 1, 8000, 16000, 2, 16) if fmt is None else fmt
+    body = b"WAVE" + (struct.pack(order + "4sI", b"fmt ", len(fmt)) + fmt if fmt else b"") + before
+    body += struct.pack(order + "4sI", b"data", len(audio) if size is None else size) + audio + after
+    return magic + struct.pack(order + "I", len(body) if riff is None else riff) + body
+
+
+def pages(data):
+    """The pages of an Ogg file."""
+    found = []
+    while data:
+        size = 27 + data[26] + sum(data[27 : 27 + data[26]])
+        found.append(data[:size])
+        data = data[size:]
+    return found
+
+
+def changed(page, **fields):
+    """The page with other fields, and a checksum that fits."""
+    names = ["magic", "version", "flags", "granule", "serial", "sequence", "crc", "segments"]
+    told = dict(zip(names, struct.unpack_from("<4sBBqIIIB", page), strict=True)) | fields
+    page = struct.pack("<4sBBqIIIB", *told.values()) + page[27:]
+    return page[:22] + ogg_checksum(page) + page[26:]
+
+
+def a_frame(header, length):
+    return bytes.fromhex(header).ljust(length, b"\x00")
+
+
+MP3_FRAME = a_frame("fffb9000", 417)  # MPEG 1, layer III, 128 kbit/s, 44.1 kHz
+
+
+# Every sample
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_known_by_its_bytes(name):
+    content_type, ext, seconds = SAMPLES[name]
+    assert look(sample(name), told_type="text/html") == Audio(
+        content_type=content_type, ext=ext, duration=timedelta(seconds=seconds)
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_known_where_the_source_may_send_anything(name):
+    assert look(sample(name), opaque=True).ext == SAMPLES[name][1]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_of_the_spool_is_read_like_memory(name, tmp_path):
+    (tmp_path / "x").write_bytes(sample(name))
+    assert inspect(Body(len(sample(name)), "", path=tmp_path / "x")) == look(sample(name))
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n not in ("speech.wav", "speech.gsm")])
+def test_a_sample_cut_anywhere_is_refused(name):
+    data = sample(name)
+    assert [n for n in range(len(data)) if not is_refused(data[:n])] == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(a_wav(), id="plain"),
+        pytest.param(a_wav(after=b"LIST\x0c\x00\x00\x00INFOISFT\x00\x00\x00\x00"), id="with a chunk after the audio"),
+        pytest.param(a_wav(before=b"junk\x03\x00\x00\x00abc\x00"), id="with an odd chunk before the audio"),
+        pytest.param(a_wav(magic=b"RIFX"), id="big-endian"),
+    ],
+)
+def test_a_wav_cut_anywhere_is_refused(data):
+    assert look(data).duration == timedelta(seconds=0.1)
+    assert [n for n in range(len(data)) if not is_refused(data[:n])] == []
+
+
+def test_raw_gsm_is_refused_unless_it_is_cut_between_two_frames():
+    data = sample("speech.gsm")
+    assert [n for n in range(len(data)) if not is_refused(data[:n])] == [*range(33, len(data), 33)]
+
+
+def test_an_mp3_that_promises_nothing_is_refused_unless_it_is_cut_between_two_frames():
+    data = sample("speech.mp3")[180 : 40 * 180]
+    assert [n for n in range(len(data)) if not is_refused(data[:n])] == [*range(180, len(data), 180)]
+
+
+# Not audio
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"<!DOCTYPE html><html><body>Login</body></html>", "an HTML page"),
+        (b"\n\n  <HTML>\n<head>", "an HTML page"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><TwilioResponse/>', "an XML document"),
+        ('<?xml version="1.0" encoding="utf-16"?><a/>'.encode("utf-16"), "an XML document"),
+        ("<html>".encode("utf-16-be").join([b"\xfe\xff", b""]), "an HTML page"),
+        (b'{"error": "not found"}', "a JSON document"),
+        (b" [1, 2]", "a JSON document"),
+        (b"Internal Server Error\r\n", "plain text"),
+        ("Erreur interne : clé refusée".encode(), "plain text"),
+        (b"   \n", "plain text"),
+    ],
+)
+def test_a_page_in_place_of_audio_is_named(data, kind):
+    with pytest.raises(TryAgain, match=f"these bytes are {kind}, not audio"):
+        look(data)
+
+
+def test_what_a_page_says_is_not_repeated():
+    with pytest.raises(TryAgain) as error:
+        look(b'{"error": "bad key hunter2"}')
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_no_bytes_are_no_recording(opaque):
+    with pytest.raises(TryAgain, match="no bytes"):
+        look(b"", opaque=opaque)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"PK\x03\x04" + bytes(range(256)),
+        bytes(4096),
+        b"\xff" * 9000,
+        b"\xff\xf1\x50\x80" + bytes(500),  # AAC
+        b"RIFF\x10\x00\x00\x00AVI LIST\x00\x00\x00\x00",
+        b"\x30\x82\x01\x0a\x02\x82" * 40,
+    ],
+)
+def test_unknown_bytes_are_shown_and_refused_or_kept_as_opaque(data):
+    with pytest.raises(TryAgain, match=f"first bytes {data[:4].hex(' ')}"):
+        look(data)
+    assert look(data, opaque=True) == Audio(content_type="application/octet-stream", ext="bin", duration=None)
+    assert look(data, opaque=True, told_type="application/pkcs7-mime").content_type == "application/pkcs7-mime"
+
+
+def test_an_opaque_body_may_be_text():
+    assert look(b'{"event": "ANSWER"}\n', opaque=True, told_type="application/json") == Audio(
+        content_type="application/json", ext="bin", duration=None
+    )
+
+
+def test_an_opaque_body_does_not_fall_for_a_header_by_chance():
+    for length in (1, 9):
+        data = b"\xff\xfb\x90\x00" + bytes(range(1, 255)) * length
+        assert look(data, opaque=True).ext == "bin"
+    assert look(b"\xd1" * 33, opaque=True).ext == "bin"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_known_audio_is_checked_where_the_source_may_send_anything_too(name):
+    with pytest.raises(TryAgain):
+        look(sample(name)[:-1], opaque=True)
+
+
+# WAV
+
+
+def test_a_header_without_audio_is_empty():
+    assert len(a_wav(b"")) == 44
+    for data in (a_wav(b""), a_wav(b"", riff=0), a_wav(b"", after=b"LIST\x04\x00\x00\x00INFO"), b"RIFF\4\0\0\0WAVE"):
+        with pytest.raises(Empty):
+            look(data)
+
+
+def test_a_wav_of_countless_chunks_is_given_up():
+    with pytest.raises(TryAgain, match="thousand chunks"):
+        look(a_wav(before=b"junk\0\0\0\0" * 1000))
+
+
+def test_a_header_that_promises_audio_is_cut():
+    for data in (a_wav(b"", size=960_000, riff=960_036), a_wav(b"", size=0xFFFFFFFF), a_wav(b"", riff=62)):
+        with pytest.raises(TryAgain, match=r"cut|broke off"):
+            look(data)
+
+
+@pytest.mark.parametrize("audio", [b"\x01\x02" * 800, bytes(1600)])
+def test_a_wav_that_is_not_finalised_is_tried_again(audio):
+    with pytest.raises(TryAgain, match="not finalised"):
+        look(a_wav(audio, size=0))
+
+
+@pytest.mark.parametrize("open_length", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFDB])
+def test_a_streamed_wav_is_as_long_as_it_is(open_length):
+    for riff in (0, open_length, 0xFFFFFFFF):
+        assert look(a_wav(size=open_length, riff=riff)).duration == timedelta(seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "seconds"),
+    [
+        (struct.pack("<HHIIHH", 1, 1, 8000, 8000, 1, 8), 0.2),
+        (struct.pack("<HHIIHH", 1, 2, 8000, 0, 0, 16), 0.05),
+        (struct.pack("<HHIIHHH", 6, 1, 8000, 8000, 1, 8, 0), 0.2),
+        (struct.pack("<HHIIHHH", 7, 2, 8000, 16000, 2, 8, 0), 0.1),
+        (struct.pack("<HHIIHHHH", 0x31, 1, 8000, 1625, 65, 0, 2, 320), 1600 / 1625),
+        (struct.pack("<HHIIHHHH", 0x11, 1, 8000, 4055, 256, 4, 2, 505), 1600 / 4055),
+        (struct.pack("<HHIIHH", 0x55, 1, 8000, 2000, 1, 0), 0.8),
+        (struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 24000, 3, 24, 22, 24, 4) + b"\1\0" + bytes(14), 1600 / 24000),
+        (struct.pack("<HHIIHH", 0x1234, 1, 8000, 1000, 1, 0), 1.6),
+    ],
+)
+def test_a_wav_of_any_coding_tells_its_duration(fmt, seconds):
+    duration = look(a_wav(fmt=fmt)).duration
+    assert duration is not None
+    assert abs(duration - timedelta(seconds=seconds)) < timedelta(microseconds=2)
+
+
+def test_a_wav_without_sensible_numbers_has_no_duration():
+    assert look(a_wav(fmt=bytes(16))).duration is None
+    with pytest.raises(TryAgain, match="format"):
+        look(a_wav(fmt=b""))
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_a_long_wav_keeps_its_sizes_in_64_bits(magic):
+    ds64 = struct.pack("<4sIQQQI", b"ds64", 28, 1600 + 36 + 36, 1600, 800, 0)
+    data = a_wav(before=b"", size=0xFFFFFFFF, riff=0xFFFFFFFF, magic=magic)
+    data = data[:12] + ds64 + data[12:]
+    assert look(data).duration == timedelta(seconds=0.1)
+    assert all(is_refused(data[:n]) for n in range(len(data)))
+
+
+def test_sloppy_sizes_of_a_whole_wav_are_forgiven():
+    assert look(a_wav(riff=1600 + 44)).ext == "wav"
+    assert look(a_wav(riff=0)).ext == "wav"
+    assert look(a_wav(b"\x01" * 1601, riff=1602 + 36)).ext == "wav"
+    assert look(a_wav(after=b"\x00" * 7)).ext == "wav"
+
+
+def test_a_huge_wav_in_the_spool_takes_no_memory(tmp_path):
+    path = tmp_path / "huge.wav"
+    with path.open("wb") as file:
+        file.write(a_wav(b"", size=1 << 30, riff=(1 << 30) + 36))
+        file.truncate((1 << 30) + 44)
+    tracemalloc.start()
+    audio = inspect(Body((1 << 30) + 44, "", path=path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert audio.duration == timedelta(seconds=(1 << 30) / 16000)
+    assert peak < 2 << 20
+
+
+# Ogg
+
+
+def test_an_ogg_checksum_is_that_of_the_libraries():
+    for name in ("speech.spx", "speech.opus", "speech.ogg"):
+        assert all(ogg_checksum(page) == page[22:26] for page in pages(sample(name)))
+
+
+@pytest.mark.parametrize("name", ["speech.spx", "speech.opus", "speech.ogg"])
+def test_an_ogg_of_headers_only_is_empty(name):
+    head = [page for page in pages(sample(name)) if page[6:14] == bytes(8)]
+    with pytest.raises(TryAgain, match="last page is missing"):
+        look(b"".join(head))
+    with pytest.raises(Empty):
+        look(b"".join([*head[:-1], changed(head[-1], flags=4)]))
+
+
+def test_an_ogg_that_lacks_a_page_in_the_middle_is_refused():
+    whole = pages(sample("speech.spx"))
+    for missing in range(len(whole)):
+        with pytest.raises(TryAgain):
+            look(b"".join(whole[:missing] + whole[missing + 1 :]))
+
+
+def test_every_flipped_bit_of_an_ogg_is_seen():
+    data = bytearray(sample("speech.spx"))
+    for at in range(0, len(data), 7):
+        data[at] ^= 1 << at % 8
+        assert is_refused(bytes(data)), at
+        data[at] ^= 1 << at % 8
+
+
+def test_a_cut_ogg_is_not_called_damaged():
+    with pytest.raises(TryAgain, match="is cut"):
+        look(sample("speech.spx")[:-1])
+
+
+def test_ogg_streams_may_follow_each_other():
+    chain = look(sample("speech.spx") + sample("speech.spx"))
+    assert (chain.ext, chain.duration) == ("spx", timedelta(seconds=20))
+    mixed = look(sample("speech.spx") + sample("speech.opus"))
+    assert (mixed.content_type, mixed.ext) == ('audio/ogg; codecs="opus,speex"', "ogg")
+
+
+def test_ogg_streams_may_run_side_by_side():
+    ours = pages(sample("speech.spx"))
+    others = [changed(page, serial=7) for page in ours]
+    both = [page for pair in zip(ours, others, strict=True) for page in pair]
+    assert look(b"".join(both)).duration == timedelta(seconds=10)
+    assert is_refused(b"".join(both[:-1]))
+
+
+def test_ogg_pages_of_no_stream_are_refused():
+    whole = pages(sample("speech.spx"))
+    assert is_refused(b"".join([*whole, changed(whole[-1], serial=99)]))
+    assert is_refused(b"".join([*whole, changed(whole[-1], sequence=len(whole))]))
+
+
+def test_an_ogg_has_no_more_than_a_handful_of_streams():
+    whole = pages(sample("speech.spx"))
+    for streams in (16, 17):
+        together = b"".join(changed(page, serial=n) for page in whole for n in range(streams))
+        assert is_refused(together) == (streams > 16)
+
+
+def test_an_ogg_clock_that_makes_no_sense_gives_no_duration():
+    whole = pages(sample("speech.spx"))
+    assert look(b"".join([*whole[:-1], changed(whole[-1], granule=(1 << 63) - 1)])).duration is None
+
+
+def test_an_ogg_of_an_unknown_codec_is_still_ogg():
+    first, *rest = pages(sample("speech.spx"))
+    first = changed(first.replace(b"Speex   ", b"Fresh   "))
+    assert look(first + b"".join(rest)) == Audio(content_type="application/ogg", ext="ogg", duration=None)
+
+
+# MP3
+
+
+@pytest.mark.parametrize(
+    ("header", "length", "samples", "rate"),
+    [
+        ("fffb9000", 417, 1152, 44100),
+        ("fffb9200", 418, 1152, 44100),
+        ("fffa1400", 96, 1152, 48000),
+        ("fffda400", 576, 1152, 48000),
+        ("ffff1800", 48, 384, 32000),
+        ("fff38000", 208, 576, 22050),
+        ("fff358c4", 180, 576, 16000),
+        ("ffe318c4", 72, 576, 8000),
+        ("fff51400", 48, 1152, 24000),
+    ],
+)
+def test_frames_of_every_version_and_layer_are_walked(header, length, samples, rate):
+    duration = look(a_frame(header, length) * 50).duration
+    assert duration is not None
+    assert abs(duration.total_seconds() - 50 * samples / rate) < 1e-5
+    assert is_refused((a_frame(header, length) * 50)[:-1])
+
+
+def test_an_mp3_may_change_its_bit_rate():
+    assert look(MP3_FRAME * 3 + a_frame("fffb5000", 208) * 5).duration == timedelta(seconds=8 * 1152 / 44100)
+
+
+def a_tag(size, *, footer=False):
+    lengths = bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x04\x00" + (b"\x10" if footer else b"\x00") + lengths + b"\xff" * size + b"3DI".ljust(10) * footer
+
+
+APE = b"APETAGEX" + struct.pack("<IIII", 2000, 32 + 5, 1, 0xA0000000) + bytes(8) + b"hello"
+APE += b"APETAGEX" + struct.pack("<IIII", 2000, 32 + 5, 1, 0x80000000) + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(a_tag(300) + MP3_FRAME * 9, id="ID3v2"),
+        pytest.param(a_tag(300, footer=True) + MP3_FRAME * 9, id="ID3v2 with a footer"),
+        pytest.param(a_tag(0) + a_tag(1) + MP3_FRAME * 9, id="two of them"),
+        pytest.param(a_tag(9) + bytes(1000) + MP3_FRAME * 9, id="zeros after it"),
+        pytest.param(MP3_FRAME * 9 + b"TAG".ljust(128), id="ID3v1"),
+        pytest.param(MP3_FRAME * 9 + APE + b"TAG".ljust(128), id="APE and ID3v1"),
+        pytest.param(MP3_FRAME * 4 + a_tag(9) + MP3_FRAME * 5, id="joined"),
+        pytest.param(b"\x00\xff\xfb\x12garbage" * 200 + MP3_FRAME * 9, id="garbage before"),
+        pytest.param(MP3_FRAME * 9 + bytes(400), id="zeros behind"),
+    ],
+)
+def test_tags_and_a_little_garbage_are_no_part_of_an_mp3(data):
+    assert look(data) == Audio(
+        content_type="audio/mpeg", ext="mp3", duration=timedelta(seconds=round(9 * 1152 / 44100, 6))
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(MP3_FRAME * 9 + b"\x00" * 500, id="more zeros than a frame"),
+        pytest.param(MP3_FRAME * 9 + b"junk", id="junk behind"),
+        pytest.param(MP3_FRAME * 9 + b"junk" + MP3_FRAME * 9, id="junk within"),
+        pytest.param(MP3_FRAME * 9 + b"TAG".ljust(127), id="a cut tag behind"),
+        pytest.param(MP3_FRAME * 9 + MP3_FRAME[:3], id="a cut header behind"),
+        pytest.param(b"\x01" * 5000 + MP3_FRAME * 9, id="too much garbage before"),
+        pytest.param(a_tag(300)[:-1], id="a cut tag"),
+        pytest.param(a_tag(300) + b"\x01" * 900, id="no frame after the tag"),
+        pytest.param(a_tag(0) * 100 + MP3_FRAME * 9, id="countless tags"),
+        pytest.param(MP3_FRAME * 2 + b"\x01" * 600, id="two frames and noise"),
+    ],
+)
+def test_a_broken_mp3_is_refused(data):
+    with pytest.raises(TryAgain):
+        look(data)
+
+
+def test_an_mp3_of_tags_only_is_empty():
+    for data in (a_tag(100), a_tag(100) + b"TAG".ljust(128)):
+        with pytest.raises(Empty):
+            look(data)
+
+
+def an_info_frame(frames, size=None, magic=b"Info"):
+    told = struct.pack(">4sII", magic, 1, frames) if size is None else struct.pack(">4sIII", magic, 3, frames, size)
+    return (MP3_FRAME[:4] + bytes(32) + told).ljust(417, b"\x00")
+
+
+@pytest.mark.parametrize("magic", [b"Info", b"Xing"])
+def test_an_mp3_holds_the_frames_that_its_first_one_promises(magic):
+    assert look(an_info_frame(9, magic=magic) + MP3_FRAME * 9).duration == timedelta(seconds=round(9 * 1152 / 44100, 6))
+    for missing in range(1, 9):
+        with pytest.raises(TryAgain, match="of its 9 frames"):
+            look(an_info_frame(9, 417 * 10, magic) + MP3_FRAME * (9 - missing))
+
+
+def test_an_mp3_whose_promise_counts_itself_is_forgiven_where_its_bytes_are_all_here():
+    assert look(an_info_frame(10, 417 * 10) + MP3_FRAME * 9).ext == "mp3"
+    with pytest.raises(TryAgain):
+        look(an_info_frame(10) + MP3_FRAME * 9)
+
+
+def test_an_mp3_of_nothing_but_its_promise_is_empty_or_cut():
+    with pytest.raises(Empty):
+        look(an_info_frame(0))
+    with pytest.raises(TryAgain):
+        look(an_info_frame(9))
+
+
+def test_a_long_mp3_in_the_spool_takes_little_memory(tmp_path):
+    (tmp_path / "long.mp3").write_bytes(MP3_FRAME * 20_000)
+    tracemalloc.start()
+    audio = inspect(Body(417 * 20_000, "", path=tmp_path / "long.mp3"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert audio.duration is not None
+    assert abs(audio.duration.total_seconds() - 20_000 * 1152 / 44100) < 0.001
+    assert peak < 2 << 20
+
+
+# FLAC
+
+
+def test_a_flac_header_without_frames_is_empty_or_cut():
+    info = bytearray(sample("speech.flac")[:42])
+    info[4] |= 0x80
+    with pytest.raises(TryAgain, match="cut"):
+        look(bytes(info))
+    info[21:26] = bytes([info[21] & 0xF0, 0, 0, 0, 0])
+    with pytest.raises(Empty):
+        look(bytes(info))
+
+
+def test_garbage_after_a_flac_header_is_refused():
+    data = sample("speech.flac")
+    start = data.index(b"\xff\xf8")
+    for garbage in (b"<html>" * 500, bytes(3000), data[start : start + 9] + bytes(3000)):
+        with pytest.raises(TryAgain, match="FLAC"):
+            look(data[:start] + garbage)
+
+
+# Hostile bytes
+
+MAGICS = [
+    b"RIFF\xff\xff\xff\x7fWAVE",
+    a_wav(b"")[:40],
+    b"OggS\x00\x02",
+    b"fLaC\x00\x00\x00\x22",
+    b"ID3\x04\x00\x00",
+    b"",
+]
+MAGICS += [b"\xff\xfb\x90\x00", b"\xff\xf3X\xc4", b"RF64\xff\xff\xff\xffWAVEds64", b"APETAGEX", b"\xd0" * 33]
+MAGICS += [sample(name)[:200] for name in SAMPLES]
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FUZZ
+@given(st.sampled_from(MAGICS), st.binary(max_size=400), st.booleans())
+def test_any_bytes_give_audio_or_a_known_error(head, tail, opaque):
+    verdict(head + tail, opaque=opaque)
+
+
+@FUZZ
+@given(
+    st.sampled_from([sample(name)[:6000] if "wav" in name else sample(name) for name in SAMPLES] + [a_wav()]),
+    st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_mutation_of_a_sample_gives_audio_or_a_known_error(data, patches, from_the_end, opaque):
+    mutant = bytearray(data)
+    for at, patch in patches:
+        at = max(0, len(mutant) - at - len(patch)) if from_the_end else at
+        mutant[at : at + len(patch)] = patch
+    verdict(bytes(mutant), opaque=opaque)
+
+
+@FUZZ
+@given(st.integers(0, 10_000), st.data())
+def test_any_mutation_of_an_ogg_with_sound_checksums_gives_audio_or_a_known_error(seed, data):
+    whole = pages(sample("speech.opus"))
+    at = seed % len(whole)
+    fields = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "flags": st.integers(0, 7),
+                "granule": st.integers(-(1 << 63), (1 << 63) - 1),
+                "serial": st.integers(0, 3),
+                "sequence": st.integers(0, 9),
+            },
+        )
+    )
+    verdict(b"".join([*whole[:at], changed(whole[at], **fields), *whole[at + 1 :]]))
+
+
+FLAC_HEAD = sample("speech.flac")[: sample("speech.flac").index(b"\xff\xf8")]
+FLAC_FRAME = sample("speech.flac")[len(FLAC_HEAD) :][:16]
+ENDLESS_FLAC_HEAD = FLAC_HEAD[:22] + bytes(4) + FLAC_HEAD[26:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"RIFF\x00\x00\x00\x00WAVE" + bytes(1_000_000), id="empty chunks"),
+        pytest.param(a_wav(b"LIST\0\0\0\0" * 100_000, size=0), id="empty chunks after no audio"),
+        pytest.param(b"fLaC\x00\x00\x00\x22" + bytes(1_000_000), id="empty blocks"),
+        pytest.param(FLAC_HEAD + b"\xff\xf8" * 500_000, id="nothing but sync codes"),
+        pytest.param(ENDLESS_FLAC_HEAD + FLAC_FRAME * 60_000, id="nothing but FLAC frame headers"),
+        pytest.param(b"\x01" + b"\xff\xfb\x90" * 300_000, id="nothing but MP3 headers"),
+        pytest.param((MP3_FRAME[:417] + a_tag(0)) * 2_000 + b"x", id="a tag after each frame"),
+        pytest.param(b"OggS".ljust(27, b"\x00") * 40_000, id="empty pages"),
+        pytest.param(b"\xd0" * 33 * 30_000 + b"x", id="long and almost GSM"),
+    ],
+)
+def test_hostile_bytes_are_refused_soon(data, tmp_path):
+    (tmp_path / "hostile").write_bytes(data)
+    began = time.process_time()
+    assert is_refused(data)
+    with pytest.raises((TryAgain, Empty)):
+        inspect(Body(len(data), "", path=tmp_path / "hostile"))
+    assert time.process_time() - began < 3
+
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    ("audio", "told", "fits"),
+    [
+        (60, 60, True),
+        (60, 61.9, True),
+        (49, 60, True),
+        (47, 60, False),
+        (1, 3, True),
+        (1, 3.1, False),
+        (60, 0, False),
+        (None, 60, True),
+        (60, None, True),
+    ],
+)
+def test_a_duration_far_from_the_told_one_is_warned_of(audio, told, fits):
+    def span(seconds):
+        return None if seconds is None else timedelta(seconds=seconds)
+
+    warning = plausible(Audio(content_type="audio/wav", ext="wav", duration=span(audio)), span(told))
+    assert (warning is None) == fits
+    if warning is not None:
+        assert f"{audio:.1f} s" in warning
+        assert f"{told:.1f} s" in warning
