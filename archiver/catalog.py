@@ -45,7 +45,7 @@ ROWS = 2000
 
 Document = dict[str, Any]
 
-# -- statements ----------------------------------------------------------------------------------------------------
+# -- statements -----------------------------------------------------------------------------------------------------
 
 UPSERT_SOURCE = """
 INSERT INTO sources (name, kind, start_at) VALUES ($1, $2, $3)
@@ -314,7 +314,7 @@ SELECT call_id, min(first_listed_at) AS at FROM recordings
 WHERE source = $1 AND call_id IS NOT NULL AND first_listed_at > $2 GROUP BY call_id ORDER BY at LIMIT $3"""
 
 
-# -- what is asked and answered --------------------------------------------------------------------------------------
+# -- what is asked and answered ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,7 +409,7 @@ class Catalog:
         if type(self.clock) is Clock:
             self.clock.set(now)
 
-    # -- schema ------------------------------------------------------------------------------------------------------
+    # -- schema -----------------------------------------------------------------------------------------------------
 
     async def version(self) -> int:
         """The schema's version; 0 where there is none."""
@@ -435,7 +435,7 @@ class Catalog:
                 applied.append(name)
         return applied
 
-    # -- locks, shares and rates: over all processes -----------------------------------------------------------------
+    # -- locks, shares and rates: over all processes ----------------------------------------------------------------
 
     @asynccontextmanager
     async def only_one(self, what: str) -> AsyncIterator[bool]:
@@ -510,7 +510,7 @@ class Catalog:
             at = await c.fetchval(RESERVE, source, now, interval)
         return max(at - now, timedelta()) if at is not None else timedelta()
 
-    # -- discovery -------------------------------------------------------------------------------------------------------
+    # -- discovery --------------------------------------------------------------------------------------------------
 
     async def source(self, name: str, kind: str, *, default_start: datetime, start: datetime | None) -> Ledger:
         """The source's ledger, made where there is none; a configured ``start`` replaces the stored one."""
@@ -610,7 +610,7 @@ class Catalog:
         async with self._connection() as c:
             return [(row[0], row[1]) for row in await c.fetch(CALL_IDS, source, after, limit)]
 
-    # -- transfer ----------------------------------------------------------------------------------------------------------
+    # -- transfer ---------------------------------------------------------------------------------------------------
 
     async def due(self, sources: Sequence[str]) -> dict[str, datetime]:
         """By source, when its next medium is due (past or future)."""
@@ -751,7 +751,7 @@ class Catalog:
         async with self._connection() as c:
             return cast("datetime | None", await c.fetchval(MISSING_SINCE, source, recording_id))
 
-    # -- the outbox: who wants to hear that a recording is archived --------------------------------------------------------
+    # -- the outbox: who wants to hear that a recording is archived -------------------------------------------------
 
     async def outbox(self, target: str, lease: timedelta, limit: int) -> list[tuple[str, str, int]]:
         """Recordings to tell ``target`` about: (source, recording_id, attempts), leased."""
@@ -767,7 +767,7 @@ class Catalog:
         async with self._connection() as c:
             await c.execute(OUTBOX_LATER, target, source, recording_id, due_at, holdable(error)[:500])
 
-    # -- reading -----------------------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------------
 
     async def documents(
         self, keys: Sequence[tuple[str, str]]
@@ -811,8 +811,9 @@ class Catalog:
                 n = len(arguments)
                 conditions.append(f"(r.started_at, r.source, r.recording_id) > (${n + 1}, ${n + 2}, ${n + 3})")
                 arguments += after
+            # Only column names of ours are put together here; every value is an argument.
             statement = (
-                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
+                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608
                 + (" WHERE " + " AND ".join(conditions) if conditions else "")
                 + f" ORDER BY r.started_at, r.source, r.recording_id LIMIT {size}"
             )
@@ -912,7 +913,7 @@ class Catalog:
         return len(rows)
 
 
-# -- rows to nouns and back --------------------------------------------------------------------------------------------
+# -- rows to nouns and back ----------------------------------------------------------------------------------------
 
 
 def migrations() -> list[tuple[int, str, str]]:
@@ -1260,7 +1261,8 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         n = value(query.state)
         less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
         where.append(
-            f"EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id AND m.state = {n})"
+            "EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id"
+            f" AND m.state = {n})"
         )
         if less:
             where.append(

@@ -185,8 +185,8 @@ class Embedded:
                 # Processes of a killed server still hold its memory, or another one is on its way up or down.
                 passing = re.search(r"shared memory block|lock file .* already exists|Is another", failure)
                 if not passing or time.monotonic() > deadline - _START + 20:
-                    raise CatalogDown(f"the embedded PostgreSQL does not start: {failure}")
-                why = failure
+                    raise CatalogDown(f"the embedded PostgreSQL does not start: {_last_line(failure)}")
+                why = _last_line(failure)
             await asyncio.sleep(_PAUSE * 4)
         raise CatalogDown(f"the embedded PostgreSQL in {self._folder} is of no use: {why}")
 
@@ -198,13 +198,14 @@ class Embedded:
         try:
             if os.geteuid() == 0:
                 os.chown(made, account.uid, account.gid)
+            unsafe = ("--no-sync",) if self._settings["fsync"] == "off" else ()
             code, said = await _run(
                 programs / "initdb", "-U", _USER, "--auth=trust", "-E", "UTF8", "--locale=C", "--data-checksums",
-                "--no-instructions", account=account, timeout=_INITDB, env={"PGDATA": str(made)}, cwd=made,
+                "--no-instructions", *unsafe, account=account, timeout=_INITDB, env={"PGDATA": str(made)}, cwd=made,
             )  # fmt: skip
             if code:
                 raise CatalogDown(f"no database could be made in {self._folder}: {_last_line(said)}")
-            made.rename(self._data)
+            os.rename(made, self._data)  # noqa: PTH104 - instant
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
             raise
@@ -233,24 +234,25 @@ class Embedded:
         (self._data / "start.log").unlink(missing_ok=True)
 
     async def _launch(self, programs: Path, account: _Account) -> str | None:
-        """Start the server in a session of its own; says why where that failed.
+        """Start the server in a session of its own; what it said where that failed.
 
         Names reach pg_ctl by the environment and the working directory: it hands its arguments to a shell.
         """
-        began = time.time()
+        read = await asyncio.to_thread(self._log_sizes)
         code, said = await _run(
             programs / "pg_ctl", "start", "-w", "-t", str(int(_START)), "-l", "start.log",
             account=account, timeout=_START + 10, env={"PGDATA": str(self._data)}, cwd=self._data,
         )  # fmt: skip
         if code == 0:
             return None
-        return await asyncio.to_thread(self._last_words, began) or _last_line(said)
+        return await asyncio.to_thread(self._logged_since, read) or said
 
     async def _ask(self, programs: Path) -> str | None:
         """Make sure that our database is there; says what is wrong where it can't be asked (yet)."""
         where = ("-h", str(self._sockets), "-p", str(_PORT), "-U", _USER)
-        code, said = await _run(programs / "psql", *where, "-XAtc", "SELECT 1", _DATABASE, timeout=_ASK)
-        if code and f'database "{_DATABASE}" does not exist' in said:
+        known = f"SELECT count(*) FROM pg_database WHERE datname = '{_DATABASE}'"  # noqa: S608 - our own constant
+        code, said = await _run(programs / "psql", *where, "-XAtc", known, "postgres", timeout=_ASK)
+        if code == 0 and said.strip() == "0":
             code, said = await _run(programs / "createdb", *where, _DATABASE, timeout=_ASK)
         return _last_line(said) if code else None
 
@@ -291,18 +293,18 @@ class Embedded:
         if not ours:
             file.unlink(missing_ok=True)
 
-    def _last_words(self, since: float) -> str | None:
-        """The last line of weight that the server logged since then."""
+    def _log_sizes(self) -> dict[Path, int]:
         files = [self._data / "start.log", *(self._data / "log").glob("*.log")]
-        lines: list[str] = []
-        for file in files:
-            with contextlib.suppress(OSError):
-                if file.stat().st_mtime >= since - 1:
-                    with file.open("rb") as log:
-                        log.seek(max(0, file.stat().st_size - 8192))
-                        lines += log.read().decode("utf-8", "replace").splitlines()
-        grave = [line for line in lines if re.search(r"\b(FATAL|PANIC|ERROR):", line)]
-        return _last_line("\n".join(grave or lines)) if lines else None
+        return {file: file.stat().st_size for file in files if file.exists()}
+
+    def _logged_since(self, sizes: Mapping[Path, int]) -> str:
+        """The last lines that the server logged beyond those sizes; what kept it from starting comes last."""
+        said = ""
+        for file, size in sorted(self._log_sizes().items(), key=lambda entry: entry[0].name == "start.log"):
+            with file.open("rb") as log:
+                log.seek(max(sizes.get(file, 0), size - 8192))
+                said += log.read().decode("utf-8", "replace")
+        return said
 
     # -- the folder, its locks and its account -----------------------------------------------------------------------
 
@@ -311,6 +313,8 @@ class Embedded:
         if self._folder.is_dir():
             return
         missing = [f for f in (self._folder, *self._folder.parents) if not f.exists()]
+        if not missing:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         owner = missing[-1].parent.stat()
         for folder in reversed(missing):
             # Root's server runs as somebody else, who must get through.
@@ -356,12 +360,13 @@ class Embedded:
         entry = _entry(owner if owner is not None else folder.st_uid or None)
         uid, gid = entry.pw_uid, entry.pw_gid
         drop = ("--reuid", str(uid), "--regid", str(gid), "--clear-groups")
-        capable = ("setpriv", *drop, "--inh-caps", "+dac_override", "--ambient-caps", "+dac_override")
-        # The capability opens folders that are closed to the user (a venv below /root): only where it is needed.
-        for account in (
-            _Account(uid, gid, how={"user": uid, "group": gid, "extra_groups": []}),
-            _Account(uid, gid, prefix=capable),
-        ):
+        # A capability gets the user through folders that are closed to it (a venv below /root), only where it must.
+        # Containers mostly lack the weaker one.
+        capable = [
+            _Account(uid, gid, prefix=("setpriv", *drop, "--inh-caps", cap, "--ambient-caps", cap))
+            for cap in ("+dac_read_search", "+dac_override")
+        ]
+        for account in (_Account(uid, gid, how={"user": uid, "group": gid, "extra_groups": []}), *capable):
             with contextlib.suppress(OSError):
                 reach = 'cd "$1" && exec "$2" -V'
                 code, _ = await _run(
@@ -416,7 +421,8 @@ def _last_line(said: str) -> str:
         if "No space left on device" in line:
             return os.strerror(errno.ENOSPC)
     grave = [line for line in lines if re.search(r"(?i)\b(fatal|panic|error):", line)]
-    return (grave or lines or ["it said nothing"])[-1][-400:]
+    last = (grave or lines or ["it said nothing"])[-1]
+    return re.sub(r"^.*?\b(?:FATAL|PANIC|ERROR):\s+", "", last)[-400:]
 
 
 async def _run(

@@ -38,6 +38,8 @@ class Gate:
         self._reserve = reserve
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.running = 0
+        #: How many have started since the beginning.
+        self.started = 0
 
     @property
     def limit(self) -> int:
@@ -86,6 +88,7 @@ class Gate:
                 pause = await self._reserve()
                 if pause > timedelta():
                     await asyncio.sleep(pause.total_seconds())
+            self.started += 1
             yield
         finally:
             self._leave()
@@ -288,7 +291,7 @@ class Client:
         return target
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        """401, 403: Refused · 404: NotReady · 410: Gone · 408, 425, 429, 5xx: TryAgain (504: TooSlow) · else BadData."""
+        """401, 403: Refused · 404: NotReady · 410: Gone · 504: TooSlow · 408, 425, 429, 5xx: TryAgain · BadData."""
         status = response.status
         try:
             excerpt = self._excerpt(await response.content.read(300))

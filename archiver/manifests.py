@@ -29,8 +29,10 @@ def line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-async def read(store: Store, prefix: str, spool: Spool, after: str = "") -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
-    """Every manifest's key and recordings, by source and then oldest first. Raises StoreError; ValueError for damage."""
+async def read(
+    store: Store, prefix: str, spool: Spool, after: str = ""
+) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """Every manifest's key and recordings, by source, oldest first. Raises StoreError; ValueError for damage."""
     async for found in store.list(f"{prefix}_manifests/", after):
         if not found.key.endswith(".jsonl"):
             continue

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -296,6 +296,7 @@ class Outcome:
 
 def utc_text(moment: datetime) -> str:
     """``2024-05-17T11:45:32.000Z``; microseconds only where there are any below the millisecond."""
+    moment = moment.astimezone(UTC)
     text = moment.isoformat(timespec="microseconds" if moment.microsecond % 1000 else "milliseconds")
     return text.removesuffix("+00:00") + "Z"
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from . import audio, layout, manifests
 from .catalog import Catalog, Document, Recorded, with_results
 from .errors import (
     BadData,
+    CatalogDown,
     Empty,
     Gone,
     NotReady,
@@ -35,7 +36,20 @@ from .errors import (
     TryAgain,
 )
 from .http import Gate
-from .model import Body, Chapter, Claim, Copy, Download, Listing, Medium, Outcome, Recording, State, Window
+from .model import (
+    Availability,
+    Body,
+    Chapter,
+    Claim,
+    Copy,
+    Download,
+    Listing,
+    Medium,
+    Outcome,
+    Recording,
+    State,
+    Window,
+)
 from .options import SourceOptions
 from .ports import Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
@@ -47,6 +61,8 @@ log = structlog.get_logger()
 GONE_AFTER = timedelta(days=3)
 #: A fresh file without audio may still be written.
 FRESH = timedelta(minutes=15)
+#: In a medium's ref: not to be fetched, for what its bytes must be is not known yet.
+UNDETAILED = "undetailed"
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
 
@@ -209,7 +225,7 @@ async def _list_all(
         # A gap whose lookback could not be listed stays open, or what came late there would never be seen.
         cover = not any(lost.start < g.end and g.start < lost.end for g in piece.guards for lost in failed)
         try:
-            await _list(feed, catalog, piece.window, report, cover=cover, pause=pause, depth=0)
+            await _list(feed, catalog, piece.window, report, cover=cover, pause=pause)
         except (TryAgain, NotReady, BadData, Gone, Empty) as error:
             failed.append(piece.window)
             in_a_row += 1
@@ -235,10 +251,17 @@ async def _alive(feed: Feed) -> bool:
     return True
 
 
-async def _list(
-    feed: Feed, catalog: Catalog, window: Window, report: Polled, *, cover: bool, pause: float, depth: int
-) -> None:
-    """One window to its natural end; halved where the source can't answer it whole."""
+async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *, cover: bool, pause: float) -> None:
+    """One window to its natural end, each part of it recorded as it comes."""
+    async for part, listing in listed(feed, window, pause=pause):
+        await _record(feed, catalog, listing, report, window=part, cover=cover)
+        report.windows += 1
+
+
+async def listed(
+    feed: Feed, window: Window, *, pause: float = 1.0, depth: int = 0
+) -> AsyncIterator[tuple[Window, Listing]]:
+    """What the source tells of the window; halved, newest half first, where it can't answer it whole."""
     try:
         listing = await _ask(feed, window, pause)
     except Overflow as error:
@@ -247,10 +270,10 @@ async def _list(
             raise
         log.info("window.halved", source=feed.name, window=str(window), reason=str(error))
         for half in reversed(halves):
-            await _list(feed, catalog, half, report, cover=cover, pause=pause, depth=depth + 1)
-        return
-    await _record(feed, catalog, listing, report, window=window, cover=cover)
-    report.windows += 1
+            async for part in listed(feed, half, pause=pause, depth=depth + 1):
+                yield part
+    else:
+        yield window, listing
 
 
 async def _ask(feed: Feed, window: Window, pause: float) -> Listing:
@@ -301,22 +324,37 @@ async def _record(
 async def _detailed(
     source: Details, width: int, news: Sequence[tuple[Recording, bytes]]
 ) -> list[tuple[Recording, bytes]]:
-    """Each with its details; one that is gone meanwhile stays as its row told it."""
+    """Each with its details. One whose details can't be had waits for them, and the next listing asks again.
+
+    Raises TryAgain where not one can be had.
+    """
+    failures: list[SourceError] = []
 
     async def one(recording: Recording, digest: bytes) -> tuple[Recording, bytes]:
         try:
             return await source.detail(recording), digest
-        except (NotReady, Gone, Refused):
-            # Told once more by the next listing: a digest that no row has.
-            return recording, b"again"
+        except SourceError as error:
+            failures.append(error)
+            return _waiting(recording), b"again"
 
     detailed: list[tuple[Recording, bytes]] = []
     step = max(1, width) * 4
     for start in range(0, len(news), step):
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*new)) for new in news[start : start + step]]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(*new)) for new in news[start : start + step]]
+        except* CatalogDown as lost:
+            raise lost.exceptions[0] from None
         detailed += [task.result() for task in tasks]
+        if len(failures) == len(detailed) and isinstance(failures[-1], TryAgain):
+            raise failures[-1]
     return detailed
+
+
+def _waiting(recording: Recording) -> Recording:
+    """The recording as its row told it, with nothing to fetch before its details are known."""
+    media = (replace(m, availability=Availability.NOT_READY, ref={**m.ref, UNDETAILED: True}) for m in recording.media)
+    return replace(recording, media=tuple(media))
 
 
 async def _follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Polled, budget: timedelta | None) -> None:
@@ -407,6 +445,8 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink) -> tuple[Body, audio
             if body.sha256 == copy.sha256:
                 return body, await _inspect(body, claim.medium)
         await sink.restart()
+    if claim.medium.ref.get(UNDETAILED):
+        raise NotReady("its details could not be read yet")
     await feed.source.fetch(claim.medium, sink)
     body = await sink.body()
     found = await verified(claim.medium, body)
@@ -623,7 +663,7 @@ def _without(
             continue
         due_at, error = now + timedelta(seconds=10), "no manifest could be written"
         if copies:
-            kept.append(_replaced(d, copies, error, due_at))
+            kept.append(replace(d, copies=copies, error=error, due_at=due_at))
         else:
             gone.append(
                 Outcome(
@@ -637,19 +677,6 @@ def _without(
                 )
             )
     return kept, gone
-
-
-def _replaced(d: Download, copies: tuple[Copy, ...], error: str, due_at: datetime) -> Download:
-    return Download(
-        claim=d.claim,
-        sha256=d.sha256,
-        size=d.size,
-        content_type=d.content_type,
-        duration=d.duration,
-        copies=copies,
-        error=error,
-        due_at=due_at,
-    )
 
 
 async def describe_changes(feeds: dict[str, Feed], catalog: Catalog, limit: int = 200) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -99,11 +100,13 @@ def plan(
     """
     gaps = subtract([wanted], covered)
     again = [_before(gap.start, lookback, wanted) for gap in gaps]
-    if recent:
-        again.append(_before(wanted.end, lookback, wanted))
+    if recent and lookback:
+        # From a fixed cut on, so that the windows of one poll are those of the next.
+        start = EPOCH + (wanted.end - lookback - EPOCH) // longest * longest
+        again.append(_before(wanted.end, wanted.end - start, wanted))
     again += [_around(moment, longest, wanted) for moment in doubtful]
     spans = merge([*gaps, *(window for window in again if window is not None)])
-    windows = [piece for span in spans for piece in cut(span, longest)]
+    windows = [piece for span in spans for part in _parted(span, gaps) for piece in cut(part, longest)]
     pieces = []
     for window in windows:
         opens = tuple(intersect([window], gaps))
@@ -112,6 +115,12 @@ def plan(
         )
         pieces.append(Piece(window, opens, guards))
     return sorted(pieces, key=lambda piece: (bool(piece.opens), EPOCH - piece.window.start))
+
+
+def _parted(span: Window, gaps: Sequence[Window]) -> list[Window]:
+    """The span cut where a gap ends: what follows is a newer gap's lookback and may not wait for the older gap."""
+    edges = [span.start, *sorted(gap.end for gap in gaps if span.start < gap.end < span.end), span.end]
+    return [Window(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def _before(moment: datetime, lookback: timedelta, within: Window) -> Window | None:

@@ -62,8 +62,7 @@ class ChronicallSimulator(Simulator):
     Own faults. Of the list: ``row`` (one more row, ``value``), ``limit`` (nothing is answered for a window longer than
     ``value``), ``no_content`` (204). Of the ZIP, for the member that ``value`` numbers (0): ``zip_hostile`` (a name
     that climbs), ``zip_absolute``, ``zip_twice``, ``zip_missing``, ``zip_encrypted``, ``zip_crc``, ``zip_lies`` (tells
-    fewer bytes than it has), ``zip_bomb``, ``zip_other`` (some other recording's name), ``zip_torn`` (no directory),
-    ``zip_directory`` (an endless directory).
+    fewer bytes than it has), ``zip_bomb``, ``zip_other`` (some other recording's name), ``zip_torn`` (no directory).
     """
 
     kind: ClassVar[str] = "chronicall"
@@ -71,12 +70,12 @@ class ChronicallSimulator(Simulator):
     format: str = "spx"
     fetch: str = "single"
     token = "0f3c9d7e-service-user-key"  # noqa: S105 - opens nothing but this simulator
-    rule: Literal["start", "end", "inside"] = "start"
+    rule: Literal["start", "after", "end", "inside"] = "start"
     zip_name = "recordings/{key}.{format}"
     listen_address: str | None = "http://www.my-chronicall.com"
     own_faults = frozenset(
         {"row", "limit", "no_content", "zip_hostile", "zip_absolute", "zip_twice", "zip_missing", "zip_encrypted"}
-        | {"zip_crc", "zip_lies", "zip_bomb", "zip_other", "zip_torn", "zip_directory"}
+        | {"zip_crc", "zip_lies", "zip_bomb", "zip_other", "zip_torn"}
     )
 
     def __init__(self, *, seed: int = 1, clock: Clock | None = None, api_version: Version | None = None) -> None:
@@ -225,6 +224,8 @@ class ChronicallSimulator(Simulator):
             match self.rule:
                 case "start":
                     return start <= part.start <= end
+                case "after":
+                    return start < part.start < end
                 case "end":
                     return start <= over <= end
             return start <= part.start and over <= end
@@ -349,14 +350,6 @@ def _spoilt(packed: bytes, kind: str, info: zipfile.ZipInfo | None) -> bytes:
     body = bytearray(packed)
     if kind == "zip_torn":
         return bytes(body[: len(body) * 3 // 4])
-    if kind == "zip_directory":
-        end = body.rfind(b"PK\x05\x06")
-        (begin,) = struct.unpack_from("<L", body, end + 16)
-        entry = bytes(body[begin:end])
-        entries = entry * ((5 << 20) // len(entry) + 1)
-        tail = bytearray(body[end:])
-        struct.pack_into("<L", tail, 12, len(entries))
-        return bytes(body[:begin]) + entries + bytes(tail)
     if info is None:
         return packed
     entry = info.orig_filename.encode()

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ..model import CallEvent, Direction, Party
 from . import audio
-from .base import AGENTS, Call, Clock, Expected, Simulator
+from .base import AGENTS, Call, Clock, Expected, Fault, Handler, Simulator
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -64,9 +64,11 @@ class NoojeeSimulator(Simulator):
     at_once = 5
     #: Do look-ups write dates and directions like the hour listing does?
     words_everywhere = False
+    #: Do look-ups tell of a leg that still runs?
+    shows_running = False
     #: Do errors come inside 200 OK?
     errors_in_200 = False
-    own_faults: ClassVar[frozenset[str]] = frozenset({"error_in_200", "bad_row", "no_id", "running"})
+    own_faults: ClassVar[frozenset[str]] = frozenset({"error_in_200", "bad_row", "no_id"})
 
     def __init__(self, *, seed: int = 1, clock: Clock | None = None) -> None:
         super().__init__(seed=seed, clock=clock)
@@ -222,10 +224,14 @@ class NoojeeSimulator(Simulator):
 
     def _rows(self, calls: Sequence[Call]) -> web.Response:
         rows = [self.row(call, leg, words=self.words_everywhere) for call in calls for leg in self._shown(call)]
-        for call in calls:
-            unseen = [leg for leg in self.legs(call) if leg.start <= self.clock.now() < leg.shown_at]
-            for leg in unseen if any(f.kind == "running" for f in self.faults) else ():
-                rows.append(self.row(call, leg, words=self.words_everywhere) | {"Duration": "0"})
+        if self.shows_running:
+            now = self.clock.now()
+            rows += [
+                self.row(call, leg, words=self.words_everywhere) | {"Duration": "0"}
+                for call in calls
+                for leg in self.legs(call)
+                if leg.start <= now < leg.shown_at
+            ]
         return web.json_response(rows)
 
     # -- answers -----------------------------------------------------------------------------------------------------
@@ -291,13 +297,31 @@ class NoojeeSimulator(Simulator):
         now = self.clock.now()
         for call in calls:
             for leg in self._shown(call):
-                there = call.ready_at <= max(now, call.end) and (call.deleted_at is None or now < call.deleted_at)
+                ready = leg.end + max(timedelta(), call.ready_at - call.end) <= now
+                there = ready and (call.deleted_at is None or now < call.deleted_at)
                 if str(leg.number) == request.query["leg"] and there:
                     return web.Response(body=self.sound_of(call, leg), content_type="audio/x-wav")
         return self._not_found()
 
     async def handle_unknown(self, request: web.Request) -> web.Response:
         return self._not_found()
+
+    async def _spoil(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What goes wrong goes wrong after authentication: the stamp is used."""
+        stamp = request.query.get("timeStamp", "")
+        if fault.kind in {
+            "status",
+            "retry_after",
+            "stall",
+            "reset",
+            "html",
+            "json",
+            "empty",
+            "redirect",
+            "header_only",
+        }:
+            self.stamps.pop(stamp, None)
+        return await super()._spoil(fault, request, handler)
 
     # -- refusals ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
-from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TryAgain
+from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, Size, SourceOptions
@@ -100,9 +100,9 @@ class Chronicall:
         return said
 
     async def list(self, window: Window) -> Listing:
-        """Every recording that starts in the window. There is no paging; too wide a window times out (Overflow)."""
+        """Every recording that starts in the window. There is no paging; too wide a window times out (TooSlow)."""
         try:
-            with _statuses(wide=window.length > timedelta(minutes=1)):
+            with _statuses(wide=True):
                 return self._listing(await self._rows(window.start - _SECOND, window.end + self._options.overlap))
         except NotReady as error:
             if _status(error) == 204:
@@ -114,7 +114,8 @@ class Chronicall:
         found: dict[str, Recording] = {}
         rejected: list[Rejected] = []
         refused = 0
-        for call_id in call_ids:
+        keys = [key for key in dict.fromkeys(call_ids) if key not in {"", ".", ".."}]
+        for call_id in keys:
             try:
                 with _statuses():
                     rows = await self._http.json("GET", f"{self._api}/calls/{_quoted(call_id)}/recordings")
@@ -122,7 +123,7 @@ class Chronicall:
                 continue
             except Refused as error:
                 refused += 1
-                if _status(error) != 403 or refused == len(call_ids):
+                if _status(error) != 403 or refused == len(keys):
                     raise
                 rejected.append(Rejected(raw=json.dumps({"callKey": call_id})[:4096], reason=str(error)))
             else:
@@ -198,7 +199,7 @@ class Chronicall:
 
 def _quoted(key: str) -> str:
     """As one segment of a path, whatever it holds."""
-    return quote(key, safe="", errors="replace").replace(".", "%2E")
+    return quote(key, safe="", errors="replace")
 
 
 def _status(error: SourceError) -> int | None:
@@ -209,7 +210,7 @@ def _status(error: SourceError) -> int | None:
 
 @contextmanager
 def _statuses(*, wide: bool = False) -> Iterator[None]:
-    """What statuses mean here, beyond what they mean everywhere. ``wide``: less could be asked for (Overflow)."""
+    """What statuses mean here, beyond what they mean everywhere. ``wide``: it broke, perhaps, over the long answer."""
     try:
         yield
     except Overflow:
@@ -223,6 +224,6 @@ def _statuses(*, wide: bool = False) -> Iterator[None]:
             raise TryAgain(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
         if status in {202, 204}:
             raise NotReady(str(error)) from None
-        if wide and (status in {500, 502, 504} or "sent nothing for" in str(error)):
-            raise Overflow(str(error), retry_after=wait) from None
+        if wide and status in {500, 502}:
+            raise TooSlow(str(error), retry_after=wait) from None
         raise

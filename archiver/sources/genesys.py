@@ -10,10 +10,10 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from yarl import URL
 
 from ..errors import BadData, NotReady, Overflow, SourceError, TryAgain
@@ -35,12 +35,12 @@ from .genesys_rows import (
     stopped,
     text,
 )
-from .genesys_storage import Storage, StorageOptions, basic
+from .genesys_storage import MediaOptions, Storage, basic, opened
 
 _PASSES = 5
 
 
-class GenesysOptions(SourceOptions, StorageOptions):
+class GenesysOptions(SourceOptions, MediaOptions):
     username: str = Field(min_length=1)
     password: SecretStr
     window: Duration = timedelta(hours=8)
@@ -66,14 +66,15 @@ class GenesysOptions(SourceOptions, StorageOptions):
     skip_registered: bool = False
     #: Use the internal twin for OPS admins, of this contact center.
     contact_center: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$")
-    #: PEM, or the path of a PEM file: the private keys (old ones too) that open encrypted media on ``get``.
-    decrypt_key: SecretStr | None = None
-    decrypt_password: SecretStr | None = None
-    decrypt_layout: Literal["auto", "body", "detached", "key"] = "auto"
-    decrypt_iv: Literal["body", "zero"] = "body"
     #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/registrar.py).
     register_archived: bool = Field(default=False, alias="register")
     region: str | None = None
+
+    @model_validator(mode="after")
+    def _region_is_mandatory(self) -> Self:
+        if self.register_archived and not self.region:
+            raise ValueError("register needs region: a recording is posted with one")
+        return self
 
 
 class Genesys:
@@ -145,14 +146,8 @@ class Genesys:
 
         Blocking. Raises cms.Undecipherable.
         """
-        from ..cms import decrypt, key_pem
-
-        o, told = self._options, (document.get("attributes") or {}).get("media", {}).get(media_id, {})
-        if not told.get("pkcs7") or o.decrypt_key is None:
-            return data
-        pem = key_pem(o.decrypt_key.get_secret_value())
-        password = o.decrypt_password.get_secret_value().encode() if o.decrypt_password else None
-        return decrypt(data, told["pkcs7"], pem, password=password, layout=o.decrypt_layout, iv=o.decrypt_iv)
+        told = (document.get("attributes") or {}).get("media", {}).get(media_id, {})
+        return opened(self._options, told, data)
 
     # -- the search --------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from yarl import URL
 from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording
 from ..ports import Sink
-from .genesys_storage import identity
+from .genesys_storage import identity, is_encrypted
 
 #: Where a statusCode is no success; any other is tried again.
 _MEANING: dict[int, type[SourceError]] = {1: BadData, 2: BadData, 10: BadData, 6: NotReady}
@@ -246,7 +246,7 @@ def _medium(
     where: str | None,
     sizes: Literal["clear", "always", "never"],
 ) -> Medium:
-    encrypted = text(file.get("pkcs7")) is not None
+    encrypted = is_encrypted(file)
     kept = storage(file)
     sized = sizes == "always" or (sizes == "clear" and not encrypted)
     ending = PurePosixPath((where or "").partition("?")[0]).suffix.lower()
@@ -326,7 +326,7 @@ class AudioOnly:
     async def write(self, chunk: bytes) -> None:
         if not self._open:
             self._held += chunk
-            begin = self._held.lstrip()[:1]
+            begin = bytes(self._held.lstrip()[:1])
             if (self._named_text or begin in {b"", b"{", b"<"}) and len(self._held) <= _PEEK:
                 return
             await self.finish()

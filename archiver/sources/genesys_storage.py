@@ -1,7 +1,7 @@
-"""Media descriptors of Genesys Web Services: where in Amazon S3 or on a WebDAV server a medium lies.
+"""Where media of Genesys Web Services lie (Amazon S3, WebDAV: "mediaDescriptor"), and how encrypted ones are opened.
 
-The vendor's page, "mediaDescriptor". Those that OPS admins are told are fetched from here, straight from the storage;
-those of our own copies are what the registrar posts.
+Descriptors that OPS admins are told can be fetched straight from the storage; those of our own copies are what the
+registrar posts.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from yarl import URL
 
-from ..errors import BadData, Refused
+from ..audio import inspect
+from ..errors import BadData, Refused, SourceError
 from ..http import Client
+from ..model import Body
 from ..options import SourceOptions, Strict
 from ..ports import Sink
 
 
-class StorageOptions(Strict):
+class MediaOptions(Strict):
     #: Fetch straight from the storage that an OPS answer names.
     direct: bool = False
     #: The WebDAV credentials go to this origin only; other WebDAV servers are asked without.
@@ -32,6 +34,41 @@ class StorageOptions(Strict):
     #: Without: boto3's own chain (profile, instance role …).
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
+    #: PEM, or the path of a PEM file: the private keys (old ones too) that open encrypted media on ``get``.
+    decrypt_key: SecretStr | None = None
+    decrypt_password: SecretStr | None = None
+    decrypt_layout: Literal["auto", "body", "detached", "key"] = "auto"
+    decrypt_iv: Literal["body", "zero"] = "body"
+
+
+def opened(options: MediaOptions, told: Mapping[str, Any], data: bytes) -> bytes:
+    """The clear bytes of a medium of which so much is told; as they are where they are clear, or there is no key.
+
+    Raises cms.Undecipherable. Blocking.
+    """
+    if not is_encrypted(told) or options.decrypt_key is None:
+        return data
+    from ..cms import decrypt, key_pem
+
+    try:
+        # A server that decrypts for playback hands out clear audio, and tells of the envelope all the same.
+        if inspect(Body.of(data), opaque=True).ext != "bin":
+            return data
+    except SourceError:
+        pass
+    secret = options.decrypt_password
+    return decrypt(
+        data,
+        told.get("pkcs7"),
+        key_pem(options.decrypt_key.get_secret_value()),
+        password=secret.get_secret_value().encode() if secret else None,
+        layout=options.decrypt_layout,
+        iv=options.decrypt_iv,
+    )
+
+
+def is_encrypted(file: Mapping[str, Any]) -> bool:
+    return bool(file.get("pkcs7") or file.get("certAlias"))
 
 
 def basic(username: str, password: str) -> dict[str, str]:
@@ -57,7 +94,7 @@ def identity(descriptor: Mapping[str, Any]) -> tuple[str, str, str]:
 class Storage:
     """Fetches what descriptors name. ``client`` reaches any host, and has no credentials for these."""
 
-    def __init__(self, options: StorageOptions, source: SourceOptions, client: Client) -> None:
+    def __init__(self, options: MediaOptions, source: SourceOptions, client: Client) -> None:
         self._options = options
         self._source = source
         self._client = client

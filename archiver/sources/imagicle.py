@@ -76,11 +76,11 @@ class Imagicle:
         owner = next(iter(owners)) if len(owners) == 1 else None
         if owner is not None and _bare(owner) == _bare(account):
             _, own = await self._page({"page": 0, "pageSize": 1, "ownerUsername": owner})
-            if own == total:
+            if own is not None and own == total:
                 return f"warning: only recordings of {account} are visible: the account needs the administrator role"
         if not rows:
             return f"warning: {account} sees no recordings: if there are any, the account needs the administrator role"
-        told = f"logged in as {account}: {total} recordings visible"
+        told = f"logged in as {account}: {'some' if total is None else total} recordings visible"
         if any(guid(row) and not has_zone(row) for row in rows):
             told += f", times without a zone are read as {self._options.zone.key} (timezone)"
         return told
@@ -160,7 +160,7 @@ class Imagicle:
             answer = await self._get(self._list, params)
         except NotReady as error:
             raise BadData(f"there is no list of recordings here, is list_path right? ({error})") from None
-        if not isinstance(answer, dict) or not isinstance(answer.get("recordings"), Sequence):
+        if not isinstance(answer, dict) or not isinstance(answer.get("recordings"), list):
             raise TryAgain("the answer holds no list of recordings")
         total = answer.get("totalCount")
         return answer["recordings"], total if isinstance(total, int) else None
@@ -169,7 +169,7 @@ class Imagicle:
         try:
             return await self._http.json("GET", path, params=params, headers=_JSON)
         except TryAgain as error:
-            if str(error).startswith("it answered 504"):
+            if params is not None and str(error).startswith("it answered 504"):
                 raise Overflow(f"{error} (the query took too long)", retry_after=error.retry_after) from None
             if str(error).startswith("it answered 501"):
                 raise Refused(f"{error} (the licence of Call Recording is not valid)") from None

@@ -29,7 +29,7 @@ from .noojee_legs import Rows
 
 log = structlog.get_logger()
 
-_ENOUGH = 5
+_ENOUGH, _SELDOM = 5, 3
 _PLACEHOLDERS = ("prefix", "uniqueId", "leg", "tag", "callRecordId")
 
 
@@ -65,6 +65,8 @@ class NoojeeOptions(SourceOptions):
     @model_validator(mode="before")
     @classmethod
     def _hours_are_asked_once_closed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("ids_file") and given.get("ids_from"):
+            raise ValueError("has ids_file and ids_from; choose one of them")
         hourly = isinstance(given, dict) and given.get("listing") == "hour"
         return {"poll": "7 * * * *", **given} if hourly else given
 
@@ -102,7 +104,7 @@ class Noojee:
         self._reader = legs.Reader(options.zone, options.default_user, options.longest_call)
         #: Has a look-up ever been answered? Until then a 404 may mean a wrong prefix.
         self._proven = False
-        #: How far the server's times are from the configured zone, where they are.
+        #: How far the server's clock is off the configured zone.
         self._off: timedelta | None = None
 
     async def check(self) -> str:
@@ -118,7 +120,7 @@ class Noojee:
         elif self._options.listing == "none" and self._options.ids_from is None:
             said.append("finds no calls by itself: set listing, ids_file or ids_from, or use backfill --ids")
         if self._off is not None:
-            said.append(f"its clock is {_minutes(self._off)} off timezone {self._options.timezone}")
+            said.append(f"its clock is {legs.minutes(self._off)} off timezone {self._options.timezone}")
         return "; ".join(said)
 
     async def list(self, window: Window) -> Listing:
@@ -151,8 +153,8 @@ class Noojee:
     async def follow(self, cursor: str | None) -> Chapter:
         """The calls of the ids that ``ids_file`` has gained, and of earlier ids whose calls may have gained legs.
 
-        An id is asked again until its call has ended and once more when no call can last any longer, since its
-        recording may have been switched on again; one that fails alone is kept, and does not hold up the others.
+        A leg is told only once it has ended, so an id is asked again, more and more seldom, until no call can last any
+        longer; one that fails alone is kept, and does not hold up the others.
         """
         if self._options.ids_file is None:
             return Chapter(Listing(), cursor or "", more=False)
@@ -176,8 +178,9 @@ class Noojee:
             listing = self._listing([] if isinstance(answer, SourceError) else answer)
             recordings += listing.recordings
             rejected += listing.rejected
-            over = legs.over(listing.recordings, datetime.fromtimestamp(now, UTC) - again)
-            unknown += feed.answered(i, now, again, over=over) and not listing.recordings
+            began = datetime.fromtimestamp(feed.open[i][1], UTC) - self._options.longest_call
+            idle = legs.quiet(listing.recordings, began, datetime.fromtimestamp(now, UTC))
+            unknown += feed.answered(i, now, max(again, _SELDOM * idle)) and not listing.recordings
         if unknown:
             log.warning("source.ids_unknown", source=self._name, count=unknown)
         return Chapter(Listing(recordings, rejected), feed.text(), more=feed.more)
@@ -186,38 +189,37 @@ class Noojee:
         names = {name: quote(str(medium.ref.get(name) or ""), safe="") for name in _PLACEHOLDERS}
         if "{tag}" in self._options.audio_path and not names["tag"]:
             raise BadData("the leg has no tag, and audio_path finds audio by tag")
-        path = self._options.audio_path.format(**names | {"prefix": self._options.root})
-        await self._api.audio(path, into)
+        await self._api.audio(self._options.audio_path.format(**names | {"prefix": self._options.root}), into)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _listing(self, rows: Iterable[Any], ended: Collection[str] = ()) -> Listing:
         calls, rejected = legs.by_call(rows)
         recordings: list[Recording] = []
-        now = datetime.now(UTC)
         for unique_id, its in calls.items():
-            recording, unread = self._reader.recording(unique_id, its, now, ended)
+            recording, unread = self._reader.recording(unique_id, its, datetime.now(UTC), ended)
             rejected += unread
             recordings += [recording] if recording else []
             if self._off is None and recording and (off := legs.off_zone(recording)):
                 self._off, zone = off, self._options.timezone
-                log.warning("source.timezone_mismatch", source=self._name, timezone=zone, off=_minutes(off))
+                log.warning("source.timezone_mismatch", source=self._name, timezone=zone, off=legs.minutes(off))
         return Listing(recordings, rejected)
 
     async def _find(self, ids: Iterable[str], by: str) -> dict[str, Rows | SourceError]:
         """The rows of each id, or why there are none; five failures end it for the rest."""
         found: dict[str, Rows | SourceError] = {}
         failures: list[SourceError] = []
+        turns = asyncio.Semaphore(self._options.concurrency)
 
         async def find(i: str) -> None:
-            try:
-                if len(failures) >= _ENOUGH:
-                    raise failures[-1]
-                found[i] = await (self._by_tag(i) if by == "tag" else self._by_unique_id(i))
-            except SourceError as error:
-                found[i] = error
-                if not self._is_none(error):
-                    failures.append(error)
+            async with turns:
+                try:
+                    if len(failures) >= _ENOUGH:
+                        raise failures[-1]
+                    found[i] = await (self._by_tag(i) if by == "tag" else self._by_unique_id(i))
+                except SourceError as error:
+                    found[i] = error
+                    failures.extend([] if self._is_none(error) else [error])
 
         async with asyncio.TaskGroup() as group:
             for i in dict.fromkeys(ids):
@@ -242,9 +244,5 @@ class Noojee:
         return self._proven and isinstance(error, NotReady)
 
     def _unproven(self, error: SourceError) -> SourceError:
-        unknown = isinstance(error, NotReady)
-        return TryAgain(f"no look-up was answered yet; is prefix right? ({error})") if unknown else error
-
-
-def _minutes(off: timedelta) -> str:
-    return f"{off.total_seconds() / 60:+.0f} min"
+        wrong = f"no look-up was answered yet; is prefix right? ({error})"
+        return TryAgain(wrong) if isinstance(error, NotReady) else error

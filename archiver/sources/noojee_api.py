@@ -185,12 +185,14 @@ class Api:
         head = _Head(None)
         try:
             await self._http.download(self._time_path, head, method="POST", **_POST)
-            body = bytes(head.text or b"")
-            if not re.fullmatch(rb"\s*[0-9]{9,19}\s*", body):
-                raise meaning(message(body))
+            said: object = message(bytes(head.text or b""))
+            if re.fullmatch("[0-9]{9,19}", str(said)):
+                return str(said)
+            if isinstance(meaning(str(said)), Refused):
+                raise Refused(str(said))
         except (NotReady, Gone, BadData) as error:
-            raise TryAgain(f"the server tells no time at {self._time_path}; is time_path right? ({error})") from None
-        return body.decode().strip()
+            said = error
+        raise TryAgain(f"the server tells no time at {self._time_path}; is time_path right? ({said})")
 
 
 class _Head:

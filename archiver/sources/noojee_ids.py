@@ -92,13 +92,13 @@ class Feed:
     def failed(self, i: str, now: float, again: timedelta) -> None:
         self.open[i] = (now + again.total_seconds(), self.open[i][1])
 
-    def answered(self, i: str, now: float, again: timedelta, *, over: bool) -> bool:
-        """Was this the last time? Else it is asked again soon, or (its call is over) when no call can last longer."""
+    def answered(self, i: str, now: float, again: timedelta) -> bool:
+        """Plan when to ask again, the last time when no call can last longer; was this it?"""
         until = self.open[i][1]
         if now >= until:
             del self.open[i]
             return True
-        self.open[i] = (until if over else now + again.total_seconds(), until)
+        self.open[i] = (min(now + again.total_seconds(), until), until)
         return False
 
     @staticmethod

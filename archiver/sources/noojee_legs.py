@@ -103,12 +103,15 @@ def off_zone(recording: Recording) -> timedelta | None:
     return off if off and timedelta(seconds=-10) <= late - off <= timedelta(seconds=90) else None
 
 
-def over(recordings: Sequence[Recording], since: datetime) -> bool:
-    """Have all these calls ended before that moment, as far as one can see? False where there are none."""
-    return bool(recordings) and all(
-        r.ended_at is not None and r.ended_at < since and all(m.availability is Availability.READY for m in r.media)
-        for r in recordings
-    )
+def minutes(off: timedelta) -> str:
+    return f"{off.total_seconds() / 60:+.0f} min"
+
+
+def quiet(recordings: Sequence[Recording], began: datetime, now: datetime) -> timedelta:
+    """For how long nothing has happened in these calls, as far as one can see (none: since they began)."""
+    if any(m.availability is Availability.NOT_READY for r in recordings for m in r.media):
+        return timedelta()
+    return max(timedelta(), now - max((r.ended_at or now for r in recordings), default=began))
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,6 +405,8 @@ class S3Store:
             same = there.sha256 == body.sha256
         if not same:
             raise StoreConflict(f"{key} holds other bytes ({there.size} of them) and is not overwritten")
+        if self.options.object_lock is not None:
+            await self._see_lock(key)
         return Receipt(key=key, size=body.length, sha256=body.sha256)
 
     async def _vanished(self, key: str) -> Receipt:
@@ -412,7 +414,10 @@ class S3Store:
 
     async def _digest(self, key: str) -> tuple[int, str]:
         digest = Digest()
-        await self.get(key, digest)
+        try:
+            await self.get(key, digest)
+        except StoreMissing:
+            return -1, ""
         return digest.length, digest.sha256
 
     async def _try_delete(self, key: str) -> bool:
@@ -555,7 +560,9 @@ class S3Store:
         except _Problem as problem:
             raise problem.error(f"can't read the lock of {key}") from None
         if mode != lock.mode or not until:
-            raise StoreRefused(f"the server did not lock {key}; does bucket {self.options.bucket} have object lock?")
+            raise StoreRefused(
+                f"{key} is not locked as object_lock says; does bucket {self.options.bucket} have object lock?"
+            )
 
     def _headers(self, key: str, sha256: str, *, kept: bool) -> dict[str, str]:
         headers = {

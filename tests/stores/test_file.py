@@ -40,8 +40,8 @@ class TestContract(StoreContract):
         yield store
         await store.close()
 
-    async def leftovers(self, store):
-        return [str(path) for path in store.options.path.rglob(".*")]
+    async def leftovers(self, store, under):
+        return [str(path) for path in (store.options.path / under).rglob(".*")]
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,11 @@ class TestContract(StoreContract):
         yield store, "wrong-but-still-secret"
         await store.close()
 
-    async def leftovers(self, store):
+    async def leftovers(self, store, under):
         client = a_client(self.seaweed)
         found = await asyncio.to_thread(client.list_multipart_uploads, Bucket="calls")
         client.close()
-        return [upload["Key"] for upload in found.get("Uploads", [])]
+        return [upload["Key"] for upload in found.get("Uploads", []) if upload["Key"].startswith(under)]
 
 
 class TestWithoutHelp(TestContract):
@@ -334,7 +334,7 @@ async def test_a_body_of_the_spool_is_streamed(seaweed, bucket, tmp_path):
 
 
 @asynccontextmanager
-async def rude(**how):
+async def rude(*, object_lock=None, **how):
     server = RudeS3(**how)
     async with server.serving():
         options = S3Options(
@@ -344,6 +344,7 @@ async def rude(**how):
             access_key_id="key-id",
             secret_access_key="secret-key",
             timeout="300ms",
+            object_lock=object_lock,
         )
         store = S3Store("main", options)
         yield server, store
@@ -359,6 +360,13 @@ async def test_a_server_that_keeps_fewer_bytes_is_found_out():
         server.keeps = None
         await store.put("a/b", Body.of(bytes(1000)))
         assert server.held() == {"/calls/a/b": bytes(1000)}
+
+
+async def test_a_server_that_ignores_the_lock_is_found_out():
+    async with rude(object_lock={"mode": "COMPLIANCE", "days": 1}) as (_, store):
+        for _ in range(2):
+            with pytest.raises(StoreRefused, match="not locked"):
+                await store.put("a/b", Body.of(b"x"))
 
 
 async def test_a_server_that_verifies_is_not_read_back():

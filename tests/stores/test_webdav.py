@@ -55,12 +55,17 @@ class TestApache(WebDavContract):
         yield store, "wrong-but-still-secret"
         await store.close()
 
-    async def leftovers(self, store):
-        return [str(path) for path in self.apache.files.rglob(".*") if is_temporary(path.name)]
+    files = ""
+
+    async def leftovers(self, store, under):
+        below = self.apache.files / self.files / under
+        return [str(path) for path in below.rglob(".*") if is_temporary(path.name)]
 
 
 class TestApacheBelowAPathWithSizesOnly(TestApache):
     """A base URL with a path that needs encoding; nothing is read back but sizes."""
+
+    files = "a base ü"
 
     @pytest_asyncio.fixture
     async def store(self, apache):

@@ -1,0 +1,43 @@
+# Two commands are enough: `make demo` and `make test`. Both set up everything they need below .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint run bench lock clean
+
+demo: $(VENV)/demo
+	$(BIN)/archiver demo
+
+test: $(VENV)/dev
+	@sh tests/need.sh
+	$(BIN)/python -m pytest -n 2 --dist loadscope -q
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+run: $(VENV)/demo
+	$(BIN)/archiver run
+
+lock: $(VENV)/dev
+	$(BIN)/pip install -q uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/lock.sh
+
+clean:
+	rm -rf $(VENV) .demo dist build
+
+# The wheel is what runs, here as at a user's: built once, installed with the locked versions.
+$(VENV)/demo: requirements.lock pyproject.toml $(shell find archiver sql config systemd -type f -not -name '*.pyc')
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@rm -rf $(VENV)/wheel
+	@$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w $(VENV)/wheel .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	@touch $@
+
+$(VENV)/dev: requirements-dev.lock $(VENV)/demo
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,66 @@
+"""`check`: the config, the database, each store, each source; one line each saying what is wrong and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+from .catalog import Catalog
+from .config import Config
+from .errors import ArchiverError, CatalogDown
+from .log import redact
+from .sync import Outlet
+from .wiring import make_feed, open_catalog, open_outlets
+
+
+class Result(NamedTuple):
+    what: str
+    ok: bool
+    line: str
+
+
+async def check(config: Config, *, offline: bool) -> list[Result]:
+    """Everything that can be tried, tried at once; a failure hides no other."""
+    sources, stores = len(config.sources), len(config.stores)
+    results = [Result("config", True, f"{config.path}: {sources} sources, {stores} stores")]
+    if offline:
+        return results
+    async with AsyncExitStack() as stack:
+        catalog, result = await _database(config, stack)
+        results.append(result)
+        outlets = open_outlets(config, stack)
+        results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
+        results += await asyncio.gather(*(_source(config, name, outlets, catalog, stack) for name in config.sources))
+    return [result._replace(line=redact(" ".join(result.line.split()))) for result in results]
+
+
+async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | None, Result]:
+    try:
+        catalog, embedded = await open_catalog(config, stack, size=2)
+        version = await catalog.version()
+    except CatalogDown as error:
+        return None, Result("database", False, f"{error}; is [database] url right, and is the server running?")
+    kind = f"embedded in {config.data_dir}" if embedded else "given by url"
+    return catalog, Result("database", True, f"{kind}, schema version {version}" if version else f"{kind}, still empty")
+
+
+async def _store(outlet: Outlet) -> Result:
+    try:
+        return Result(f"store {outlet.name}", True, await outlet.store.check())
+    except ArchiverError as error:
+        return Result(f"store {outlet.name}", False, str(error))
+
+
+async def _source(
+    config: Config, name: str, outlets: dict[str, Outlet], catalog: Catalog | None, stack: AsyncExitStack
+) -> Result:
+    source = config.sources[name]
+    if not source.options.enabled:
+        return Result(f"source {name}", True, "switched off (enabled = false), not tried")
+    feed = make_feed(source, outlets, catalog, stack)
+    feed.gate.limit = source.options.concurrency
+    try:
+        return Result(f"source {name}", True, await feed.source.check())
+    except ArchiverError as error:
+        return Result(f"source {name}", False, str(error))

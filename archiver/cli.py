@@ -1,0 +1,588 @@
+"""The commands (contract: "Commands"). Standard output is the answer, standard error the talk.
+
+Exit codes: 0 done and complete · 1 not complete · 2 usage or config error · 3 something needed can't be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError
+
+if TYPE_CHECKING:
+    from .catalog import Catalog
+    from .config import Config
+    from .engine import Engine
+    from .model import Copy
+
+INCOMPLETE, USAGE, UNREACHABLE = 1, 2, 3
+_T = TypeVar("_T")
+
+
+class Moment(click.ParamType[datetime]):
+    """A date or date-time; without a zone it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f'"{value}" is no time; write it like 2024-05-17 or 2024-05-17T11:45:00Z', param, ctx)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class Span(click.ParamType[timedelta]):
+    """A duration like 90s, 5m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        from .options import duration
+
+        try:
+            return duration(value)
+        except ValueError as error:
+            self.fail(f'"{value}" {error}', param, ctx)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+wait = click.option("--wait", type=Span(), default="0s", help="Also wait for retries that fall due within this time.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    help="The config; else $ARCHIVER_CONFIG, ./archiver.toml, /etc/archiver/archiver.toml.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log to standard error."
+)
+@click.version_option(__version__, "-V", "--version", prog_name="archiver")
+@click.pass_context
+def cli(context: click.Context, config_path: str | None, log_level: str | None) -> None:
+    """Keep phone call recordings safe outside the recorder that made them, and prove that none is missing."""
+    context.obj = {"config": config_path, "level": log_level}
+
+
+def load(*, quiet: bool = True) -> Config:
+    """The config, with logging set up by it; ``quiet`` commands log warnings only. Raises ConfigError."""
+    from . import config, log
+
+    given = click.get_current_context().obj
+    loaded = config.load(config.find(given["config"]))
+    level = given["level"] or ("warning" if quiet else loaded.log_level)
+    log.configure(level=level, json=None, secrets=loaded.secrets)
+    for warning in config.warnings(loaded):
+        click.echo(f"warning: {warning}", err=True)
+    return loaded
+
+
+def answer(document: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    return asyncio.run(work)
+
+
+def console(*, err: bool = False) -> Any:
+    from rich.console import Console
+
+    # Off a terminal lines are as long as they are: others grep them.
+    width = None if (sys.stderr if err else sys.stdout).isatty() else 250
+    return Console(stderr=err, highlight=False, width=width)
+
+
+@asynccontextmanager
+async def catalog_of(config: Config) -> AsyncIterator[Catalog]:
+    """The catalog alone, for commands that only read."""
+    from .wiring import read_only
+
+    async with read_only(config) as catalog:
+        yield catalog
+
+
+def chosen(config: Config, names: tuple[str, ...]) -> list[str]:
+    """The named sources, or all that are enabled. Raises click.UsageError for one that is unknown or off."""
+    for name in names:
+        if name not in config.sources:
+            raise click.UsageError(f'there is no source "{name}"; the config has {", ".join(sorted(config.sources))}')
+        if not config.sources[name].options.enabled:
+            raise click.UsageError(f'source "{name}" is switched off (enabled = false)')
+    return list(names) or [n for n, s in config.sources.items() if s.options.enabled]
+
+
+# -- doing -------------------------------------------------------------------------------------------------------------
+
+
+@cli.command("run")
+def run_daemon() -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    from . import daemon, wiring
+
+    config = load(quiet=False)
+
+    async def serve() -> None:
+        async with wiring.opened(config) as archive:
+            await daemon.Daemon(archive).run()
+
+    run(serve())
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@wait
+@as_json
+def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
+    """One pass: list everything up to now, transfer until nothing is due, print a summary."""
+    config = load(quiet=sys.stderr.isatty())
+    names = chosen(config, sources)
+    finish(config, names, as_json, wait=wait)
+
+
+@cli.command()
+@click.option("--source", required=True, help="The source to read.")
+@click.option("--from", "start", type=Moment(), help="The first moment (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), help="The first moment that is no longer wanted.")
+@click.option(
+    "--ids", type=click.File("r", encoding="utf-8"), help="A file of call ids, one a line (- for standard input)."
+)
+@click.option("--relist", is_flag=True, help="List all of it again, not only what was never listed.")
+@click.option("--dry-run", is_flag=True, help="List and count only; write nothing.")
+@wait
+@as_json
+def backfill(
+    source: str,
+    start: datetime | None,
+    end: datetime | None,
+    ids: Any,
+    relist: bool,
+    dry_run: bool,
+    wait: timedelta,
+    as_json: bool,
+) -> None:
+    """Archive the history between two moments (or of given call ids); run again it goes on where it stopped."""
+    from .model import Window
+
+    config = load(quiet=sys.stderr.isatty())
+    names = chosen(config, (source,))
+    if ids is not None:
+        if start or end or relist or dry_run:
+            raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
+        call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]
+        finish(config, names, as_json, wait=wait, call_ids=call_ids)
+        return
+    if start is None or end is None:
+        raise click.UsageError("say which time: --from T --to T (or --ids FILE)")
+    end = min(end, datetime.now(UTC) - config.sources[source].options.settle)
+    if start >= end:
+        raise click.UsageError("--from must lie before --to and before now (less the source's settle time)")
+    if dry_run:
+        count(config, source, Window(start, end), relist, as_json)
+        return
+    finish(config, names, as_json, wait=wait, wanted=Window(start, end), relist=relist)
+
+
+def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
+    """Run once, print the summary, exit by it."""
+    from . import daemon, render, report, wiring
+
+    async def work() -> dict[str, daemon.Summary]:
+        async with wiring.opened(config) as archive:
+            with progress() as on_engine:
+                return await daemon.run_once(archive, names, on_engine=on_engine, **how)
+
+    summaries = run(work())
+    document = report.summary(summaries)
+    if as_json:
+        answer(document)
+    else:
+        render.summary(console(), document)
+    if not document["complete"]:
+        from_the_start = [s for s in summaries.values() if s.polled.error and not s.polled.windows and not s.archived]
+        sys.exit(UNREACHABLE if len(from_the_start) == len(summaries) else INCOMPLETE)
+
+
+def count(config: Config, source: str, wanted: Any, relist: bool, as_json: bool) -> None:
+    from . import daemon, render, wiring
+
+    async def work() -> daemon.Summary:
+        async with wiring.opened(config) as archive:
+            return await daemon.count_only(archive, source, wanted, relist=relist)
+
+    summary = run(work())
+    document = {
+        "source": source,
+        "windows": summary.polled.windows,
+        "recordings": summary.polled.listed,
+        "bytes": summary.bytes or None,
+        "requests": summary.requests,
+        "error": summary.polled.error,
+    }
+    if as_json:
+        answer(document)
+    else:
+        size = render.size(summary.bytes) if summary.bytes else "size not told by the source"
+        click.echo(
+            f"{source}: {summary.polled.listed} recordings in {summary.polled.windows} windows not yet listed, {size},"
+            f" about {summary.requests} requests to the source; nothing was written"
+        )
+        if summary.polled.error:
+            click.echo(f"the listing stopped at {summary.polled.error}", err=True)
+    if summary.polled.error:
+        sys.exit(UNREACHABLE if not summary.polled.windows else INCOMPLETE)
+
+
+@contextlib.contextmanager
+def progress() -> Any:
+    """On a terminal a bar that counts finished media; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TransferSpeedColumn(), console=console(err=True), transient=True) as bars:
+        bar = bars.add_task("archived", total=None)
+
+        def watch(engine: Engine) -> None:
+            engine.on_settled = lambda *_: bars.advance(bar)
+
+        yield watch
+
+
+@cli.command()
+@click.option("--source", help="Only this source.")
+@click.option("--state", type=click.Choice(["failed", "gone", "empty"]), default="failed", show_default=True)
+@as_json
+def retry(source: str | None, state: str, as_json: bool) -> None:
+    """Make failed (or gone, or empty) media due again now."""
+    from .model import State
+
+    config = load()
+    if source is not None:
+        chosen(config, (source,))
+
+    async def work() -> int:
+        async with catalog_of(config) as catalog:
+            return await catalog.retry(source, State(state))
+
+    number = run(work())
+    if as_json:
+        answer({"due": number})
+    else:
+        click.echo(f"{number} {state} media are due again; `archiver sync` or the daemon fetches them")
+
+
+@cli.command()
+@as_json
+def migrate(as_json: bool) -> None:
+    """Bring the database schema up to date."""
+    config = load()
+
+    async def work() -> int:
+        async with catalog_of(config) as catalog:
+            return await catalog.version()
+
+    version = run(work())
+    if as_json:
+        answer({"version": version})
+    else:
+        click.echo(f"the schema is at version {version}")
+
+
+@cli.command()
+@click.option("--offline", is_flag=True, help="Only the config file.")
+@as_json
+def check(offline: bool, as_json: bool) -> None:
+    """Validate the config; try the database, each store and each source: one line each."""
+    from . import checks
+
+    config = load()
+    results = run(checks.check(config, offline=offline))
+    if as_json:
+        answer({"checks": [r._asdict() for r in results], "ok": all(r.ok for r in results)})
+    else:
+        for result in results:
+            mark = "ok     " if result.ok else "FAILED "
+            click.echo(f"{mark} {result.what}: {result.line}")
+    if not all(r.ok for r in results):
+        sys.exit(UNREACHABLE)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@as_json
+def status(as_json: bool) -> None:
+    """Per source: lag, coverage, gaps, counts, last error; per store: copies and bytes."""
+    from . import render, report
+
+    config = load()
+
+    async def work() -> dict[str, Any]:
+        async with catalog_of(config) as catalog:
+            return await report.status(config, catalog)
+
+    document = run(work())
+    if as_json:
+        answer(document)
+    else:
+        render.status(console(), document)
+
+
+@cli.command("list")
+@click.option("--source")
+@click.option("--from", "start", type=Moment())
+@click.option("--to", "end", type=Moment())
+@click.option("--caller", help="Number; * is a wildcard.")
+@click.option("--callee", help="Number; * is a wildcard.")
+@click.option("--direction", type=click.Choice(["inbound", "outbound", "internal", "unknown"]))
+@click.option("--state", type=click.Choice(["pending", "archived", "failed", "gone", "empty"]))
+@click.option("--text", help="Anywhere in ids, names, queues, attributes and what the vendor sent.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many (on a terminal: 100).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
+    """Recordings, oldest first."""
+    from . import render
+    from .catalog import Query
+
+    config = load()
+    if limit is None and not as_json:
+        limit = 100
+    query = Query(limit=limit, **filters)
+
+    async def work() -> list[dict[str, Any]]:
+        found = []
+        async with catalog_of(config) as catalog:
+            async for document in catalog.find(query):
+                if as_json:
+                    click.echo(json.dumps(document, ensure_ascii=False))
+                else:
+                    found.append(document)
+        return found
+
+    found = run(work())
+    if not as_json:
+        render.recordings(console(), found)
+
+
+def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, Any]:
+    config = load()
+
+    async def work() -> Any:
+        async with catalog_of(config) as catalog:
+            return await read(catalog, source, recording_id)
+
+    document: dict[str, Any] | None = run(work())
+    if document is None:
+        click.echo(
+            f'there is no recording "{recording_id}" of source "{source}"; `archiver list` shows what there is',
+            err=True,
+        )
+        sys.exit(INCOMPLETE)
+    return document
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("recording_id")
+@as_json
+def show(source: str, recording_id: str, as_json: bool) -> None:
+    """One recording with its media, copies, attempts and events."""
+    from . import render, report
+
+    document = _one(report.show, source, recording_id)
+    if as_json:
+        answer(document)
+    else:
+        render.recording(console(), document)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("recording_id")
+@as_json
+def why(source: str, recording_id: str, as_json: bool) -> None:
+    """A recording's history: the windows that listed it, each attempt and what came of it."""
+    from . import render, report
+
+    document = _one(report.why, source, recording_id)
+    if as_json:
+        answer(document)
+    else:
+        render.story(console(), document)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@as_json
+def rejected(source: str, limit: int, as_json: bool) -> None:
+    """Rows of a source's listings that could not be read, as they came."""
+    config = load()
+
+    async def work() -> list[dict[str, Any]]:
+        async with catalog_of(config) as catalog:
+            return await catalog.rejected(source, limit)
+
+    rows = run(work())
+    if as_json:
+        answer(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['last_at']} ({row['times']}×) {row['reason']}\n    {row['raw'][:500]}")
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("recording_id")
+@click.argument("media_id", required=False)
+@click.option("-o", "--output", required=True, metavar="PATH", help="Where to write; - is standard output.")
+def get(source: str, recording_id: str, media_id: str | None, output: str) -> None:
+    """Write the archived bytes of a recording's audio, after checking their SHA-256."""
+    from . import wiring
+
+    config = load()
+
+    async def work() -> str | None:
+        async with wiring.opened(config) as archive:
+            known = await archive.catalog.documents([(source, recording_id)])
+            if (source, recording_id) not in known:
+                return f'there is no recording "{recording_id}" of source "{source}"'
+            media = [m["media_id"] for m in known[source, recording_id][0]["media"]]
+            if media_id is None and len(media) != 1:
+                return f"it has {len(media)} media, say which: {', '.join(media)}"
+            wanted = media_id or media[0]
+            if wanted not in media:
+                return f'it has no medium "{wanted}"; it has {", ".join(media)}'
+            copies = await archive.catalog.copies_of(source, recording_id, wanted)
+            return await _write(archive, copies, output)
+
+    problem = run(work())
+    if problem:
+        click.echo(problem, err=True)
+        sys.exit(INCOMPLETE)
+
+
+async def _write(archive: Any, copies: list[Copy], output: str) -> str | None:
+    """The newest content from the first store that has it whole."""
+    problems = []
+    for copy in sorted(copies, key=lambda c: c.archived_at, reverse=True):
+        outlet = archive.outlets.get(copy.store)
+        if outlet is None:
+            problems.append(f"store {copy.store} is not in the config")
+            continue
+        with archive.spool.sink() as sink:
+            try:
+                await outlet.store.get(copy.key, sink)
+            except StoreError as error:
+                problems.append(f"store {copy.store}: {error}")
+                continue
+            body = await sink.body()
+            if body.sha256 != copy.sha256:
+                problems.append(f"store {copy.store}: the bytes of {copy.key} are not those that were archived")
+                continue
+            await asyncio.to_thread(_save, body, output)
+            return None
+    return "; ".join(problems) or "it is not archived yet; see `archiver why`"
+
+
+def _save(body: Any, output: str) -> None:
+    if output == "-":
+        for chunk in body.chunks():
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        return
+    target = Path(output)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    digest = hashlib.sha256()
+    with os.fdopen(handle, "wb") as file:
+        for chunk in body.chunks():
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != body.sha256:
+        Path(temporary).unlink()
+        raise StoreError("the bytes changed while they were written")
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(temporary).chmod(0o666 & ~umask)
+    Path(temporary).replace(target)
+
+
+@cli.command()
+@click.option("--folder", default=".demo", show_default=True, metavar="PATH", help="Where the demo's archive lives.")
+@click.option(
+    "--calls", default=300, show_default=True, type=click.IntRange(10, 5000), help="How many calls of yesterday."
+)
+def demo(folder: str, calls: int) -> None:
+    """Simulated recorders, a fresh archive with its own database: nothing to configure."""
+    from . import demo as demonstration
+
+    sys.exit(demonstration.main(Path(folder), calls))
+
+
+def main() -> None:
+    """The console script: every error is one clear line, and the contract's exit code."""
+    from_config: tuple[type[BaseException], ...] = (ConfigError,)
+    try:
+        cli(standalone_mode=True)
+    except from_config as error:
+        click.echo(str(error), err=True)
+        sys.exit(USAGE)
+    except BaseExceptionGroup as group:
+        _fail(_first(group))
+    except (ArchiverError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(error: BaseException) -> None:
+    from .log import redact
+
+    if isinstance(error, ConfigError):
+        click.echo(str(error), err=True)
+        sys.exit(USAGE)
+    if isinstance(error, CatalogDown | StoreError | SourceError):
+        click.echo(redact(f"archiver: {error}"), err=True)
+        sys.exit(UNREACHABLE)
+    if isinstance(error, OSError):
+        click.echo(redact(f"archiver: {error.strerror or error}: {error.filename or ''}".rstrip(": ")), err=True)
+        sys.exit(INCOMPLETE)
+    raise error

@@ -1,0 +1,613 @@
+"""The config file: TOML in, typed settings out; every problem at once, each in one plain line, none with a secret.
+
+What a source or a store can be told stands in the options model beside its class, which its kind's entry point names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from apscheduler.triggers.cron import CronTrigger
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+
+from .errors import ConfigError
+from .options import Size, SourceOptions, StoreOptions, Strict
+
+__all__ = ["Changes", "Config", "SourceConfig", "StoreConfig", "diff", "find", "kinds", "load", "warnings"]
+
+#: Keys from the top of the file down.
+_Where: TypeAlias = tuple[str, ...]
+_M = TypeVar("_M", bound=Strict)
+
+_PLACES = ("archiver.toml", "/etc/archiver/archiver.toml")
+_LARGEST = 4 << 20
+_DEEPEST = 16
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: Folders of our own beside the sources' in a store.
+_RESERVED = {"_manifests", "_canary"}
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+#: What may stand in place of any string.
+_REFERENCES = ("env", "file", "credential")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    name: str
+    cls: type[Any]
+    options: StoreOptions
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    name: str
+    cls: type[Any]
+    options: SourceOptions
+    #: The stores that get a copy; never empty.
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    path: Path
+    data_dir: Path
+    #: Concurrent transfers of this process.
+    transfers: int
+    #: Bytes of media held in memory at most.
+    memory: int
+    #: ``embedded`` or ``postgresql://…``
+    database_url: SecretStr
+    http_listen: tuple[str, int]
+    heartbeat_url: SecretStr | None
+    log_level: Literal["debug", "info", "warning", "error"]
+    stores: Mapping[str, StoreConfig]
+    sources: Mapping[str, SourceConfig]
+    #: Whatever must not be shown anywhere.
+    secrets: frozenset[str] = field(repr=False)
+    #: The secret options that stand in the file itself, as dotted keys.
+    literal_secrets: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a reload changes, by name, sorted."""
+
+    sources_added: tuple[str, ...] = ()
+    sources_removed: tuple[str, ...] = ()
+    sources_changed: tuple[str, ...] = ()
+    stores_added: tuple[str, ...] = ()
+    stores_removed: tuple[str, ...] = ()
+    stores_changed: tuple[str, ...] = ()
+    #: Fields of Config outside sources and stores.
+    settings_changed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in self.__slots__)
+
+
+def find(explicit: str | None = None) -> Path:
+    """The first of --config, $ARCHIVER_CONFIG and the usual places. Raises ConfigError."""
+    for name, how in ((explicit, "--config"), (os.environ.get("ARCHIVER_CONFIG"), "$ARCHIVER_CONFIG")):
+        if name:
+            if not Path(name).exists():
+                raise ConfigError([f"{how}: there is no file {name}"])
+            return Path(name)
+    for place in map(Path, _PLACES):
+        if place.is_file():
+            return place
+    raise ConfigError([f"there is no config file: write {' or '.join(_PLACES)}, or name one with --config"])
+
+
+def kinds(group: Literal["archiver.sources", "archiver.stores"]) -> dict[str, EntryPoint]:
+    """The installed kinds of sources or stores, ours and others', not loaded yet."""
+    return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)}
+
+
+def load(path: Path) -> Config:
+    """Read the config file, and what it refers to. Raises ConfigError with every problem found."""
+    return _Reader(path).read()
+
+
+def diff(old: Config, new: Config) -> Changes:
+    plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level")
+    return Changes(
+        sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
+        sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
+        sources_changed=_changed(old.sources, new.sources),
+        stores_added=tuple(sorted(new.stores.keys() - old.stores.keys())),
+        stores_removed=tuple(sorted(old.stores.keys() - new.stores.keys())),
+        stores_changed=_changed(old.stores, new.stores),
+        settings_changed=tuple(name for name in plain if getattr(old, name) != getattr(new, name)),
+    )
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name]))
+
+
+def warnings(config: Config) -> list[str]:
+    """What works but should not stay so, one line each."""
+    name = config.path.name
+    said: list[str] = []
+    if config.literal_secrets and stat.S_IMODE(config.path.stat().st_mode) & 0o077:
+        first = min(config.literal_secrets)
+        said.append(f"{name}: others may read it, and it holds secrets (such as {first}): chmod 600 {config.path}")
+    for section, entries in (("sources", config.sources), ("stores", config.stores)):
+        said += [
+            f"{name}: {section}.{entry.name}.verify_tls is off: anyone on the way can read and change what it transfers"
+            for entry in entries.values()
+            if getattr(entry.options, "verify_tls", True) is False
+        ]
+    stores = list(config.stores.values())
+    said += [
+        f"{name}: stores.{one.name} and stores.{other.name} are the same place: two copies there are one"
+        for i, one in enumerate(stores)
+        for other in stores[i + 1 :]
+        if one.options == other.options
+    ]
+    now = datetime.now(UTC)
+    for source in config.sources.values():
+        if source.options.start is not None and source.options.start > now:
+            said.append(f"{name}: sources.{source.name}.start lies in the future: nothing is archived until then")
+    if not any(source.options.enabled for source in config.sources.values()):
+        said.append(f"{name}: no source is enabled")
+    return said
+
+
+def _listen(value: Any) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]*)):([0-9]{1,5})", value) if _is_text(value) else None
+    if match is None or int(match[3]) > 65535:
+        raise ValueError('is no address; write it like "127.0.0.1:8410" or "[::1]:8410"')
+    return match[1] or match[2], int(match[3])
+
+
+def _database(value: Any) -> Any:
+    if _is_text(value) and value != "embedded" and not re.match(r"postgres(ql)?://\S", value):
+        raise ValueError('is neither "embedded" nor like "postgresql://user@host/database"')
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+class _Database(Strict):
+    url: Annotated[SecretStr, BeforeValidator(_database)] = SecretStr("embedded")
+
+
+class _Http(Strict):
+    listen: Annotated[tuple[str, int], BeforeValidator(_listen)] = ("127.0.0.1", 8410)
+
+
+class _Top(Strict):
+    """Everything but sources and stores."""
+
+    data_dir: Path | None = None
+    transfers: int = Field(default=32, ge=1, le=10_000)
+    memory: Size = Field(default=256 << 20, ge=1 << 20)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    heartbeat_url: SecretStr | None = None
+    database: _Database = _Database()
+    http: _Http = _Http()
+
+    @field_validator("heartbeat_url")
+    @classmethod
+    def _heartbeat_is_http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url.get_secret_value()):
+            raise ValueError('is no URL; write it like "https://hc.example.com/ping/…"')
+        return url
+
+
+class _Reader:
+    """Reads one file; gathers problems, secrets and what could not be resolved on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = path.absolute().parent
+        self._problems: list[str] = []
+        self._secrets: set[str] = set()
+        self._resolved: set[_Where] = set()
+        self._broken: set[_Where] = set()
+        self._literal: set[str] = set()
+
+    def read(self) -> Config:
+        document = self._parse()
+        stores, sources = document.pop("stores", None), document.pop("sources", None)
+        top = self._validated(_Top, document, ())
+        store_configs = {name: c for name, c in self._entries("stores", stores) if isinstance(c, StoreConfig)}
+        known_stores = tuple(stores) if isinstance(stores, dict) else ()
+        source_configs = {name: c for name, c in self._entries("sources", sources) if isinstance(c, SourceConfig)}
+        source_configs = {name: self._linked(c, sources, known_stores) for name, c in source_configs.items()}
+        data_dir = self._data_dir(top)
+        # One of the last two is missing only where there is a problem.
+        if self._problems or top is None or data_dir is None:
+            raise ConfigError([f"{self._path.name}: {_one_line(problem)}" for problem in self._problems])
+        return Config(
+            path=self._path,
+            data_dir=data_dir,
+            transfers=top.transfers,
+            memory=top.memory,
+            database_url=top.database.url,
+            http_listen=top.http.listen,
+            heartbeat_url=top.heartbeat_url,
+            log_level=top.log_level,
+            stores=store_configs,
+            sources=source_configs,
+            secrets=frozenset(filter(None, self._secrets)),
+            literal_secrets=frozenset(self._literal),
+        )
+
+    # -- the file ----------------------------------------------------------------------------------------------------
+
+    def _parse(self) -> dict[str, Any]:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                self._fail("is too large for a config file")
+            return tomllib.loads(data.decode("utf-8-sig"))
+        except OSError as error:
+            self._fail(f"can't be read: {error.strerror or error}")
+        except UnicodeDecodeError as error:
+            self._fail(f"line {data[: error.start].count(10) + 1}: is not UTF-8")
+        except RecursionError:
+            self._fail("is nested too deeply")
+        except ValueError as error:
+            match = re.fullmatch(r"(.*) \(at (?:(line \d+), column \d+|end of document)\)", str(error), re.DOTALL)
+            where = (match and match[2]) or "the last line"
+            what = match[1] if match else str(error)
+            self._fail(f"{where}: is no TOML: {what[:1].lower()}{what[1:]}")
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise ConfigError([f"{self._path.name}: {_one_line(problem)}"]) from None
+
+    def _data_dir(self, top: _Top | None) -> Path | None:
+        if top is not None and top.data_dir is not None:
+            return top.data_dir
+        if state := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
+            return Path(state)
+        try:
+            return Path.home() / ".local" / "share" / "archiver"
+        except RuntimeError:
+            self._problems.append("data_dir: is missing, and this user has no home folder to put it in")
+            return None
+
+    # -- sources and stores ------------------------------------------------------------------------------------------
+
+    def _entries(self, section: str, tables: Any) -> Iterator[tuple[str, StoreConfig | SourceConfig]]:
+        one = section.removesuffix("s")
+        if tables is None or tables == {}:
+            self._problems.append(f"there is no {one}: add a section [{section}.NAME]")
+            return
+        if not isinstance(tables, dict):
+            self._problems.append(f"{section}: must be a table; write a section [{section}.NAME]")
+            return
+        for name, table in tables.items():
+            where = (section, name)
+            if not _NAME.fullmatch(name):
+                self._say(where, "is no name: only letters, digits, - and _, at most 64")
+            elif name in _RESERVED:
+                self._say(where, "is a reserved name; choose another")
+            elif not isinstance(table, dict):
+                self._say(where, f"must be a table; write a section [{section}.{name}]")
+            elif (cls := self._class(section, where, table)) is not None:
+                options = self._validated(cls.Options, table, where)
+                if isinstance(options, SourceOptions):
+                    yield name, SourceConfig(name, cls, options, ())
+                elif isinstance(options, StoreOptions):
+                    yield name, StoreConfig(name, cls, options)
+
+    def _class(self, section: str, where: _Where, table: dict[str, Any]) -> type[Any] | None:
+        known = kinds("archiver.sources" if section == "sources" else "archiver.stores")
+        kind = self._resolve(table.get("kind"), (*where, "kind"))
+        if (*where, "kind") in self._broken:
+            return None
+        if not isinstance(kind, str) or kind not in known:
+            nearest = _nearest(kind if isinstance(kind, str) else "", known, cutoff=0)
+            what = "is missing" if kind is None else "must be text" if not isinstance(kind, str) else "is not known"
+            self._say((*where, "kind"), f"{what}; known are {', '.join(nearest) or 'none'}")
+            return None
+        model = SourceOptions if section == "sources" else StoreOptions
+        try:
+            cls = known[kind].load()
+            if not issubclass(cls.Options, model):
+                raise TypeError(f"its Options are no {model.__name__}")
+        except Exception as error:  # noqa: BLE001 - anything may go wrong in others' modules
+            self._say((*where, "kind"), f"{kind} can't be loaded: {type(error).__name__}: {error}")
+            return None
+        return cls  # type: ignore[no-any-return]
+
+    def _linked(self, source: SourceConfig, sources: Any, stores: tuple[str, ...]) -> SourceConfig:
+        where, options = ("sources", source.name), source.options
+        wanted = options.stores
+        if wanted is not None and not wanted:
+            self._say((*where, "stores"), "is empty; name a store, or leave it out for every store")
+        for name in sorted(set(wanted or ()) - set(stores)):
+            self._say((*where, "stores"), f"there is no store {_key(name)}{_did_you_mean(name, stores)}")
+        if wanted is not None and len(set(wanted)) < len(wanted):
+            self._say((*where, "stores"), "names a store twice")
+        other = getattr(options, "ids_from", None)
+        if isinstance(other, str) and (other == source.name or other not in sources):
+            hint = _did_you_mean(other, [name for name in sources if name != source.name])
+            self._say((*where, "ids_from"), f"there is no other source {_key(other)}{hint}")
+        self._check_times(where, options)
+        return SourceConfig(source.name, source.cls, options, stores if wanted is None else wanted)
+
+    def _check_times(self, where: _Where, options: SourceOptions) -> None:
+        retry, none = options.retry, timedelta()
+        if len(options.poll.split()) == 5:
+            try:
+                CronTrigger.from_crontab(options.poll, timezone=UTC)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
+                self._say((*where, "poll"), 'is no cron expression; write it like "*/5 * * * *", or "5m"')
+        if options.start is not None and options.start < _EARLIEST:
+            self._say((*where, "start"), "lies before 1990")
+        if options.timeout <= none:
+            self._say((*where, "timeout"), "must be longer than nothing")
+        if retry.first <= none:
+            self._say((*where, "retry", "first"), "must be longer than nothing")
+        if retry.cap < retry.first:
+            self._say((*where, "retry", "cap"), "must not be shorter than retry.first")
+        if retry.give_up_after < retry.first:
+            self._say((*where, "retry", "give_up_after"), "must not be shorter than retry.first")
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    def _validated(self, model: type[_M], table: dict[str, Any], where: _Where) -> _M | None:
+        plain = {key: self._resolve(value, (*where, key)) for key, value in table.items()}
+        self._keep_secrets(model, plain, where)
+        broken = [place for place in self._broken if place[: len(where)] == where]
+        try:
+            options = model.model_validate(plain)
+            return None if broken else self._absolute(options)
+        except ValidationError as error:
+            for told in error.errors(include_url=False, include_input=False):
+                place = (*where, *_steps(told["loc"], plain))
+                # What can't be resolved is told already; nor can a rule over several values be judged then.
+                if not any(place[: len(b)] == b or place == where for b in broken):
+                    self._say(place, self._hidden(_in_plain_words(told, model, place[len(where) :])))
+        except Exception as error:  # noqa: BLE001 - anything may go wrong in others' validators
+            self._say(where, f"can't be used ({type(error).__name__})")
+        return None
+
+    def _resolve(self, value: Any, place: _Where) -> Any:
+        """The value with all that it refers to in its place; None, and a problem, where that is not to be had."""
+        if len(place) > _DEEPEST:
+            return self._broke(place, "is nested too deeply")
+        if isinstance(value, list):
+            return [self._resolve(item, (*place, str(i))) for i, item in enumerate(value)]
+        if isinstance(value, dict):
+            (how, name), *more = [*value.items(), (None, None)]
+            if len(more) == 1 and how in _REFERENCES and isinstance(name, str):
+                return self._referred(how, name, place)
+            return {key: self._resolve(item, (*place, key)) for key, item in value.items()}
+        if isinstance(value, str) and "\0" in value:
+            return self._broke(place, "holds a NUL character")
+        return value
+
+    def _referred(self, how: str, name: str, place: _Where) -> str | None:
+        if not name or "\0" in name:
+            return self._broke(place, f"names no {how}")
+        try:
+            if how == "env":
+                text = os.environ.get(name)
+                if text is None:
+                    return self._broke(place, f"environment variable {name} is not set")
+                what = f"environment variable {name}"
+            elif how == "credential":
+                folder = os.environ.get("CREDENTIALS_DIRECTORY")
+                if not folder:
+                    return self._broke(place, f"no credential {name}: $CREDENTIALS_DIRECTORY is not set (systemd does)")
+                if "/" in name or name in {".", ".."}:
+                    return self._broke(place, f"{name} is no credential's name")
+                text, what = _content(Path(folder) / name), f"credential {name}"
+            else:
+                text, what = _content(self._folder / Path(name).expanduser()), f"file {name}"
+        except (OSError, RuntimeError, ValueError) as error:
+            why = "is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or str(error)
+            return self._broke(place, f"{how} {name} can't be read: {why}")
+        if not text or "\0" in text:
+            return self._broke(place, f"{what} {'holds a NUL character' if text else 'is empty'}")
+        self._secrets.add(text)
+        self._resolved.add(place)
+        return text
+
+    def _broke(self, place: _Where, problem: str) -> str | None:
+        self._broken.add(place)
+        self._say(place, problem)
+        return None
+
+    def _keep_secrets(self, model: type[BaseModel], table: Mapping[str, Any], where: _Where) -> None:
+        """Note the values of the secret fields, whether the table turns out to be valid or not."""
+        for name, about in model.model_fields.items():
+            key = about.alias or name
+            value, place = table.get(key), (*where, key)
+            inner = _inner_model(about.annotation)
+            if inner is not None and isinstance(value, dict):
+                self._keep_secrets(inner, value, place)
+            if not _mentions(about.annotation, SecretStr):
+                continue
+            for text in _texts(value):
+                password = _password(text)
+                if place == ("database", "url"):
+                    if password is None:
+                        continue
+                    self._secrets |= {password, unquote(password)}
+                self._secrets.add(text)
+                if place not in self._resolved:
+                    self._literal.add(_dotted(place))
+
+    def _absolute(self, options: _M) -> _M:
+        """Its paths, and those of the tables in it, from the config file's folder on."""
+        found: dict[str, Any] = {}
+        for name in type(options).model_fields:
+            value = getattr(options, name)
+            if isinstance(value, Path):
+                found[name] = self._folder / value.expanduser()
+            elif isinstance(value, Strict):
+                found[name] = self._absolute(value)
+        return options.model_copy(update=found)
+
+    def _say(self, place: _Where, problem: str) -> None:
+        self._problems.append(f"{_dotted(place)}: {problem}" if place else problem)
+
+    def _hidden(self, text: str) -> str:
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            if len(secret) >= 4:
+                text = text.replace(secret, "***")
+        return text
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "string_unicode": "must be text",
+    "string_too_short": "is too short",
+    "string_too_long": "is too long",
+    "string_pattern_mismatch": "must match {pattern}",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "is too large a number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "has too few entries",
+    "too_long": "has too many entries",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "set_type": "must be a list",
+    "frozen_set_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+}
+_DATES = "is no date; write it like 2024-01-31 or 2024-01-31T08:00:00Z"
+
+
+def _in_plain_words(told: Mapping[str, Any], model: type[BaseModel], place: _Where) -> str:
+    """One of pydantic's findings, without the value and without pydantic's words."""
+    kind, context = told["type"], told.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _fields(model, place[:-1]) + (["stores", "sources"] if model is _Top and len(place) == 1 else [])
+        return f"unknown key{_did_you_mean(place[-1], known) or _nearest_of(place[-1], known)}"
+    if kind == "missing" and place == ("timezone",):
+        return 'is missing: the times of this API carry no zone; write it like "Europe/Paris"'
+    if kind in {"value_error", "assertion_error"}:
+        return str(context.get("error") or "is not valid")
+    if kind.startswith(("date", "time")):
+        return _DATES
+    if kind in _WORDS:
+        return _WORDS[kind].format_map({name: str(value).replace("'", '"') for name, value in context.items()})
+    return "is not valid"
+
+
+def _nearest_of(name: str, known: Iterable[str]) -> str:
+    nearest = _nearest(name, known, cutoff=0)
+    return f'; the nearest known one is "{nearest[0]}"' if nearest else ""
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    nearest = _nearest(name, known, cutoff=0.6)
+    return f'; did you mean "{nearest[0]}"?' if nearest else ""
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    folded = {key.lower(): key for key in known}
+    found = difflib.get_close_matches(name[:100].lower(), folded, n=max(1, len(folded)), cutoff=cutoff)
+    return [folded[key] for key in found]
+
+
+def _steps(location: Iterable[int | str], table: Any) -> Iterator[str]:
+    """A pydantic location as it stands in the file: without the steps into the branches of a union."""
+    here = table
+    for step in location:
+        if isinstance(here, dict) and isinstance(step, str) and (step in here or _NAME.fullmatch(step)):
+            here = here.get(step)
+            yield step
+        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+            yield str(step)
+
+
+def _fields(model: type[BaseModel], place: _Where) -> list[str]:
+    for step in place:
+        inner = next(
+            (_inner_model(f.annotation) for n, f in model.model_fields.items() if step == (f.alias or n)), None
+        )
+        if inner is None:
+            return []
+        model = inner
+    return [about.alias or name for name, about in model.model_fields.items()]
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_inner_model, get_args(annotation)) if m is not None), None)
+
+
+def _mentions(annotation: Any, wanted: type) -> bool:
+    return annotation is wanted or any(_mentions(argument, wanted) for argument in get_args(annotation))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
+
+
+def _password(url: str) -> str | None:
+    """The password in a URL: before the host, or among a PostgreSQL URL's parameters."""
+    try:
+        parts = urlsplit(url)
+        return parts.password or dict(parse_qsl(parts.query)).get("password")
+    except ValueError:
+        return None
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        text = file.read(_LARGEST).decode("utf-8")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _dotted(place: _Where) -> str:
+    return ".".join(map(_key, place))
+
+
+def _key(name: str) -> str:
+    """A key as TOML writes it."""
+    return name if _NAME.fullmatch(name) else json.dumps(name[:64])
+
+
+def _one_line(text: str) -> str:
+    flat = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+    flat = flat.encode("utf-8", "backslashreplace").decode("utf-8")
+    return flat if len(flat) <= 500 else flat[:499] + "…"

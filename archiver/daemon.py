@@ -1,0 +1,307 @@
+"""Runs an archive: once (`sync`, `backfill`), or until told to stop, on a schedule (`run`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from . import sync
+from .engine import Engine
+from .errors import CatalogDown, Refused, SourceError, StoreError
+from .model import State, Window
+from .options import duration
+from .sync import Polled
+from .windows import plan
+from .wiring import Archive
+
+log = structlog.get_logger()
+
+#: A stop waits so long for running transfers before it drops them; they are due again at once.
+GRACE = 8.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """What a one-shot run did with one source."""
+
+    polled: Polled = field(default_factory=Polled)
+    archived: int = 0
+    pending: int = 0
+    failed: int = 0
+    gone: int = 0
+    empty: int = 0
+    bytes: int = 0
+    #: Requests to the source: made while listing, or (dry run) needed in all.
+    requests: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return not (self.polled.error or self.polled.more or self.polled.rejected or self.pending or self.failed)
+
+    def document(self) -> dict[str, Any]:
+        told = {name: getattr(self.polled, name) for name in ("windows", "listed", "new", "changed", "rejected")}
+        told |= {n: getattr(self, n) for n in ("archived", "pending", "failed", "gone", "empty", "bytes")}
+        return told | ({"error": self.polled.error} if self.polled.error else {})
+
+
+# -- one-shot runs -------------------------------------------------------------------------------------------------
+
+
+async def prove_stores(archive: Archive, names: Sequence[str] | None = None) -> None:
+    """A canary through every store that the sources need. Raises StoreError naming the store."""
+    needed = {s for n, f in archive.feeds.items() if names is None or n in names for s in f.outlets}
+
+    async def prove(name: str) -> None:
+        try:
+            await archive.outlets[name].store.check()
+        except StoreError as error:
+            raise type(error)(f"store {name}: {error}") from error
+
+    await asyncio.gather(*(prove(name) for name in sorted(needed)))
+
+
+async def run_once(
+    archive: Archive,
+    names: Sequence[str],
+    *,
+    wanted: Window | None = None,
+    relist: bool = False,
+    call_ids: Sequence[str] | None = None,
+    wait: timedelta = timedelta(),
+    on_engine: Callable[[Engine], None] | None = None,
+) -> dict[str, Summary]:
+    """List up to now (or ``wanted``, or ``call_ids``), transfer until nothing is due, by source what came of it."""
+    await prove_stores(archive, names)
+    catalog, engine = archive.catalog, archive.engine(names)
+    if on_engine is not None:
+        on_engine(engine)
+    last = catalog.clock.now() + wait
+    summaries = {name: Summary() for name in names}
+
+    async def discover(name: str) -> None:
+        feed = archive.feeds[name]
+        while True:
+            before = feed.gate.started
+            async with engine.polling(name):
+                try:
+                    if call_ids is not None:
+                        polled = await sync.look_up(feed, catalog, call_ids)
+                    else:
+                        polled = await sync.poll(feed, catalog, wanted=wanted, relist=relist)
+                except SourceError as error:
+                    polled = Polled(error=str(error))
+            engine.nudge()
+            _add(summaries[name].polled, polled)
+            summaries[name].requests += feed.gate.started - before
+            now = catalog.clock.now()
+            if polled.busy:
+                await asyncio.sleep(0.5)
+            elif (polled.error is None and not polled.more) or now >= last:
+                return
+            elif polled.error is not None:
+                await asyncio.sleep(min(5.0, max(0.1, (last - now).total_seconds())))
+
+    async with asyncio.TaskGroup() as group:
+        listing = [group.create_task(discover(name)) for name in names]
+        await engine.run(until=lambda: last if all(task.done() for task in listing) else None)
+    counts = await catalog.counts(list(names))
+    for name, summary in summaries.items():
+        within = (await catalog.counts([name], wanted)) if wanted is not None else counts
+        found = {state: count for state, (count, _) in within.get(name, {}).items()}
+        summary.pending, summary.failed = found.get("pending", 0), found.get("failed", 0)
+        for state in (State.ARCHIVED, State.GONE, State.EMPTY):
+            setattr(summary, state.value, engine.tally.states[name, state])
+        summary.bytes = engine.tally.bytes[name]
+    return summaries
+
+
+def _add(total: Polled, polled: Polled) -> None:
+    for name in ("windows", "listed", "new", "changed", "missing", "rejected"):
+        setattr(total, name, getattr(total, name) + getattr(polled, name))
+    total.error, total.more = polled.error, polled.more
+
+
+async def count_only(archive: Archive, name: str, wanted: Window, *, relist: bool) -> Summary:
+    """A backfill's listing without writing anything: recordings, bytes where the source tells, requests."""
+    feed, catalog = archive.feeds[name], archive.catalog
+    feed.gate.limit = feed.options.concurrency
+    known = await catalog.sources([name])
+    covered = () if relist or not known else known[0]["covered"]
+    summary = Summary()
+    pieces = plan(covered, wanted, longest=feed.options.window, lookback=timedelta(), recent=False)
+    before = feed.gate.started
+    seen: set[str] = set()
+    for piece in pieces:
+        try:
+            listings = [listing async for _, listing in sync.listed(feed, piece.window)]
+        except SourceError as error:
+            summary.polled.error = f"{piece.window}: {error}"
+            break
+        summary.polled.windows += 1
+        for recording in (r for listing in listings for r in listing.recordings):
+            if recording.recording_id not in seen:
+                seen.add(recording.recording_id)
+                summary.polled.listed += 1
+                summary.requests += len(recording.media)
+                summary.bytes += sum(medium.size or 0 for medium in recording.media)
+        summary.polled.rejected += sum(len(listing.rejected) for listing in listings)
+    summary.requests += feed.gate.started - before
+    return summary
+
+
+# -- the daemon ----------------------------------------------------------------------------------------------------
+
+
+class Daemon:
+    """Polls every source on its schedule and transfers what is due, until it is told to stop."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self.engine = archive.engine()
+        self._stop = asyncio.Event()
+        self._fault: BaseException | None = None
+        self._scheduler = AsyncIOScheduler(timezone="UTC")
+
+    def stop(self) -> None:
+        """End in order; called a second time: at once."""
+        if self._stop.is_set():
+            log.warning("stop.at_once")
+            os._exit(1)
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Raises what ended it, where that was not :meth:`stop`; CatalogDown and StoreError from the start."""
+        await prove_stores(self.archive)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        for name, feed in self.archive.feeds.items():
+            self._scheduler.add_job(
+                self._tick,
+                trigger(feed.options.poll),
+                args=[name],
+                id=name,
+                next_run_time=datetime.now().astimezone(),
+                misfire_grace_time=None,
+                coalesce=True,
+                max_instances=1,
+            )
+        self._scheduler.start()
+        notify("READY=1")
+        log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
+        try:
+            async with asyncio.TaskGroup() as group:
+                engine = group.create_task(self.engine.run(), name="engine")
+                side = [group.create_task(self._keep_database()), group.create_task(self._watch())]
+                await self._stop.wait()
+                notify("STOPPING=1")
+                log.info("daemon.stopping", running=self.engine.busy)
+                self._scheduler.pause()
+                self.engine.stop()
+                for task in side:
+                    task.cancel()
+                await asyncio.wait([engine], timeout=GRACE)
+                engine.cancel()
+        finally:
+            self._scheduler.shutdown(wait=False)
+        if self._fault is not None:
+            raise self._fault
+        log.info("daemon.stopped")
+
+    async def _tick(self, name: str) -> None:
+        """One poll. The scheduler swallows what a job raises, so the unexpected is handed to :meth:`run`."""
+        feed = self.archive.feeds[name]
+        try:
+            while not self._stop.is_set():
+                now = self.archive.catalog.clock.now()
+                if (feed.paused_until and now < feed.paused_until) or feed.health.open(now):
+                    return
+                began = time.monotonic()
+                async with self.engine.polling(name):
+                    polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
+                self.engine.progress_at = time.monotonic()
+                if polled.busy:
+                    return
+                self.engine.nudge()
+                log.info(
+                    "poll.done",
+                    source=name,
+                    windows=polled.windows,
+                    listed=polled.listed,
+                    new=polled.new,
+                    changed=polled.changed,
+                    seconds=round(time.monotonic() - began, 3),
+                    error=polled.error,
+                )
+                if not polled.more or polled.error is not None:
+                    return
+        except SourceError as error:
+            if not isinstance(error, Refused):
+                log.warning("poll.failed", source=name, error=str(error))
+        except CatalogDown as error:
+            log.warning("catalog.down", error=str(error))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.exception("poll.crashed", source=name)
+            self._fault = error
+            self._stop.set()
+
+    async def _keep_database(self) -> None:
+        """An embedded PostgreSQL that was killed is started again; a host's jumping clock is set right."""
+        checked = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            database = self.archive.database
+            if database is not None and not database.alive():
+                log.warning("database.restarting")
+                with contextlib.suppress(CatalogDown):
+                    await database.start()
+            if time.monotonic() - checked > 30:
+                checked = time.monotonic()
+                with contextlib.suppress(CatalogDown):
+                    await self.archive.catalog.ping()
+
+    async def _watch(self) -> None:
+        """systemd's watchdog and status line."""
+        while True:
+            await asyncio.sleep(5)
+            states = self.engine.tally.states
+            archived = sum(n for (_, state), n in states.items() if state is State.ARCHIVED)
+            notify(f"WATCHDOG=1\nSTATUS={archived} archived since start, {self.engine.busy} transfers running")
+
+
+def trigger(poll: str) -> BaseTrigger:
+    """A duration or a cron expression as APScheduler's trigger."""
+    if len(poll.split()) == 5:
+        return CronTrigger.from_crontab(poll, timezone="UTC")
+    return IntervalTrigger(seconds=duration(poll).total_seconds())
+
+
+def period(poll: str) -> timedelta:
+    """How long a poll may take before newer windows deserve a look again."""
+    return timedelta(minutes=5) if len(poll.split()) == 5 else duration(poll)
+
+
+def notify(message: str) -> None:
+    """sd_notify(3): tell systemd; nothing where it is not there."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.connect("\0" + address[1:] if address.startswith("@") else address)
+        s.sendall(message.encode())

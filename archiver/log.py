@@ -1,0 +1,257 @@
+"""Logs: one event a line to standard error, JSON for machines, colours for a terminal, secrets for nobody.
+
+By convention phone numbers are never passed as keys or in events: a log outlives what it is about.
+"""
+
+from __future__ import annotations
+
+import base64
+import json as jsonlib
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+__all__ = ["Repeats", "add_secrets", "configure", "redact"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+#: They tell of each request, or of each tick.
+_CHATTY = ("aiohttp", "apscheduler", "asyncio", "boto3", "botocore", "urllib3")
+_SHORTEST = 4
+_DEEPEST = 12
+_HIDDEN = "***"
+#: Set by us, never by others.
+_OWN = {"at", "level"}
+
+
+def configure(*, level: str = "info", json: bool | None = None, secrets: Iterable[str] = ()) -> None:
+    """Set up structlog, and the standard library's logging through it; may be called again.
+
+    ``json`` None: JSON unless standard error is a terminal (under systemd it is not). The secrets
+    are added to those known already.
+    """
+    add_secrets(secrets)
+    as_json = not sys.stderr.isatty() if json is None else json
+    last: list[Processor] = (
+        [structlog.processors.JSONRenderer(default=str)]
+        if as_json
+        else [
+            _printable,
+            structlog.dev.ConsoleRenderer(
+                colors="NO_COLOR" not in os.environ,
+                exception_formatter=structlog.dev.plain_traceback,
+                timestamp_key="at",
+            ),
+        ]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            Repeats(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            _redacted,
+            *last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=_Stderr,
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_ToStructlog()]
+    root.setLevel(_LEVELS[level])
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+    logging.captureWarnings(capture=True)
+
+
+def add_secrets(secrets: Iterable[str]) -> None:
+    """From now on these are hidden too (a reload may bring new ones); shorter ones than 4 characters are not."""
+    _redactor.add(secrets)
+
+
+def redact(text: str) -> str:
+    """The text with *** for every secret in it."""
+    return _redactor.redact(text)
+
+
+class Repeats:
+    """Drops a warning or error that only repeats itself; the next that passes says how many it stands for.
+
+    The same are those of equal event, source and error.
+    """
+
+    def __init__(
+        self, window: timedelta = timedelta(seconds=60), clock: Callable[[], float] = time.monotonic, most: int = 1000
+    ) -> None:
+        self._window = window.total_seconds()
+        self._clock = clock
+        self._most = most
+        #: When one last passed, and how many were dropped since.
+        self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
+        if event.get("level") not in {"warning", "error", "critical"}:
+            return event
+        raised = event.get("exc_info")
+        told = sys.exc_info()[1] if raised is True else raised[1] if isinstance(raised, tuple) else raised
+        key = tuple(str(part) for part in (event.get("event"), event.get("source"), event.get("error"), repr(told)))
+        now = self._clock()
+        with self._lock:
+            passed, dropped = self._seen.get(key, (float("-inf"), 0))
+            if now - passed < self._window:
+                self._seen[key] = (passed, dropped + 1)
+                raise structlog.DropEvent
+            # Re-inserted, so that the order is by when one last passed.
+            self._seen.pop(key, None)
+            self._seen[key] = (now, 0)
+            if len(self._seen) > self._most:
+                del self._seen[next(iter(self._seen))]
+        if dropped:
+            event["repeated"] = dropped
+        return event
+
+
+class _Redactor:
+    """Knows the secrets, and the forms in which they turn up."""
+
+    def __init__(self) -> None:
+        self._known: frozenset[str] = frozenset()
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, secrets: Iterable[str]) -> None:
+        known = self._known | {secret for secret in secrets if len(secret) >= _SHORTEST}
+        if known == self._known:
+            return
+        plain = {form for secret in known for form in _forms(secret)}
+        encoded = {form for secret in known for form in _base64_forms(secret)}
+        # The longest first: one secret may begin another.
+        alternatives = [re.escape(form) for form in sorted(plain, key=len, reverse=True)]
+        alternatives += [f"{re.escape(form)}[A-Za-z0-9+/_=-]*" for form in sorted(encoded, key=len, reverse=True)]
+        self._known, self._pattern = known, re.compile("|".join(alternatives))
+
+    def redact(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub(_HIDDEN, text)
+
+    def clean(self, value: Any, depth: int = 0) -> Any:
+        """The same, without secrets, as what JSON can hold."""
+        if depth > _DEEPEST:
+            return "…"
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, int | float):
+            text = str(value)
+            shown = text == self.redact(text)
+            return (value if math.isfinite(value) else text) if shown else _HIDDEN
+        if isinstance(value, bytes | bytearray | memoryview):
+            return self.redact(bytes(value).decode("utf-8", "backslashreplace"))
+        if isinstance(value, Mapping):
+            return {self.redact(str(key)): self.clean(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self.clean(item, depth + 1) for item in value]
+        try:
+            return self.redact(str(value))
+        except Exception:  # noqa: BLE001 - a log line must not fail for what it tells of
+            return f"<{type(value).__name__}>"
+
+
+_redactor = _Redactor()
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, in a URL, in JSON, in a repr."""
+    safe = secret.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return {
+        secret,
+        quote(safe, safe=""),
+        quote(safe),
+        quote_plus(safe),
+        quote(safe, safe="").lower(),
+        jsonlib.dumps(secret)[1:-1],
+        jsonlib.dumps(secret, ensure_ascii=False)[1:-1],
+        repr(secret)[1:-1],
+        repr(secret.encode("utf-8", "surrogatepass"))[2:-1],
+    }
+
+
+def _base64_forms(secret: str) -> set[str]:
+    """What base64 makes of it wherever it stands in a longer text, as in ``user:password``.
+
+    Three bytes become four characters, so there are three forms; the characters that neighbours have
+    a part in are left out.
+    """
+    data = secret.encode("utf-8", "surrogatepass")
+    found: set[str] = set()
+    for before in range(3):
+        first = -(-before * 8 // 6)
+        last = (before + len(data)) * 8 // 6
+        for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+            form = encode(b"\0" * before + data).decode("ascii")[first:last]
+            if len(form) >= _SHORTEST:
+                found.add(form)
+    return found
+
+
+def _redacted(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    return {str(key): value if key in _OWN else _redactor.clean(value) for key, value in event.items()}
+
+
+def _printable(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Vendors' text must not steer a terminal."""
+    lines = {key: event.pop(key).split("\n") for key in ("exception", "stack") if isinstance(event.get(key), str)}
+    return {**_escaped(event), **{key: "\n".join(_escaped(text)) for key, text in lines.items()}}
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: f"\\x{ord(found[0]):02x}", value)
+    if isinstance(value, MutableMapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value
+
+
+class _Stderr:
+    """Writes lines to standard error. Where that is full or gone the work goes on."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = fatal = log = msg
+
+
+class _ToStructlog(logging.Handler):
+    """Hands the standard library's records on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that do not fit their format are others' mistake
+            message = str(record.msg)
+        about: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            about["exc_info"] = record.exc_info
+        level = max(level for level in _LEVELS.values() if level <= max(record.levelno, logging.DEBUG))
+        structlog.get_logger().log(level, message, **about)

@@ -1,0 +1,206 @@
+"""The other direction: tell Genesys Web Services of what is archived, so that it can play it.
+
+POST /recordings as the vendor's page of Nov 2013 describes it. Posting twice changes nothing: a medium is known by
+where it lies, an event by its time, kind and phone number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from .errors import BadData, Refused, TryAgain
+from .http import Client
+from .sources.genesys import GenesysOptions
+from .sources.genesys_rows import MARK, judged, moment, moment_text
+from .sources.genesys_storage import aws_s3, basic, web_dav
+
+__all__ = ["Registrar", "aws_s3", "posting", "web_dav"]
+
+#: Any GET names the CSRF header and its value; this one is small.
+_ANY = "/me"
+_NEVER = {"authorization", "cookie", "host", "content-length", "content-type", "transfer-encoding"}
+
+
+class Registrar:
+    """Posts to one Web Services server. ``http`` keeps cookies: the CSRF token belongs to a session."""
+
+    def __init__(self, options: GenesysOptions, http: Client) -> None:
+        if not options.region:
+            raise ValueError("region is mandatory when a recording is posted")
+        self._region = options.region
+        self._http = http
+        self._secret = options.password.get_secret_value()
+        twin = f"/ops/contact-centers/{options.contact_center}/recordings"
+        self._path = twin if options.contact_center else options.list_path
+        self._csrf: dict[str, str] | None = None
+        http.authorise(basic(options.username, self._secret))
+
+    async def register(self, document: Mapping[str, Any], descriptors: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Tell of one recording (its JSON): the archived media that have a descriptor, by media_id.
+
+        A descriptor is :func:`aws_s3` or :func:`web_dav` of a copy. Returns False where there is nothing to post: no
+        such medium, or a recording that was itself put there by :meth:`register`. May be called again.
+        Raises TryAgain, Refused, BadData.
+        """
+        body = posting(document, descriptors, self._region)
+        if body is None:
+            return False
+        fresh = self._csrf is None
+        try:
+            await self._post(body)
+        except Refused:
+            # The session may have ended, and its token with it.
+            if fresh:
+                raise
+            self._csrf = None
+            await self._post(body)
+        return True
+
+    async def _post(self, body: Mapping[str, Any]) -> None:
+        if self._csrf is None:
+            self._csrf = await self._token()
+        told = frozenset({200, 201, 204})
+        async with self._http.request("POST", self._path, json=body, headers=self._csrf, accept=told) as response:
+            answer = await response.content.read(1 << 16)
+        try:
+            judged(json.loads(answer) if answer.strip() else {}, self._secret)
+        except ValueError:
+            raise TryAgain("the answer to a POST is no JSON") from None
+
+    async def _token(self) -> dict[str, str]:
+        """The header that POST must carry; none where the server does not protect itself so."""
+        async with self._http.request("GET", _ANY, accept=frozenset({200, 404})) as response:
+            name, token = response.headers.get("X-CSRF-HEADER", ""), response.headers.get("X-CSRF-TOKEN", "")
+        if not name or not token:
+            return {}
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", name) or name.lower() in _NEVER:
+            raise BadData("X-CSRF-HEADER names no usable header")
+        return {name: token}
+
+
+def posting(
+    document: Mapping[str, Any], descriptors: Mapping[str, Mapping[str, Any]], region: str
+) -> dict[str, Any] | None:
+    """The body to post for a recording's JSON; None where there is nothing to post. Raises BadData."""
+    started = moment(document.get("started_at"))
+    if started is None:
+        raise BadData("a recording without a start can't be registered")
+    ended = moment(document.get("ended_at")) or started + timedelta(seconds=float(document.get("duration") or 0))
+    known = _mapping(_mapping(document.get("attributes")).get("media")) if document.get("kind") == "genesys" else {}
+    if any(MARK in _mapping(_mapping(told).get("parameters")) for told in known.values()):
+        return None
+    files = [
+        _file(document, medium, _mapping(known.get(medium["media_id"])), started, ended)
+        | {"mediaDescriptor": dict(descriptors[medium["media_id"]])}
+        for medium in document.get("media") or ()
+        if medium.get("state") == "archived" and medium["media_id"] in descriptors
+    ]
+    if not files:
+        return None
+    return {
+        "id": _id(document),
+        "callerPhoneNumber": _known(document.get("caller")),
+        "dialedPhoneNumber": _known(document.get("callee")),
+        "region": region,
+        "mediaFiles": files,
+        "eventHistory": list(_told_events(document) or _made_events(document, started, max(started, ended))),
+    }
+
+
+def _id(document: Mapping[str, Any]) -> str:
+    """Unique over all sources, and the same again each time; plain enough to stand in a path."""
+    told = str(document["recording_id"])
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", told)
+    if plain != told or len(plain) > 100:
+        plain = f"{plain[:80]}-{blake2b(told.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
+    return f"{document['source']}~{plain}"
+
+
+def _file(
+    document: Mapping[str, Any],
+    medium: Mapping[str, Any],
+    known: Mapping[str, Any],
+    started: datetime,
+    ended: datetime,
+) -> dict[str, Any]:
+    """``known`` is what Web Services itself once told of this medium: encryption, masks and rights stay with it."""
+    start = moment(known.get("startTime")) or started
+    length = timedelta(seconds=float(medium.get("duration") or 0))
+    stop = moment(known.get("stopTime")) or (start + length if length else ended)
+    parameters = {
+        **_mapping(known.get("parameters")),
+        MARK: str(document["source"]),
+        "recordingId": str(document["recording_id"]),
+        "sha256": str(medium.get("sha256")),
+        **{k: str(document[k]) for k in ("queue", "agent") if document.get(k)},
+    }
+    if document.get("direction") in {"inbound", "outbound", "internal"}:
+        parameters["callType"] = str(document["direction"]).capitalize()
+    told = {
+        "startTime": moment_text(start),
+        "stopTime": moment_text(max(start, stop)),
+        "callUUID": _known(known.get("callUUID") or document.get("call_id") or document["recording_id"]),
+        "mediaId": f"{_id(document)}_{medium['media_id']}",
+        "type": medium.get("content_type"),
+        "duration": str(round(length.total_seconds() * 1000)) if length else None,
+        "size": str(medium["size"]) if medium.get("size") else None,
+        "parameters": parameters,
+        **{k: known.get(k) for k in ("tenant", "ivrprofile", "masks", "pkcs7", "certAlias", "partitions")},
+        # The page's table says accessgroups, its examples accessgroup.
+        "accessgroup": known.get("accessgroups"),
+    }
+    return {k: v for k, v in told.items() if v not in (None, "", [], {})}
+
+
+def _told_events(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parties = {p.get("number"): p for p in _parties(document)}
+    return [
+        _event(at, what, parties.get(event.get("party"), {"number": event.get("party")}))
+        for event in document.get("events") or ()
+        if (at := moment(event.get("at"))) and (what := str(event.get("event")).capitalize()) in {"Joined", "Left"}
+    ]
+
+
+def _made_events(document: Mapping[str, Any], started: datetime, ended: datetime) -> Iterator[dict[str, Any]]:
+    """eventHistory must not be empty: everyone joins when the recording starts and leaves when it ends."""
+    for at, what in ((started, "Joined"), (ended, "Left")):
+        for party in _parties(document):
+            yield _event(at, what, party)
+
+
+def _parties(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if document.get("parties"):
+        return list(document["parties"])
+    agent = re.fullmatch(r"(.*?)\s*(?:\(([^()]*)\))?", str(document.get("agent") or "").strip(), re.DOTALL)
+    named = {"name": agent[1], "number": agent[2] or None, "role": "agent"} if agent and agent[1] else {}
+    numbers = [n for n in (document.get("caller"), document.get("callee")) if n and n != named.get("number")]
+    found: list[Mapping[str, Any]] = [{"number": n, "role": "external"} for n in numbers]
+    return [*found, named] if named else found or [{"role": "external"}]
+
+
+def _event(at: datetime, what: str, party: Mapping[str, Any]) -> dict[str, Any]:
+    name, user = (str(party.get(key) or "").strip() for key in ("name", "user"))
+    first, _, last = (name or user).partition(" ")
+    # A user has all three names; an external contact need not.
+    is_user = party.get("role") == "agent" and bool(first)
+    contact = {
+        "type": "User" if is_user else "External",
+        "phoneNumber": _known(party.get("number")),
+        "userName": user or (name if is_user else ""),
+        "firstName": first,
+        "lastName": last.strip() or (first if is_user else ""),
+    }
+    return {"occurredAt": moment_text(at), "contact": contact, "event": what}
+
+
+def _known(value: Any) -> str:
+    return str(value).strip() or "UNKNOWN" if value is not None else "UNKNOWN"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,121 @@
+"""What `status`, `why` and the summaries say: plain dicts, made from the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from .catalog import Catalog, Document
+from .config import Config
+from .model import Window, utc_text
+from .windows import merge, subtract
+
+
+async def status(config: Config, catalog: Catalog) -> Document:
+    """Per source: lag, newest covered moment, gaps, counts, last error; per store: copies, bytes."""
+    now = catalog.clock.now()
+    known = {row["name"]: row for row in await catalog.sources()}
+    counts = await catalog.counts()
+    totals = await catalog.totals()
+    rejected = await catalog.rejected_counts()
+    reasons = await catalog.reasons()
+    sources: dict[str, Any] = {}
+    for name, source in config.sources.items():
+        row = known.get(name)
+        states = {state: count for state, (count, _) in counts.get(name, {}).items()}
+        archived, size = totals.get((name, ""), (0, 0))
+        sources[name] = {
+            "kind": source.options.kind,
+            "enabled": source.options.enabled,
+            **_coverage(row, now),
+            "archived": archived,
+            "pending": states.get("pending", 0),
+            "failed": states.get("failed", 0),
+            "gone": states.get("gone", 0),
+            "empty": states.get("empty", 0),
+            "bytes": size,
+            "rejected_rows": rejected.get(name, 0),
+            "polled_at": _text(row["polled_at"]) if row else None,
+            "last_error": row["poll_error"] if row else None,
+            "paused_until": _text(row["paused_until"]) if row else None,
+            "paused_why": row["paused_why"] if row else None,
+            "reasons": [
+                {"state": r["state"], "error": r["error"], "count": r["count"]} for r in reasons if r["source"] == name
+            ][:5],
+        }
+    stores = {}
+    for name, store in config.stores.items():
+        held = [value for (_, of), value in totals.items() if of == name]
+        stores[name] = {
+            "kind": store.options.kind,
+            "copies": sum(count for count, _ in held),
+            "bytes": sum(size for _, size in held),
+        }
+    return {"at": utc_text(now), "sources": sources, "stores": stores}
+
+
+def _coverage(row: Mapping[str, Any] | None, now: datetime) -> Document:
+    if row is None:
+        return {"lag": None, "covered_to": None, "start": None, "gaps": []}
+    covered = merge(row["covered"])
+    newest = covered[-1].end if covered else None
+    wanted = [Window(row["start_at"], newest)] if newest is not None and newest > row["start_at"] else []
+    gaps = subtract(wanted, covered)
+    return {
+        "lag": round((now - newest).total_seconds(), 1) if newest else None,
+        "covered_to": _text(newest),
+        "start": _text(row["start_at"]),
+        "gaps": [{"from": _text(gap.start), "to": _text(gap.end)} for gap in gaps],
+    }
+
+
+def _text(moment: datetime | None) -> str | None:
+    return utc_text(moment) if moment is not None else None
+
+
+async def show(catalog: Catalog, source: str, recording_id: str) -> Document | None:
+    """One recording's JSON with what happened to it, or None."""
+    found = (await catalog.documents([(source, recording_id)])).get((source, recording_id))
+    if found is None:
+        return None
+    return found[0] | {"history": await catalog.history(source, recording_id)}
+
+
+async def why(catalog: Catalog, source: str, recording_id: str) -> Document | None:
+    """A recording's history: the windows that should have seen it, each attempt and what came of it, or None."""
+    found = (await catalog.documents([(source, recording_id)])).get((source, recording_id))
+    listings = await catalog.listings(source, recording_id)
+    if found is None or listings is None:
+        return None
+    first, missing, windows = listings
+    document = found[0]
+    story: list[Document] = [_event(utc_text(first), "first listed")]
+    for event in await catalog.history(source, recording_id):
+        last = {"last_at": event["last_at"], "times": event["times"]}
+        story.append(_event(event["first_at"], event["what"], event["detail"], event["media_id"]) | last)
+    for medium in document["media"]:
+        for copy in medium["copies"]:
+            detail = f"store {copy['store']}, {copy['size']} bytes, SHA-256 {copy['sha256']}, key {copy['key']}"
+            story.append(_event(copy["archived_at"], "archived", detail, medium["media_id"]))
+    return {
+        "source": source,
+        "recording_id": recording_id,
+        "state": document["state"],
+        "missing_since": _text(missing),
+        "windows": windows,
+        "story": sorted(story, key=lambda event: str(event["at"])),
+        "media": [{k: medium[k] for k in ("media_id", "state", "attempts", "error")} for medium in document["media"]],
+    }
+
+
+def _event(at: str, what: str, detail: str | None = None, media_id: str | None = None) -> Document:
+    return {"at": at, "last_at": at, "times": 1, "what": what, "detail": detail, "media_id": media_id}
+
+
+def summary(summaries: Mapping[str, Any]) -> Document:
+    """The JSON of `sync` and `backfill`."""
+    return {
+        "sources": {name: s.document() for name, s in summaries.items()},
+        "complete": all(s.complete for s in summaries.values()),
+    }
