@@ -12,7 +12,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -226,15 +226,15 @@ class _Reader:
         stores, sources = document.pop("stores", None), document.pop("sources", None)
         top = self._validated(_Top, document, ())
         store_configs = {name: c for name, c in self._entries("stores", stores) if isinstance(c, StoreConfig)}
-        known_stores = tuple(stores) if isinstance(stores, dict) else ()
         source_configs = {name: c for name, c in self._entries("sources", sources) if isinstance(c, SourceConfig)}
-        source_configs = {name: self._linked(c, sources, known_stores) for name, c in source_configs.items()}
+        if isinstance(sources, dict):
+            self._check_names(sources, source_configs, stores if isinstance(stores, dict) else {})
         data_dir = self._data_dir(top)
         # One of the last two is missing only where there is a problem.
         if self._problems or top is None or data_dir is None:
             raise ConfigError([f"{self._path.name}: {_one_line(problem)}" for problem in self._problems])
         return Config(
-            path=self._path,
+            path=self._path.absolute(),
             data_dir=data_dir,
             transfers=top.transfers,
             memory=top.memory,
@@ -243,7 +243,10 @@ class _Reader:
             heartbeat_url=top.heartbeat_url,
             log_level=top.log_level,
             stores=store_configs,
-            sources=source_configs,
+            sources={
+                name: replace(source, stores=tuple(store_configs)) if source.options.stores is None else source
+                for name, source in source_configs.items()
+            },
             secrets=frozenset(filter(None, self._secrets)),
             literal_secrets=frozenset(self._literal),
         )
@@ -304,7 +307,8 @@ class _Reader:
             elif (cls := self._class(section, where, table)) is not None:
                 options = self._validated(cls.Options, table, where)
                 if isinstance(options, SourceOptions):
-                    yield name, SourceConfig(name, cls, options, ())
+                    self._check_times(where, options)
+                    yield name, SourceConfig(name, cls, options, options.stores or ())
                 elif isinstance(options, StoreOptions):
                     yield name, StoreConfig(name, cls, options)
 
@@ -328,21 +332,26 @@ class _Reader:
             return None
         return cls  # type: ignore[no-any-return]
 
-    def _linked(self, source: SourceConfig, sources: Any, stores: tuple[str, ...]) -> SourceConfig:
-        where, options = ("sources", source.name), source.options
-        wanted = options.stores
-        if wanted is not None and not wanted:
-            self._say((*where, "stores"), "is empty; name a store, or leave it out for every store")
-        for name in sorted(set(wanted or ()) - set(stores)):
-            self._say((*where, "stores"), f"there is no store {_key(name)}{_did_you_mean(name, stores)}")
-        if wanted is not None and len(set(wanted)) < len(wanted):
-            self._say((*where, "stores"), "names a store twice")
-        other = getattr(options, "ids_from", None)
-        if isinstance(other, str) and (other == source.name or other not in sources):
-            hint = _did_you_mean(other, [name for name in sources if name != source.name])
-            self._say((*where, "ids_from"), f"there is no other source {_key(other)}{hint}")
-        self._check_times(where, options)
-        return SourceConfig(source.name, source.cls, options, stores if wanted is None else wanted)
+    def _check_names(
+        self, tables: Mapping[str, Any], sources: Mapping[str, SourceConfig], stores: Iterable[str]
+    ) -> None:
+        """Whether the stores and sources that sources name are there; as well as can be told of a spoilt section."""
+        for name, table in tables.items():
+            given: Any = sources[name].options.__dict__ if name in sources else table
+            if not isinstance(given, dict):
+                continue
+            where, wanted, other = ("sources", name), given.get("stores"), given.get("ids_from")
+            if isinstance(wanted, list | tuple):
+                named = [store for store in wanted if isinstance(store, str)]
+                if not wanted:
+                    self._say((*where, "stores"), "is empty; name a store, or leave it out for every store")
+                for store in sorted(set(named) - set(stores)):
+                    self._say((*where, "stores"), f"there is no store {_key(store)}{_did_you_mean(store, stores)}")
+                if len(set(named)) < len(named):
+                    self._say((*where, "stores"), "names a store twice")
+            others = [source for source in tables if source != name]
+            if isinstance(other, str) and other not in others:
+                self._say((*where, "ids_from"), f"there is no other source {_key(other)}{_did_you_mean(other, others)}")
 
     def _check_times(self, where: _Where, options: SourceOptions) -> None:
         retry, none = options.retry, timedelta()
@@ -445,7 +454,7 @@ class _Reader:
                         continue
                     self._secrets |= {password, unquote(password)}
                 self._secrets.add(text)
-                if place not in self._resolved:
+                if text and place not in self._resolved:
                     self._literal.add(_dotted(place))
 
     def _absolute(self, options: _M) -> _M:

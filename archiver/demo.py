@@ -205,7 +205,8 @@ async def _missing(archive: Archive, simulators: dict[str, Simulator]) -> list[s
 
 def _same(archive: Archive, copy: dict[str, Any], audio: bytes) -> bool:
     file = Path(getattr(archive.config.stores[copy["store"]].options, "path", "")) / copy["key"]
-    return copy["sha256"] == hashlib.sha256(audio).hexdigest() and file.is_file() and file.read_bytes() == audio
+    told: str = copy["sha256"]
+    return told == hashlib.sha256(audio).hexdigest() and file.is_file() and file.read_bytes() == audio
 
 
 async def _show(console: Console, archive: Archive, folder: Path) -> None:

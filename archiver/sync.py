@@ -53,7 +53,7 @@ from .model import (
 from .options import SourceOptions
 from .ports import Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
-from .windows import Piece, halve, next_look, next_try, plan
+from .windows import EPOCH, Piece, halve, next_look, next_try, plan
 
 log = structlog.get_logger()
 
@@ -368,19 +368,35 @@ async def _follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Poll
             return
         if chapter is None or (chapter.cursor == (cursor or "") and not chapter.listing.recordings):
             return
-        await _record(feed, catalog, chapter.listing, report, cursor=chapter.cursor)
+        await _record(feed, catalog, chapter.listing, report, cursor=_bookmark(feed, chapter.cursor, began))
         more, cursor = chapter.more and chapter.cursor != cursor, chapter.cursor
         if budget is not None and catalog.clock.now() - began > budget:
             report.more = report.more or more
             return
 
 
+def _ids_from(feed: Feed) -> str | None:
+    """The source whose call ids are looked up here, where the options name one."""
+    return getattr(feed.options, "ids_from", None) if isinstance(feed.source, LooksUp) else None
+
+
+def _bookmark(feed: Feed, cursor: str, now: datetime) -> str:
+    """Where the next poll goes on; recent calls of another source are looked up again, for they may have grown."""
+    if _ids_from(feed) is None:
+        return cursor
+    return min(datetime.fromisoformat(cursor), now - feed.options.lookback).isoformat()
+
+
 async def _next_chapter(feed: Feed, catalog: Catalog, cursor: str | None) -> Chapter | None:
     """What to read next by cursor: the source's own, or another source's call ids to look up here."""
-    other = getattr(feed.options, "ids_from", None)
+    other = _ids_from(feed)
     if other is None or not isinstance(feed.source, LooksUp):
         return await feed.source.follow(cursor) if isinstance(feed.source, Follows) else None
-    after = datetime.fromisoformat(cursor) if cursor else datetime.min.replace(tzinfo=catalog.clock.now().tzinfo)
+    try:
+        after = datetime.fromisoformat(cursor or "")
+    except ValueError:
+        # None yet, or one of an ids_file that was followed before.
+        after = EPOCH
     found = await catalog.call_ids(other, after, 200)
     if not found:
         return None

@@ -49,7 +49,11 @@ _APACHE_MODULES = (
 )
 
 
-def _die_with_parent() -> None:
+def _kill_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -64,6 +68,8 @@ def free_ports(count: int) -> list[int]:
 
 class Server:
     """One process that listens; stop() and start() keep its ports and its data."""
+
+    _with_parent = staticmethod(_kill_with_parent)
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -93,7 +99,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                preexec_fn=_die_with_parent,
+                preexec_fn=self._with_parent,
                 start_new_session=True,
             ).result()
         end = time.monotonic() + patience
@@ -218,6 +224,8 @@ class Seaweed(Server):
 class Apache(Server):
     """Apache httpd with mod_dav over a folder, for one account."""
 
+    #: Its children would outlive a kill.
+    _with_parent = staticmethod(_end_with_parent)
     username = "archiver"
 
     def __init__(self, folder: Path) -> None:

@@ -81,6 +81,8 @@ class GenesysSimulator(Simulator):
     def routes(self) -> Sequence[web.RouteDef]:
         ops = f"{self.root}/ops/contact-centers"
         routes = [
+            # The page's examples ask for it by this name.
+            web.get(f"{self.root}/recordings/recordings", self._guarded(self._list), allow_head=False, name="list2"),
             web.get(f"{self.root}/diagnostics/version", self._version, name="version", allow_head=False),
             web.get(f"{self.root}/me", self._guarded(self._me), name="me", allow_head=False),
             web.get(ops, self._guarded(self._centers), name="centers", allow_head=False),
@@ -89,10 +91,8 @@ class GenesysSimulator(Simulator):
         ]
         for at, prefix in (("", self.root), ("ops_", f"{ops}/{{center}}")):
             one = f"{prefix}/recordings/{{id}}"
-            # The page's examples ask for /recordings/recordings too.
-            paths = f"{prefix}/{{list:recordings(/recordings)?}}" if not at else f"{prefix}/recordings"
             routes += [
-                web.get(paths, self._guarded(self._list), name=f"{at}list", allow_head=False),
+                web.get(f"{prefix}/recordings", self._guarded(self._list), name=f"{at}list", allow_head=False),
                 web.post(f"{prefix}/recordings{{slash:/?}}", self._guarded(self._post), name=f"{at}post"),
                 web.get(one, self._guarded(self._detail), name=f"{at}detail", allow_head=False),
                 web.delete(one, self._guarded(self._delete), name=f"{at}delete"),

@@ -153,7 +153,7 @@ class Genesys:
 
     async def _read(self, window: Window, rows: dict[str, Any]) -> bool:
         """One pass over all pages into ``rows`` (by id). False where a row may have slipped between two pages."""
-        o, offset, seen, steady = self._options, 0, 0, True
+        o, offset, seen, back, steady = self._options, 0, 0, 0, True
         asked = {
             "startTime": self._moment(window.start - o.longest_call - o.overlap),
             "endTime": self._moment(window.end + o.overlap),
@@ -167,7 +167,7 @@ class Genesys:
             ids = [row_id(row) for row in page]
             if page and ids == before:
                 raise TryAgain("the next page is the same again")
-            steady &= not before or before[-1] in ids
+            steady &= not back or before[-1] in ids
             for key, row in zip(ids, await self._whole(page), strict=True):
                 rows[key] = merged(rows[key], row) if key in rows else row
             # A partial success (7) names what failed: no recordings, so they end among the rejected rows.
@@ -180,12 +180,12 @@ class Genesys:
                 raise self._too_deep(window)
             # A page begins with the last row of the one before: is it not there, then rows have moved up.
             offset -= (back := 1 if len(page) > 1 else 0)
-            path, params, before = self._path, {**asked, "offset": offset}, ids if back else []
+            path, params, before = self._path, {**asked, "offset": offset}, ids
             if onward is not None:
                 there = URL(onward, encoded=True).query.get("offset")
                 if there is not None and (not there.isdecimal() or int(there) < offset + back):
                     raise TryAgain("nextUri leads back")
-                before = before if there is not None else []
+                back = back if there is not None else 0
                 path = onward if there is None else str(URL(onward, encoded=True).update_query(offset=offset))
                 params = {}
 

@@ -22,7 +22,7 @@ from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
 from .xivo_cel import ChannelEvents
 from .xivo_history import History
-from .xivo_rows import UNREADABLE, bounds, read, text, zone_error
+from .xivo_rows import UNREADABLE, bounds, read, text, why_missing, zone_error
 
 log = structlog.get_logger()
 
@@ -120,8 +120,7 @@ class Xivo:
         Rows that arrive meanwhile move others down a page: duplicates. A row that is deleted moves others up,
         perhaps onto a page already read: so several pages are read until nothing vanished between two readings.
         """
-        rows: dict[str, Any] = {}
-        before: set[str] | None = None
+        rows, before = dict[str, Any](), None
         for _ in range(5):
             seen, pages = await self._pages(self._filter(window), rows)
             if pages == 1 or (before is not None and before <= seen):
@@ -131,8 +130,7 @@ class Xivo:
 
     async def _pages(self, body: Mapping[str, Any], rows: dict[str, Any]) -> tuple[set[str], int]:
         """One reading of all pages into ``rows``: the ids seen, and how many pages there were."""
-        seen: set[str] = set()
-        previous, repeats = None, 0
+        seen, previous, repeats = set[str](), None, 0
         for page in range(1, _PAGES + 1):
             with _there():
                 asked = {"page": page, "pageSize": self._options.page_size}
@@ -142,10 +140,9 @@ class Xivo:
             seen |= new.keys()
             if not more or not found:
                 return seen, page
-            repeats = repeats + 1 if new.keys() == previous else 0
+            repeats, previous = (repeats + 1 if new.keys() == previous else 0), new.keys()
             if repeats == 3:
                 raise TryAgain(f"page after page of its listing is the same (to page {page})")
-            previous = new.keys()
         raise Overflow(f"the listing has more than {_PAGES} pages")
 
     async def _search(self, path: str, **how: Any) -> tuple[Rows, bool]:
@@ -180,9 +177,7 @@ class Xivo:
         try:
             await self._http.download(path, into, headers={"Accept": self._options.accept})
         except NotReady as error:
-            fresh = datetime.now(UTC) - datetime.fromisoformat(medium.ref["ended"]) < self._options.audio_settle
-            why = "not copied from the gateway yet?" if fresh else "purged by the recorder, or is audio_path wrong?"
-            raise NotReady(f"{error} ({why})") from None
+            raise NotReady(f"{error} ({why_missing(medium, self._options.audio_settle)})") from None
 
     async def acknowledge(self, document: Mapping[str, Any]) -> None:
         """Attach the moment at which the call was archived, where its row told a call-data id."""

@@ -109,7 +109,10 @@ class ChannelEvents:
 
         Raises Gone where all were purged, TryAgain where some are missing.
         """
-        at, last, count = (int(medium.ref[k]) for k in ("from", "last", "count"))
+        # A catalog that was rebuilt from manifests knows the ids only.
+        _, first, final = medium.recording_id.split("-")
+        known = {"from": first, "last": final, "count": 1, **medium.ref}
+        at, last, count = (int(known[k]) for k in ("from", "last", "count"))
         into.told(content_type=_NDJSON)
         found, answered = 0, False
         while at <= last:

@@ -67,6 +67,13 @@ def read(
     )
 
 
+def why_missing(medium: Medium, settle: timedelta) -> str:
+    """What a 404 on the audio may mean, so long after the call."""
+    ended = datetime.fromisoformat(str(medium.ref.get("ended", "1970-01-01T00:00:00Z")))
+    fresh = datetime.now(UTC) - ended < settle
+    return "not copied from the gateway yet?" if fresh else "purged by the recorder, or is audio_path wrong?"
+
+
 def bounds(window: Window, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """The span of local time that holds every moment of the window, both folds of a double hour included.
 

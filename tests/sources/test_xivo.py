@@ -644,6 +644,17 @@ class TestChannelEvents:
         lines = bodies[0].decode().splitlines()
         assert lines[0] == json.dumps(sim.cel[0], sort_keys=True)
 
+    async def test_a_medium_that_only_knows_its_ids_can_still_be_fetched(self, sim):
+        """As after a rebuild of the catalog from manifests."""
+        call = sim.add_call(NOW - HOUR, MINUTE)
+        async with reading(sim, cel=True) as source:
+            kept = Kept()
+            await source.fetch(Medium(recording_id="cel-1-4", media_id="cel"), kept)
+            assert len(bytes(kept.data).splitlines()) == 4
+            await source.fetch(Medium(recording_id=sim.file_id(call), media_id="audio"), Kept())
+            with pytest.raises(NotReady, match="purged"):
+                await source.fetch(Medium(recording_id="x", media_id="audio"), Kept())
+
     async def test_the_cursor_goes_on_behind_the_last_row(self, sim):
         sim.add_call(NOW - HOUR, MINUTE)
         async with reading(sim, cel=True) as source:

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
 from archiver.model import Body
-from archiver.stores.s3 import S3Options, S3Store
+from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Signer, _Traits
+from archiver.stores.wire import Upload
 from archiver.testing.stores import StoreContract, keys, read, spooled
 from tests import servers
 from tests.stores.rude import RudeS3, error
@@ -100,8 +101,6 @@ class TestWithoutHelp(TestContract):
 
     @pytest_asyncio.fixture
     async def store(self, seaweed, bucket):
-        from archiver.stores.s3 import _Traits
-
         store = a_store(seaweed, multipart_threshold="5MiB", part_size="5MiB", page_size=1000)
         store._traits = _Traits(verifies=False, conditional=False)
         yield store
@@ -114,11 +113,22 @@ async def test_seaweed_verifies_and_never_overwrites(store):
     assert "never overwrites" in said
 
 
-async def test_the_server_refuses_bytes_of_another_hash(store):
+@pytest.mark.parametrize("lie", ["x-amz-content-sha256", "x-amz-checksum-sha256"])
+async def test_the_server_refuses_bytes_of_another_hash(store, lie):
     """What makes the receipt worth anything: either header alone is enough."""
-    body = Body(5, hashlib.sha256(b"right").hexdigest(), b"wrong")
-    with pytest.raises(StoreDown, match="damaged on the way"):
-        await store.put("wrong/hash", body)
+    right, sent = Body.of(b"right"), Body.of(b"wrong")
+    told = right if lie == "x-amz-checksum-sha256" else sent
+    headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
+    with pytest.raises(_Problem) as caught:
+        async with store._ask(
+            "PUT",
+            "wrong/hash",
+            headers=headers,
+            upload=Upload(sent, store.options.timeout),
+            sha256=(sent if told is right else right).sha256,
+        ):
+            pass
+    assert isinstance(caught.value.error("put"), StoreDown)
     assert await store.stat("wrong/hash") is None
 
 
@@ -236,8 +246,6 @@ async def test_a_clock_that_is_wrong_is_named(seaweed, bucket, monkeypatch):
 
 def test_the_signature_is_botocores_own():
     """The signer is told the hash that botocore would have read from the body."""
-    from archiver.stores.s3 import _Signer
-
     body, keys = b"body", Credentials("key", "secret", "token")
     sha256 = hashlib.sha256(body).hexdigest()
     url = "http://127.0.0.1:1/calls/a%2520b/%C3%A9~?list-type=2&prefix=a%2Fb"
@@ -316,9 +324,6 @@ async def test_credentials_come_from_boto3s_chain(seaweed, bucket, monkeypatch, 
 
 
 async def test_a_body_of_the_spool_is_streamed(seaweed, bucket, tmp_path):
-    """200 MB through a process that may not grow by half of that is tried by the benchmark; here: the chunks."""
-    from archiver.stores.wire import Upload
-
     sizes = []
 
     class Writer:
