@@ -80,7 +80,8 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
     undescribed = true
 RETURNING recording_id, revision = 1 AS new"""
 
-#: An archived medium whose told size or hash changed is new content: fetched again, the old copy stays beside it.
+#: A told size or hash that changed is new content: what is archived is fetched again, the old copy stays beside it;
+#: what is on its way (claimed, or held by some stores only) starts anew.
 UPSERT_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, error, told_size, told_sha256, told_duration,
     told_type, opaque, urgent, ref, stores)
@@ -107,7 +108,7 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
                CASE WHEN again THEN NULL ELSE m.archived_at END
         FROM (SELECT excluded.state = 'pending' AND (
                          m.state IN ('gone', 'empty')
-                         OR (m.state = 'archived' AND (
+                         OR (m.state IN ('archived', 'pending') AND (
                              coalesce(m.told_sha256 <> excluded.told_sha256, false)
                              OR coalesce(m.told_size <> excluded.told_size, false))))
                          AS again,
@@ -256,8 +257,8 @@ POLLED = """UPDATE sources SET polled_at = $2, poll_error = $3 WHERE name = $1""
 CURSOR = """UPDATE sources SET cursor = $2 WHERE name = $1"""
 
 RESERVE = """
-UPDATE sources SET next_request_at = greatest(next_request_at, $2) + $3 WHERE name = $1
-RETURNING next_request_at - $3 AS at"""
+UPDATE sources SET next_request_at = greatest(next_request_at, $2) + $3::interval WHERE name = $1
+RETURNING next_request_at - $3::interval AS at"""
 
 COUNTS = """
 SELECT source, state, count(*) AS count, min(due_at) AS due_at FROM media
@@ -528,7 +529,8 @@ class Catalog:
         async with self._connection() as c:
             for start in range(0, len(recordings), ROWS * 5):
                 ids = [holdable(r.recording_id) for r in recordings[start : start + ROWS * 5]]
-                known |= {row["recording_id"]: row["digest"] for row in await c.fetch(KNOWN, source, ids)}
+                # What was missing is told anew: its media may have been given up as gone.
+                known |= {r["recording_id"]: r["digest"] for r in await c.fetch(KNOWN, source, ids) if not r["missing"]}
         return [r for r in recordings if known.get(holdable(r.recording_id)) != r.digest()]
 
     async def record(
@@ -549,26 +551,31 @@ class Catalog:
         """
         now = self.clock.now()
         listed_ids = [holdable(r.recording_id) for r in listing.recordings]
+        news = list({holdable(new[0].recording_id): new for new in news}.values())
         new = changed = 0
         missing: list[str] = []
+        back: list[str] = []
         async with self._transaction() as c:
-            for start in range(0, len(news), ROWS):
-                chunk = news[start : start + ROWS]
-                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *_recording_columns(chunk, listing_key, now))
-                fresh = {row["recording_id"] for row in answered if row["new"]}
-                new += len(fresh)
-                changed += len(answered) - len(fresh)
-                media = [(r, m) for r, _ in chunk for m in r.media]
-                await c.execute(UPSERT_MEDIA, source, list(stores), *_media_columns(media, now))
-                changes = [holdable(r.recording_id) for r, _ in chunk if holdable(r.recording_id) not in fresh]
-                await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if listed_ids:
                 back = [row[0] for row in await c.fetch(RETURNED, source, listed_ids)]
                 if back:
                     await c.execute(WAKE_RETURNED, source, back, now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
+            for start in range(0, len(news), ROWS):
+                chunk = news[start : start + ROWS]
+                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *_recording_columns(chunk, listing_key, now))
+                fresh = {row["recording_id"] for row in answered if row["new"]}
+                new += len(fresh)
+                media = {(holdable(r.recording_id), holdable(m.media_id)): (r, m) for r, _ in chunk for m in r.media}
+                await c.execute(UPSERT_MEDIA, source, list(stores), *_media_columns(list(media.values()), now))
+                changes = [row["recording_id"] for row in answered if row["recording_id"] not in fresh.union(back)]
+                changed += len(changes)
+                await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if window is not None:
-                missing = [row[0] for row in await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)]
+                if not listing.rejected:
+                    # Else the row that nobody could read may be the one that is not seen.
+                    gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
+                    missing = [row[0] for row in gone]
                 await self._remember(c, now, [(source, i, "", "no longer listed", "") for i in missing])
                 await c.execute(
                     ADD_LISTING, source, window.start, window.end, now, len(listed_ids), len(listing.rejected)
@@ -779,7 +786,7 @@ class Catalog:
     async def _documents(
         self, c: Any, keys: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], tuple[Document, int, list[str]]]:
-        columns = [k[0] for k in keys], [k[1] for k in keys]
+        columns = [holdable(k[0]) for k in keys], [holdable(k[1]) for k in keys]
         recordings = await c.fetch(RECORDINGS_OF, *columns)
         copies: dict[tuple[str, str, str], list[Document]] = defaultdict(list)
         for row in await c.fetch(COPIES_OF_RECORDINGS, *columns):
@@ -840,7 +847,7 @@ class Catalog:
                     "last_at": utc_text(row["last_at"]),
                     "times": row["times"],
                 }
-                for row in await c.fetch(HISTORY_OF, source, recording_id)
+                for row in await c.fetch(HISTORY_OF, holdable(source), holdable(recording_id))
             ]
 
     async def listings(self, source: str, recording_id: str) -> tuple[datetime, datetime | None, list[Document]] | None:
@@ -848,8 +855,8 @@ class Catalog:
         async with self._connection() as c:
             row = await c.fetchrow(
                 "SELECT key_at, first_listed_at, missing_since FROM recordings WHERE source = $1 AND recording_id = $2",
-                source,
-                recording_id,
+                holdable(source),
+                holdable(recording_id),
             )
             if row is None:
                 return None
@@ -938,13 +945,14 @@ class Encoded(str):
     __slots__ = ()
 
 
-_UNHOLDABLE_JSON = ("\\u0000", "\\ud8", "\\ud9", "\\uda", "\\udb", "\\udc", "\\udd", "\\ude", "\\udf")
-
-
 def _json(value: Any) -> Encoded:
-    text = json.dumps(value, default=str, separators=(",", ":"))
-    if any(mark in text for mark in _UNHOLDABLE_JSON):
-        text = json.dumps(holdable_tree(value), default=str, separators=(",", ":"))
+    """Not in ASCII: ``raw`` is kept, and searched, as it is written here."""
+    try:
+        text = json.dumps(value, default=str, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = "\0"
+    if "\\u0000" in text or holdable(text) != text:
+        text = json.dumps(holdable_tree(value), default=str, separators=(",", ":"), ensure_ascii=False)
     return Encoded(text)
 
 
@@ -1058,7 +1066,7 @@ def _media_columns(media: Sequence[tuple[Recording, Medium]], now: datetime) -> 
                 due_at - timedelta(days=3650) if medium.urgent else due_at,
                 error,
                 medium.size,
-                medium.sha256,
+                _text(medium.sha256),
                 medium.duration,
                 _text(medium.content_type),
                 medium.opaque,
@@ -1243,7 +1251,7 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
     values: list[Any] = []
 
     def value(given: Any) -> str:
-        values.append(given)
+        values.append(holdable(given) if isinstance(given, str) else given)
         return f"${len(values)}"
 
     where = []
@@ -1278,5 +1286,5 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
 
 def like(pattern: str, *, wild: bool = True) -> str:
     """A LIKE pattern: ``*`` is the wildcard, everything else stands for itself."""
-    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    escaped = holdable(pattern).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return escaped.replace("*", "%") if wild else escaped

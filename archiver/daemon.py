@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -173,7 +173,7 @@ class Daemon:
         self.archive = archive
         self.engine = archive.engine()
         self._stop = asyncio.Event()
-        self._fault: BaseException | None = None
+        # Only a metronome: what it calls sets an event; our own task group sees what a poll raises.
         self._scheduler = AsyncIOScheduler(timezone="UTC")
 
     def stop(self) -> None:
@@ -189,77 +189,70 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        for name, feed in self.archive.feeds.items():
-            self._scheduler.add_job(
-                self._tick,
-                trigger(feed.options.poll),
-                args=[name],
-                id=name,
-                next_run_time=datetime.now().astimezone(),
-                misfire_grace_time=None,
-                coalesce=True,
-                max_instances=1,
-            )
-        self._scheduler.start()
-        notify("READY=1")
-        log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
         try:
             async with asyncio.TaskGroup() as group:
                 engine = group.create_task(self.engine.run(), name="engine")
                 side = [group.create_task(self._keep_database()), group.create_task(self._watch())]
+                side += [group.create_task(self._poll_on_schedule(name)) for name in self.archive.feeds]
+                self._scheduler.start()
+                notify("READY=1")
+                log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
                 await self._stop.wait()
                 notify("STOPPING=1")
                 log.info("daemon.stopping", running=self.engine.busy)
-                self._scheduler.pause()
                 self.engine.stop()
                 for task in side:
                     task.cancel()
                 await asyncio.wait([engine], timeout=GRACE)
                 engine.cancel()
         finally:
-            self._scheduler.shutdown(wait=False)
-        if self._fault is not None:
-            raise self._fault
+            if self._scheduler.running:
+                self._scheduler.shutdown(wait=False)
         log.info("daemon.stopped")
 
-    async def _tick(self, name: str) -> None:
-        """One poll. The scheduler swallows what a job raises, so the unexpected is handed to :meth:`run`."""
+    async def _poll_on_schedule(self, name: str) -> None:
+        """Poll whenever the schedule says so, and at once at the start; an overrunning poll skips beats."""
+        beat = asyncio.Event()
+        beat.set()
+        poll = self.archive.feeds[name].options.poll
+        how = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+        self._scheduler.add_job(beat.set, trigger(poll), id=name, **how)
+        while True:
+            await beat.wait()
+            beat.clear()
+            try:
+                while await self._poll(name):
+                    pass
+            except SourceError as error:
+                if not isinstance(error, Refused):
+                    log.warning("poll.failed", source=name, error=str(error))
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
+
+    async def _poll(self, name: str) -> bool:
+        """One poll; True where there is more to list at once."""
         feed = self.archive.feeds[name]
-        try:
-            while not self._stop.is_set():
-                now = self.archive.catalog.clock.now()
-                if (feed.paused_until and now < feed.paused_until) or feed.health.open(now):
-                    return
-                began = time.monotonic()
-                async with self.engine.polling(name):
-                    polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
-                self.engine.progress_at = time.monotonic()
-                if polled.busy:
-                    return
-                self.engine.nudge()
-                log.info(
-                    "poll.done",
-                    source=name,
-                    windows=polled.windows,
-                    listed=polled.listed,
-                    new=polled.new,
-                    changed=polled.changed,
-                    seconds=round(time.monotonic() - began, 3),
-                    error=polled.error,
-                )
-                if not polled.more or polled.error is not None:
-                    return
-        except SourceError as error:
-            if not isinstance(error, Refused):
-                log.warning("poll.failed", source=name, error=str(error))
-        except CatalogDown as error:
-            log.warning("catalog.down", error=str(error))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            log.exception("poll.crashed", source=name)
-            self._fault = error
-            self._stop.set()
+        now = self.archive.catalog.clock.now()
+        if (feed.paused_until and now < feed.paused_until) or feed.health.open(now):
+            return False
+        began = time.monotonic()
+        async with self.engine.polling(name):
+            polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
+        if polled.busy:
+            return False
+        self.engine.progress_at = time.monotonic()
+        self.engine.nudge()
+        log.info(
+            "poll.done",
+            source=name,
+            windows=polled.windows,
+            listed=polled.listed,
+            new=polled.new,
+            changed=polled.changed,
+            seconds=round(time.monotonic() - began, 3),
+            error=polled.error,
+        )
+        return polled.more and polled.error is None
 
     async def _keep_database(self) -> None:
         """An embedded PostgreSQL that was killed is started again; a host's jumping clock is set right."""

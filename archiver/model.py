@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -310,11 +311,13 @@ def holdable(text: str) -> str:
 
 
 def holdable_tree(value: Any) -> Any:
-    """:func:`holdable` through every key and text of a JSON value."""
+    """:func:`holdable` through every key and text of a JSON value; NaN and infinities as texts."""
     if isinstance(value, str):
         return holdable(value)
     if isinstance(value, Mapping):
         return {holdable(str(k)): holdable_tree(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [holdable_tree(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value

@@ -79,26 +79,22 @@ class GenesysSimulator(Simulator):
         self._bodies: dict[str, tuple[bytes, str]] = {}
 
     def routes(self) -> Sequence[web.RouteDef]:
-        ops = f"{self.root}/ops/contact-centers"
-        routes = [
-            # The page's examples ask for it by this name.
-            web.get(f"{self.root}/recordings/recordings", self._guarded(self._list), allow_head=False, name="list2"),
+        # Each path has an internal twin; both go by one name, so that a fault meets both.
+        every = self.root + "{twin:(?:/ops/contact-centers/[^/]+)?}/recordings"
+        play = f"{self.root}/recordings/{{id}}/play/{{name}}"
+        return [
             web.get(f"{self.root}/diagnostics/version", self._version, name="version", allow_head=False),
             web.get(f"{self.root}/me", self._guarded(self._me), name="me", allow_head=False),
-            web.get(ops, self._guarded(self._centers), name="centers", allow_head=False),
+            web.get(f"{self.root}/ops/contact-centers", self._guarded(self._centers), name="centers", allow_head=False),
+            # The page's examples ask for /recordings/recordings too.
+            web.get(f"{every}{{again:(?:/recordings)?}}", self._guarded(self._list), name="list", allow_head=False),
+            web.post(f"{every}{{slash:/?}}", self._guarded(self._post), name="post"),
+            web.get(f"{every}/{{id}}", self._guarded(self._detail), name="detail", allow_head=False),
+            web.delete(f"{every}/{{id}}", self._guarded(self._delete), name="delete"),
+            web.get(play, self._guarded(self._play), name="audio", allow_head=False),
             web.get("/s3/{path:.+}", self._s3, allow_head=False, name="s3"),
             web.get("/dav/{path:.+}", self._dav, allow_head=False, name="dav"),
         ]
-        for at, prefix in (("", self.root), ("ops_", f"{ops}/{{center}}")):
-            one = f"{prefix}/recordings/{{id}}"
-            routes += [
-                web.get(f"{prefix}/recordings", self._guarded(self._list), name=f"{at}list", allow_head=False),
-                web.post(f"{prefix}/recordings{{slash:/?}}", self._guarded(self._post), name=f"{at}post"),
-                web.get(one, self._guarded(self._detail), name=f"{at}detail", allow_head=False),
-                web.delete(one, self._guarded(self._delete), name=f"{at}delete"),
-            ]
-        play = f"{self.root}/recordings/{{id}}/play/{{name}}"
-        return [*routes, web.get(play, self._guarded(self._play), name="audio", allow_head=False)]
 
     def options(self) -> dict[str, Any]:
         return {
@@ -279,7 +275,7 @@ class GenesysSimulator(Simulator):
         if "/ops/" in request.path:
             if not self.ops:
                 raise WrongRequest(5, "OPS Admin permission needed")
-            if request.match_info.get("center", self.contact_center) != self.contact_center:
+            if request.match_info.get("twin", self.contact_center).rsplit("/", 1)[-1] != self.contact_center:
                 raise WrongRequest(6, "no such contact center")
         if request.method == "GET" or not self.csrf:
             return
@@ -321,7 +317,7 @@ class GenesysSimulator(Simulator):
         if self.uris_only and query.get("fields") != "*":
             answer: dict[str, Any] = {
                 "statusCode": 0,
-                "uris": [f"{self.node}{request.path.removesuffix('/recordings')}/recordings/{r['id']}" for r in page],
+                "uris": [f"{self.node}{self.root}{request.match_info['twin']}/recordings/{r['id']}" for r in page],
             }
         else:
             answer = {"statusCode": 0, "recordings": page}

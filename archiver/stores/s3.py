@@ -1,7 +1,7 @@
 """Amazon S3 and what speaks its language (Ceph, MinIO, SeaweedFS, Garage, OVH …).
 
-An object goes up in one signed request that carries its SHA-256 twice: ``x-amz-content-sha256`` makes
-the server check it, ``x-amz-checksum-sha256`` makes it keep it. ``If-None-Match: *`` keeps the server
+An object goes up in one signed request that carries its SHA-256 twice: ``x-amz-content-sha256`` signs
+it, ``x-amz-checksum-sha256`` makes the server check and keep it. ``If-None-Match: *`` keeps the server
 from overwriting. Neither is believed: a canary with a wrong hash, and one sent twice, show per process
 what this server really does; where it falls short we read back, or look before we write.
 
@@ -19,7 +19,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
@@ -321,7 +321,7 @@ class S3Store:
         if not upload_id:
             raise StoreDown("the server began an upload without an id")
         try:
-            parts = await self._send_parts(key, body, upload_id)
+            parts, verified = await self._send_parts(key, body, upload_id)
             completed = await self._complete(key, upload_id, parts, traits)
         except BaseException:
             with contextlib.suppress(StoreError, _Problem):
@@ -330,12 +330,16 @@ class S3Store:
             raise
         if not completed:
             return await self._already(key, body, traits) or await self._vanished(key)
-        return await self._settled(key, body, traits, kept=True)
+        return await self._settled(key, body, replace(traits, verifies=traits.verifies and verified), kept=True)
 
-    async def _send_parts(self, key: str, body: Body, upload_id: str) -> Element:
-        """Each part with its own hash; the parts' bytes together must have the body's."""
+    async def _send_parts(self, key: str, body: Body, upload_id: str) -> tuple[Element, bool]:
+        """Each part with its own hash; the parts' bytes together must have the body's.
+
+        The canary says nothing about parts: True where the server named the hash of each.
+        """
         size = max(self.options.part_size, -(-body.length // _PARTS))
         whole = hashlib.sha256()
+        verified = True
         manifest = Element("CompleteMultipartUpload", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
         for number, offset in enumerate(range(0, body.length, size), start=1):
             length = min(size, body.length - offset)
@@ -350,6 +354,7 @@ class S3Store:
                     sha256=sha256,
                 ) as response:
                     etag = response.headers.get("ETag", "")
+                    verified &= response.headers.get("x-amz-checksum-sha256") == _base64(sha256)
             except _Problem as problem:
                 raise problem.error(f"can't put part {number} of {key}") from None
             part = SubElement(manifest, "Part")
@@ -358,7 +363,7 @@ class S3Store:
             SubElement(part, "ChecksumSHA256").text = _base64(sha256)
         if whole.hexdigest() != body.sha256:
             raise StoreDown(f"the bytes of {key} do not have the hash they were announced with; nothing was put")
-        return manifest
+        return manifest, verified
 
     async def _complete(self, key: str, upload_id: str, parts: Element, traits: _Traits) -> bool:
         """Make the parts one object; False where the key is taken."""

@@ -858,6 +858,19 @@ class TestHistory:
                 assert "history" in (await source.detail(got)).raw
         assert live.count("history_agent") == 1
 
+    async def test_a_call_that_ended_after_an_answer_is_asked_for_anew(self, live):
+        facts = {"agent": ("Joe Dalton", "1573"), "queue": None}
+        async with reading(live, history=True) as source:
+            now = live.clock.now()
+            live.add_call(now - HOUR, timedelta(seconds=5), **facts)
+            (first,) = (await source.list(around(now, 2 * HOUR))).recordings
+            await source.detail(first)
+            live.add_call(live.clock.now() - timedelta(seconds=1), 2 * timedelta(seconds=1), **facts)
+            live.clock.advance(MINUTE)
+            listed = (await source.list(around(now, 2 * HOUR))).recordings
+            second = next(r for r in listed if r.recording_id != first.recording_id)
+            assert "history" in (await source.detail(second)).raw
+
     @pytest.mark.parametrize(("status", "raises"), [(404, False), (400, False), (503, True), (403, True)])
     async def test_a_server_without_history_still_gives_its_calls(self, live, status, raises):
         live.fault("status", "history_agent", value=status, times=-1)
