@@ -57,7 +57,7 @@ SELECT name, kind, start_at, covered, cursor, polled_at, poll_error, paused_unti
 FROM sources WHERE $1::text[] IS NULL OR name = ANY($1) ORDER BY name"""
 
 KNOWN = """
-SELECT recording_id, digest, missing_since IS NOT NULL AS missing FROM recordings
+SELECT recording_id, digest, call_id FROM recordings
 WHERE source = $1 AND recording_id = ANY($2)"""
 
 UPSERT_RECORDINGS = """
@@ -130,12 +130,15 @@ ON CONFLICT (source, span) DO UPDATE SET
 
 MISSING = """
 UPDATE recordings SET missing_since = $5, revision = revision + 1, undescribed = true
-WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND missing_since IS NULL AND NOT (recording_id = ANY($4))
+WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND by_window AND missing_since IS NULL AND NOT (recording_id = ANY($4))
 RETURNING recording_id"""
 
 RETURNED = """
 UPDATE recordings SET missing_since = NULL, revision = revision + 1, undescribed = true
 WHERE source = $1 AND recording_id = ANY($2) AND missing_since IS NOT NULL RETURNING recording_id"""
+
+BY_WINDOW = """
+UPDATE recordings SET by_window = true WHERE source = $1 AND recording_id = ANY($2) AND NOT by_window"""
 
 WAKE_RETURNED = """
 UPDATE media SET due_at = $3 WHERE source = $1 AND recording_id = ANY($2) AND state = 'pending' AND claim IS NULL"""
@@ -243,7 +246,89 @@ SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, ve
 WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY archived_at, store"""
 
 UNDESCRIBED = """
-SELECT source, recording_id FROM recordings WHERE undescribed AND source = ANY($1) LIMIT $2"""
+SELECT source, recording_id FROM recordings
+WHERE undescribed AND source = ANY($1) AND (revision > 1 OR first_listed_at < $3) LIMIT $2"""
+
+#: Nothing where a recording is not described yet: a ledger in a store must not claim what that store does not tell.
+UNTOLD = """
+SELECT name, kind, start_at, covered, cursor FROM sources
+WHERE name = ANY($1) AND told IS DISTINCT FROM concat(covered, cursor)
+    AND NOT EXISTS (SELECT FROM recordings r WHERE r.source = sources.name AND r.undescribed)"""
+
+TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
+
+STALEST = """
+SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at, bad FROM copies
+WHERE store = $1 AND ($2::text IS NULL OR source = $2) AND coalesce(verified_at, archived_at) < $3
+    AND (coalesce(verified_at, archived_at), key) > ($4, $5)
+ORDER BY coalesce(verified_at, archived_at), key LIMIT $6"""
+
+VERIFIED = """
+UPDATE copies c SET verified_at = coalesce(t.verified_at, c.verified_at), bad = t.bad
+FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[]) AS t (store, key, verified_at, bad)
+WHERE (c.store, c.key) = (t.store, t.key)"""
+
+BAD = """SELECT source, store, count(*) AS count FROM copies WHERE bad IS NOT NULL GROUP BY source, store"""
+
+IS_EMPTY = """SELECT NOT EXISTS (SELECT FROM recordings) AND NOT EXISTS (SELECT FROM copies)"""
+
+REBUILD_SOURCE = """
+INSERT INTO sources (name, kind, start_at, covered, cursor) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (name) DO UPDATE SET kind = $2, start_at = $3, covered = sources.covered + $4, cursor = $5"""
+
+REBUILD_RECORDINGS = """
+INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
+    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed)
+SELECT t.source, t.recording_id, t.key_at, t.started_at, t.ended_at, t.duration, t.call_id, t.direction, t.caller,
+    t.callee, t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], '\x00', $19,
+    t.missing_since, false
+FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::interval[],
+    $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::jsonb[], $14::jsonb[],
+    $15::jsonb[], $16::json[], $17::text[], $18::timestamptz[])
+    AS t (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller, callee, agent,
+          queue, parties, events, attributes, raw, flags, missing_since)
+ON CONFLICT (source, recording_id) DO UPDATE SET
+    key_at = excluded.key_at, started_at = excluded.started_at, ended_at = excluded.ended_at,
+    duration = excluded.duration, call_id = excluded.call_id, direction = excluded.direction, caller = excluded.caller,
+    callee = excluded.callee, agent = excluded.agent, queue = excluded.queue, parties = excluded.parties,
+    events = excluded.events, attributes = excluded.attributes, raw = excluded.raw, flags = excluded.flags,
+    missing_since = excluded.missing_since
+RETURNING (xmax = 0) AS new"""
+
+REBUILD_MEDIA = """
+INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,
+    content_type, duration, archived_at)
+SELECT t.source, t.recording_id, t.media_id, t.state, $14, t.attempts, t.error, string_to_array(t.stores, ','),
+    string_to_array(t.held, ','), t.size, t.sha256, t.content_type, t.duration, t.archived_at
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::text[],
+    $9::bigint[], $10::text[], $11::text[], $12::interval[], $13::timestamptz[])
+    AS t (source, recording_id, media_id, state, attempts, error, stores, held, size, sha256, content_type, duration,
+          archived_at)
+ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
+    state = excluded.state, attempts = excluded.attempts, error = excluded.error, stores = excluded.stores,
+    held = excluded.held, size = excluded.size, sha256 = excluded.sha256, content_type = excluded.content_type,
+    duration = excluded.duration, archived_at = excluded.archived_at
+WHERE NOT (m.state = 'archived' AND excluded.state = 'pending' AND excluded.sha256 IS NULL)"""
+
+REBUILD_COPIES = """
+INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+    $8::timestamptz[], $9::timestamptz[])
+ON CONFLICT (store, key) DO UPDATE SET verified_at = excluded.verified_at"""
+
+REBUILD_TOTALS = """
+INSERT INTO totals (source, store, count, bytes)
+SELECT source, store, count(*), sum(size) FROM copies GROUP BY source, store
+UNION ALL
+SELECT source, '', count(*), sum(size) FROM media WHERE state = 'archived' GROUP BY source
+ON CONFLICT (source, store) DO UPDATE SET count = excluded.count, bytes = excluded.bytes"""
+
+#: What is not finished must be listed again, for a manifest does not tell how to fetch it.
+UNCOVER_UNFINISHED = """
+UPDATE sources s SET covered = s.covered - coalesce((
+    SELECT range_agg(tstzrange(date_trunc('hour', r.key_at), date_trunc('hour', r.key_at) + interval '1 hour'))
+    FROM recordings r JOIN media m USING (source, recording_id)
+    WHERE r.source = s.name AND m.state IN ('pending', 'failed')), '{}')"""
 
 MISSING_SINCE = """SELECT missing_since FROM recordings WHERE source = $1 AND recording_id = $2"""
 
@@ -525,13 +610,19 @@ class Catalog:
 
     async def unknown(self, source: str, recordings: Sequence[Recording]) -> list[Recording]:
         """Those that the catalog does not hold, or holds otherwise than the source tells them now."""
-        known: dict[str, bytes] = {}
+        known: dict[str, tuple[bytes, str | None]] = {}
         async with self._connection() as c:
             for start in range(0, len(recordings), ROWS * 5):
                 ids = [holdable(r.recording_id) for r in recordings[start : start + ROWS * 5]]
-                # What was missing is told anew: its media may have been given up as gone.
-                known |= {r["recording_id"]: r["digest"] for r in await c.fetch(KNOWN, source, ids) if not r["missing"]}
-        return [r for r in recordings if known.get(holdable(r.recording_id)) != r.digest()]
+                rows = await c.fetch(KNOWN, source, ids)
+                known |= {row["recording_id"]: (row["digest"], row["call_id"]) for row in rows}
+
+        def is_news(recording: Recording) -> bool:
+            digest, call_id = known.get(holdable(recording.recording_id), (None, None))
+            # A call id is told only where one asked for it; it adds to what the plain row said.
+            return digest != recording.digest() or (recording.call_id is not None and call_id is None)
+
+        return [recording for recording in recordings if is_news(recording)]
 
     async def record(
         self,
@@ -744,10 +835,33 @@ class Catalog:
         async with self._connection() as c:
             await self._described(c, revisions, step=0)
 
-    async def undescribed(self, sources: Sequence[str], limit: int) -> list[tuple[str, str]]:
-        """Recordings that changed since a manifest last described them."""
+    async def undescribed(
+        self, sources: Sequence[str], limit: int, *, new_before: datetime | None = None
+    ) -> list[tuple[str, str]]:
+        """Recordings that no manifest describes as they are: changed ones, and new ones listed before that moment."""
         async with self._connection() as c:
-            return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit)]
+            before = new_before or self.clock.now() + timedelta(days=1)
+            return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit, before)]
+
+    async def untold_ledgers(self, sources: Sequence[str]) -> list[Document]:
+        """Ledgers that the stores were not told of yet, where every recording that they cover is described."""
+        async with self._connection() as c:
+            rows = await c.fetch(UNTOLD, list(sources))
+        return [
+            {
+                "source": row["name"],
+                "kind": row["kind"],
+                "start": utc_text(row["start_at"]),
+                "covered": [[utc_text(w.start), utc_text(w.end)] for w in _windows(row["covered"])],
+                "cursor": row["cursor"],
+            }
+            for row in rows
+        ]
+
+    async def told_ledger(self, ledger: Document) -> None:
+        """The stores hold that ledger now."""
+        async with self._connection() as c:
+            await c.execute(TOLD, ledger["source"], _multirange(ledger["covered"]), ledger["cursor"])
 
     async def _remember(self, c: Any, now: datetime, events: Sequence[tuple[str, str, str, str, str]]) -> None:
         if events:
@@ -911,6 +1025,71 @@ class Catalog:
                 for r in await c.fetch(REJECTED, source, limit)
             ]
 
+    # -- verify and rebuild --------------------------------------------------------------------------------------------
+
+    async def stalest(
+        self, store: str, source: str | None, before: datetime, after: tuple[datetime, str], limit: int
+    ) -> list[tuple[tuple[str, str, str], Copy]]:
+        """Copies of a store last verified (or made) before a moment, the longest ago first, from a place on."""
+        async with self._connection() as c:
+            rows = await c.fetch(STALEST, store, source, before, *after, limit)
+        return [((r["source"], r["recording_id"], r["media_id"]), _copy(r)) for r in rows]
+
+    async def verified(self, results: Sequence[tuple[tuple[str, str, str], Copy, str | None, str]]) -> None:
+        """What reading copies back found: (medium's id, copy, what is wrong with it or None, what was done)."""
+        now = self.clock.now()
+        async with self._transaction() as c:
+            await c.execute(
+                VERIFIED,
+                [copy.store for _, copy, _, _ in results],
+                [copy.key for _, copy, _, _ in results],
+                [None if bad else now for _, _, bad, _ in results],
+                [_text(bad) for _, _, bad, _ in results],
+            )
+            odd = [(*i, done, f"store {copy.store}: {bad or copy.key}") for i, copy, bad, done in results if done]
+            await self._remember(c, now, odd)
+
+    async def bad_copies(self) -> dict[tuple[str, str], int]:
+        """By (source, store) how many copies are known to be bad."""
+        async with self._connection() as c:
+            return {(r["source"], r["store"]): r["count"] for r in await c.fetch(BAD)}
+
+    async def is_empty(self) -> bool:
+        async with self._connection() as c:
+            return bool(await c.fetchval(IS_EMPTY))
+
+    async def rebuild_ledger(self, ledger: Document) -> None:
+        async with self._connection() as c:
+            await c.execute(
+                REBUILD_SOURCE,
+                ledger["source"],
+                ledger["kind"],
+                _moment(ledger["start"]),
+                _multirange(ledger["covered"]),
+                ledger["cursor"],
+            )
+
+    async def rebuild(self, documents: Sequence[Document], keys: Mapping[str, ListingKey]) -> int:
+        """Recordings as a manifest told them, one of each; how many were not known before."""
+        unique = list({(d["source"], d["recording_id"]): d for d in documents}.values())
+        sources = {d["source"]: d["kind"] for d in unique}
+        media = [(d, m) for d in unique for m in d["media"]]
+        copies = [(d, m, c) for d, m in media for c in m["copies"]]
+        now = self.clock.now()
+        async with self._transaction() as c:
+            for name, kind in sources.items():
+                await c.execute(UPSERT_SOURCE, name, kind, now, None)
+            rows = await c.fetch(REBUILD_RECORDINGS, *_columns([_rebuilt_recording(d, keys) for d in unique], 18), now)
+            await c.execute(REBUILD_MEDIA, *_columns([_rebuilt_medium(d, m) for d, m in media], 13), now)
+            await c.execute(REBUILD_COPIES, *_columns([_rebuilt_copy(d, m, k) for d, m, k in copies], 9))
+        return sum(row["new"] for row in rows)
+
+    async def rebuilt(self) -> None:
+        """The last step: sums, and what must be listed again."""
+        async with self._transaction() as c:
+            await c.execute(REBUILD_TOTALS)
+            await c.execute(UNCOVER_UNFINISHED)
+
     async def retry(self, source: str | None, state: State) -> int:
         """Make media of that state due again now; how many."""
         now = self.clock.now()
@@ -1010,6 +1189,82 @@ def _ledger(row: Any) -> Ledger:
     )
 
 
+def _multirange(spans: Sequence[Sequence[str]]) -> list[Any]:
+    return [asyncpg.Range(_moment(start), _moment(end)) for start, end in spans]
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _lasting(seconds: float | None) -> timedelta | None:
+    return timedelta(seconds=seconds) if seconds is not None else None
+
+
+def _rebuilt_recording(d: Document, keys: Mapping[str, ListingKey]) -> tuple[Any, ...]:
+    started, ended = _moment(d["started_at"]), _moment(d["ended_at"])
+    by_end = keys.get(d["source"]) is ListingKey.END
+    return (
+        d["source"],
+        d["recording_id"],
+        (ended or started) if by_end else started,
+        started,
+        ended,
+        _lasting(d["duration"]),
+        d["call_id"],
+        d["direction"],
+        d["caller"],
+        d["callee"],
+        d["agent"],
+        d["queue"],
+        _json(d["parties"]),
+        _json(d["events"]),
+        _json(d["attributes"]),
+        _json(d["raw"]),
+        "{" + ",".join(d.get("flags", [])) + "}",
+        _moment(d.get("missing_since")),
+    )
+
+
+def _rebuilt_medium(d: Document, m: Document) -> tuple[Any, ...]:
+    held = sorted({c["store"] for c in m["copies"] if c["sha256"] == m["sha256"]})
+    archived = m["state"] == State.ARCHIVED.value
+    done = [c["archived_at"] for c in m["copies"] if c["sha256"] == m["sha256"]]
+    return (
+        d["source"],
+        d["recording_id"],
+        m["media_id"],
+        m["state"],
+        m["attempts"],
+        m["error"],
+        ",".join(held if archived else sorted({*m.get("stores", []), *held})),
+        ",".join(held),
+        m["size"],
+        m["sha256"],
+        m["content_type"],
+        _lasting(m["duration"]),
+        _moment(max(done)) if archived else None,
+    )
+
+
+def _rebuilt_copy(d: Document, m: Document, c: Document) -> tuple[Any, ...]:
+    return (
+        c["store"],
+        c["key"],
+        d["source"],
+        d["recording_id"],
+        m["media_id"],
+        c["size"],
+        c["sha256"],
+        _moment(c["archived_at"]),
+        _moment(c["verified_at"]),
+    )
+
+
 def _flags(recording: Recording, now: datetime) -> str:
     flags = []
     if recording.started_at > now + timedelta(hours=1):
@@ -1042,7 +1297,7 @@ def _recording_columns(news: Sequence[tuple[Recording, bytes]], key: ListingKey,
         )
         for r, digest in news
     ]
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(17)]
+    return _columns(rows, 17)
 
 
 _TOLD_STATE = {
@@ -1074,7 +1329,7 @@ def _media_columns(media: Sequence[tuple[Recording, Medium]], now: datetime) -> 
                 _json(dict(medium.ref)),
             )
         )
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(12)]
+    return _columns(rows, 12)
 
 
 def _unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[bytes], list[str], list[str]]:
@@ -1186,6 +1441,7 @@ def _medium_document(row: Any, copies: list[Document]) -> Document:
         "duration": _seconds(row["duration"]),
         "attempts": row["attempts"],
         "error": row["error"],
+        "stores": list(row["stores"]),
         "copies": copies,
     }
 
@@ -1230,6 +1486,8 @@ def with_results(document: Document, downloads: Sequence[Download]) -> Document:
             continue
         known = {(c["store"], c["key"]) for c in medium["copies"]}
         copies = medium["copies"] + [copy_document(c) for c in download.copies if (c.store, c.key) not in known]
+        # As COPIES_OF_RECORDINGS has them.
+        copies.sort(key=lambda c: (datetime.fromisoformat(c["archived_at"]), c["store"]))
         whole = {c.store for c in download.copies} >= set(download.claim.stores)
         media.append(
             medium

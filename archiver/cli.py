@@ -1,6 +1,7 @@
 """The commands (contract: "Commands"). Standard output is the answer, standard error the talk.
 
-Exit codes: 0 done and complete · 1 not complete · 2 usage or config error · 3 something needed can't be reached.
+Exit codes: 0 done and complete · 1 not complete · 2 usage or config error · 3 something needed can't be reached ·
+130 and 143 ended by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -98,11 +100,30 @@ def load(*, quiet: bool = True) -> Config:
 
 def answer(document: Any) -> None:
     """One JSON document on standard output."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    click.echo(_json(document, indent=2 if sys.stdout.isatty() else None))
 
 
-def run(work: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(work)
+def _json(document: Any, indent: int | None = None) -> str:
+    utf8 = sys.stdout.encoding.lower() in {"utf-8", "utf8"}
+    return json.dumps(document, ensure_ascii=not utf8, indent=indent)
+
+
+def run(work: Coroutine[Any, Any, _T], interrupted: str = "") -> _T:
+    """Run to the end. SIGTERM ends it as Ctrl-C does: in order, so that leases are given back at once."""
+    ended_by = signal.SIGINT
+
+    def terminate(*_: object) -> None:
+        nonlocal ended_by
+        ended_by = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        if interrupted:
+            click.echo(interrupted, err=True)
+        sys.exit(128 + ended_by)
 
 
 def console(*, err: bool = False) -> Any:
@@ -110,7 +131,7 @@ def console(*, err: bool = False) -> Any:
 
     # Off a terminal lines are as long as they are: others grep them.
     width = None if (sys.stderr if err else sys.stdout).isatty() else 250
-    return Console(stderr=err, highlight=False, width=width)
+    return Console(stderr=err, highlight=False, emoji=False, width=width)
 
 
 @asynccontextmanager
@@ -212,7 +233,7 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
             with progress() as on_engine:
                 return await daemon.run_once(archive, names, on_engine=on_engine, **how)
 
-    summaries = run(work())
+    summaries = run(work(), "interrupted; the same command goes on where it stopped")
     document = report.summary(summaries)
     if as_json:
         answer(document)

@@ -32,7 +32,7 @@ _Where: TypeAlias = tuple[str, ...]
 _M = TypeVar("_M", bound=Strict)
 
 _PLACES = ("archiver.toml", "/etc/archiver/archiver.toml")
-_LARGEST = 4 << 20
+_LARGEST = 1 << 20
 _DEEPEST = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Folders of our own beside the sources' in a store.
@@ -74,7 +74,7 @@ class Config:
     stores: Mapping[str, StoreConfig]
     sources: Mapping[str, SourceConfig]
     #: Whatever must not be shown anywhere.
-    secrets: frozenset[str] = field(repr=False)
+    secrets: frozenset[str]
     #: The secret options that stand in the file itself, as dotted keys.
     literal_secrets: frozenset[str]
 
@@ -384,7 +384,7 @@ class _Reader:
             for told in error.errors(include_url=False, include_input=False):
                 place = (*where, *_steps(told["loc"], plain))
                 # What can't be resolved is told already; nor can a rule over several values be judged then.
-                if not any(place[: len(b)] == b or place == where for b in broken):
+                if not any(place[: len(b)] == b[: len(place)] for b in broken):
                     self._say(place, self._hidden(_in_plain_words(told, model, place[len(where) :])))
         except Exception as error:  # noqa: BLE001 - anything may go wrong in others' validators
             self._say(where, f"can't be used ({type(error).__name__})")
@@ -617,6 +617,5 @@ def _key(name: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    flat = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
-    flat = flat.encode("utf-8", "backslashreplace").decode("utf-8")
+    flat = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in re.sub(r"[\r\n\t]+", " ", text[:1000]))
     return flat if len(flat) <= 500 else flat[:499] + "…"

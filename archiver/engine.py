@@ -43,7 +43,7 @@ class Lane:
 
     feed: Feed
     queue: deque[Claim] = field(default_factory=deque)
-    fetching: int = 0
+    running: int = 0
     due_at: datetime | None = None
 
     @property
@@ -62,8 +62,8 @@ class Lane:
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
         if self.feed.health.probing:
-            return 1 - self.fetching - len(self.queue)
-        return self.feed.gate.limit * 2 * self.batch - self.fetching - len(self.queue)
+            return 1 - self.running - len(self.queue)
+        return self.feed.gate.limit * 3 * self.batch - self.running - len(self.queue)
 
 
 @dataclass(slots=True)
@@ -184,7 +184,8 @@ class Engine:
                     await self._refresh()
                     if self._next(now) > last:
                         return
-            await self._pause(min(LOOK, max(0.01, (self._next(now) - now).total_seconds())))
+            # What is due already waits for a slot, and its release wakes us.
+            await self._pause(min(LOOK, max(0.05, (self._next(now) - now).total_seconds())))
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -211,7 +212,7 @@ class Engine:
     async def _claim(self) -> int:
         now = self.catalog.clock.now()
         wanted: dict[str, int] = {}
-        free = self.transfers * 2 - sum(len(lane.queue) + lane.fetching for lane in self.lanes.values())
+        free = self.transfers * 2 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
         for name, lane in self.lanes.items():
             if lane.due_at is None or lane.due_at > now:
                 continue
@@ -220,7 +221,7 @@ class Engine:
                 continue
             if name not in self._shared:
                 await self._share([name])
-            room = min(lane.room(), max(free, lane.batch if lane.fetching == 0 else 0))
+            room = min(lane.room(), max(free, lane.batch if lane.running == 0 else 0))
             # Fewer, larger claims: not before half of what fits is free.
             if room > 0 and (room * 2 >= lane.feed.gate.limit or not lane.queue):
                 wanted[name] = room
@@ -241,11 +242,12 @@ class Engine:
         started = 0
         now = self.catalog.clock.now()
         for lane in self.lanes.values():
-            while lane.queue and lane.fetching < lane.feed.gate.limit and len(self._running) < self.transfers:
+            # The gate bounds the requests; twice as many transfers keep it busy while others are put into stores.
+            while lane.queue and lane.running < lane.feed.gate.limit * 2 and len(self._running) < self.transfers:
                 if lane.blocked(now) is not None:
                     break
                 claims = self._take(lane)
-                lane.fetching += 1
+                lane.running += 1
                 task = group.create_task(self._work(lane, claims))
                 self._running.add(task)
                 task.add_done_callback(self._ended)
@@ -278,7 +280,7 @@ class Engine:
             for claim in claims:
                 self._claims.pop(claim.token, None)
         finally:
-            lane.fetching -= 1
+            lane.running -= 1
 
     async def _work_batch(self, feed: Feed, source: FetchesBatches, claims: list[Claim]) -> list[Claim]:
         """Many media in one answer; returns the claims that it did not hold."""
@@ -390,7 +392,7 @@ class Engine:
                 self._shared.pop(name)
                 if lane is not None:
                     lane.feed.gate.limit = 0
-        active = [n for n, lane in self.lanes.items() if lane.queue or lane.fetching or self._polling[n]]
+        active = [n for n, lane in self.lanes.items() if lane.queue or lane.running or self._polling[n]]
         await self._share(active)
         idle = [name for name in self._shared if name not in active]
         if idle:

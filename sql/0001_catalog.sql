@@ -8,6 +8,8 @@ CREATE TABLE sources (
     -- The ledger: the union of all windows that were listed to their natural end.
     covered         tstzmultirange NOT NULL DEFAULT '{}',
     cursor          text,
+    -- The ledger and cursor that the stores were last told of.
+    told            text,
     polled_at       timestamptz,
     poll_error      text,
     paused_until    timestamptz,
@@ -51,9 +53,11 @@ CREATE TABLE recordings (
     flags           text[] NOT NULL DEFAULT '{}',
     digest          bytea NOT NULL,
     revision        integer NOT NULL DEFAULT 1,
-    -- Has changed since a manifest last described it.
-    undescribed     boolean NOT NULL DEFAULT false,
+    -- New, or changed since a manifest last described it.
+    undescribed     boolean NOT NULL DEFAULT true,
     first_listed_at timestamptz NOT NULL,
+    -- Found by a window's listing (and not only by a cursor or a call id): a later one without it says something.
+    by_window       boolean NOT NULL DEFAULT false,
     missing_since   timestamptz,
     PRIMARY KEY (source, recording_id)
 );
@@ -109,11 +113,15 @@ CREATE TABLE copies (
     size         bigint NOT NULL CHECK (size >= 0),
     sha256       text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'),
     archived_at  timestamptz NOT NULL,
+    -- When the bytes were last read back and found right; what is wrong with them since, if anything.
     verified_at  timestamptz,
+    bad          text,
     PRIMARY KEY (store, key),
     FOREIGN KEY (source, recording_id, media_id) REFERENCES media ON DELETE CASCADE
 );
 CREATE INDEX copies_by_medium ON copies (source, recording_id, media_id);
+CREATE INDEX copies_by_age ON copies (store, (coalesce(verified_at, archived_at)), key);
+CREATE INDEX copies_bad ON copies (store) WHERE bad IS NOT NULL;
 
 -- What happened to a medium, one row for each different thing; the same thing again only counts.
 CREATE TABLE history (

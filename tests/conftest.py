@@ -21,6 +21,9 @@ from archiver.catalog import Catalog
 from archiver.embedded import Embedded
 from tests.factories import ManualClock
 
+# So that its assertions tell what differs.
+pytest.register_assert_rewrite("tests.engine")
+
 _FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "autovacuum": "off"}
 _TEMPLATE = "migrated"
 

@@ -133,8 +133,9 @@ def test_any_string_may_come_from_elsewhere_and_is_then_a_secret(write, tmp_path
     monkeypatch.setenv("ARCHIVER_TEST_URL", "http://from-env:80")
     monkeypatch.setenv("ARCHIVER_TEST_STORE", "disk")
     config = load(write(
-        STORE + '[database]\nurl = { credential = "db" }\n[sources.hq]\nkind = "chronicall"\ntoken = { file = "token" }\n'
-        'base_url = { env = "ARCHIVER_TEST_URL" }\nstores = [{ env = "ARCHIVER_TEST_STORE" }]\n'
+        STORE + '[database]\nurl = { credential = "db" }\n[sources.hq]\nkind = "chronicall"\n'
+        'token = { file = "token" }\nbase_url = { env = "ARCHIVER_TEST_URL" }\n'
+        'stores = [{ env = "ARCHIVER_TEST_STORE" }]\n'
     ))  # fmt: skip
     options = config.sources["hq"].options
     assert config.database_url.get_secret_value() == "postgresql://archiver:from-credential@db/archiver"
@@ -201,13 +202,13 @@ def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
         ("tranfsers = 3\n" + VALID, 'tranfsers: unknown key; did you mean "transfers"?'),
         ("http.lisen = 3\n" + VALID, 'http.lisen: unknown key; did you mean "listen"?'),
         ("[store.x]\n" + VALID, 'store: unknown key; did you mean "stores"?'),
-        (VALID + '"a b\\n" = 1\n', 'sources.hq."a b\\n": unknown key; the nearest known one is "batch"'),
+        (VALID + '"a b\\n" = 1\n', 'sources.hq."a b\\n": unknown key; the nearest known one is "enabled"'),
         (VALID.replace('"chronicall"', '"chronical"'), "sources.hq.kind: is not known; known are chronicall, imagicle"),
         (VALID.replace('"file"', '"fiel"'), "stores.disk.kind: is not known; known are file, webdav, s3"),
         (VALID.replace('"file"', "3"), "stores.disk.kind: must be text; known are "),
         (VALID.replace('kind = "file"\n', ""), "stores.disk.kind: is missing; known are "),
         (STORE + SOURCE, "sources.hq.token: is missing"),
-        (VALID.replace('"chronicall"', '"xivo"'), "sources.hq.timezone: is missing: the times of this API carry no zone"),
+        (VALID.replace('"chronicall"', '"xivo"'), "sources.hq.timezone: is missing: the times of this API"),
         (VALID + 'stores = ["dsik"]\n', 'sources.hq.stores: there is no store dsik; did you mean "disk"?'),
         (VALID + 'stores = ["elsewhere"]\n', "sources.hq.stores: there is no store elsewhere"),
         (VALID + "stores = []\n", "sources.hq.stores: is empty"),
@@ -218,7 +219,7 @@ def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
         (VALID + 'poll = "often"\n', "sources.hq.poll: is not a duration; write it like"),
         (VALID + "timeout = 60\n", "sources.hq.timeout: is not a duration; write it like"),
         (VALID + 'timeout = "0s"\n', "sources.hq.timeout: must be longer than nothing"),
-        (VALID + 'retry = { first = "1h", cap = "1m" }\n', "sources.hq.retry.cap: must not be shorter than retry.first"),
+        (VALID + 'retry = { first = "1h", cap = "1m" }\n', "sources.hq.retry.cap: must not be shorter than"),
         (VALID + 'retry.give_up_after = "1s"\n', "sources.hq.retry.give_up_after: must not be shorter than"),
         (VALID + "retry = 3\n", "sources.hq.retry: must be a table"),
         (VALID + "start = 1024-01-01\n", "sources.hq.start: lies before 1990"),
@@ -235,7 +236,7 @@ def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
         (VALID.replace("[sources.hq]", '[sources."h q"]'), 'sources."h q": is no name'),
         (VALID.replace("[sources.hq]", "[sources._manifests]"), "sources._manifests: is a reserved name"),
         (VALID.replace("[stores.disk]", '[stores."a/b"]'), 'stores."a/b": is no name'),
-        (VALID.replace("[stores.disk]", f"[stores.{'x' * 65}]"), f"stores.{'x' * 65}: is no name"),
+        (VALID.replace("[stores.disk]", f"[stores.{'x' * 65}]"), f'stores."{"x" * 64}": is no name'),
         (STORE, "there is no source: add a section [sources.NAME]"),
         (STORE + "[sources]\n", "there is no source: add a section [sources.NAME]"),
         (SOURCE + TOKEN, "there is no store: add a section [stores.NAME]"),
@@ -265,13 +266,13 @@ def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
         (VALID.replace('"chronicall"', '{ env = "ARCHIVER_NOT_SET" }'), "sources.hq.kind: environment variable"),
         ("x = \n", "line 1: is no TOML: invalid value"),
         ('a = 1\nb = "unfinished\n', "line 2: is no TOML: "),
-        ("a = 1\na = 2\n", "the last line: is no TOML: "),
+        ("a = 1\na = 2\n", "line 2: is no TOML: cannot overwrite a value"),
         ("a = 2024-02-30\n", "is no TOML: "),
         (b"a = 1\nb = '\xff'\n", "line 2: is not UTF-8"),
         (b"\x00", "line 1: is no TOML: "),
         ("a = " + "9" * 5000 + "\n", "is no TOML: "),
         ("a = " + "[" * 100_000, "is nested too deeply"),
-        (VALID + "retry." + "a." * 5000 + "b = 1\n", "is nested too deeply"),
+        (VALID + "retry.first." + "a." * 5000 + "b = 1\n", "is nested too deeply"),
         (b"#" * (5 << 20), "is too large for a config file"),
     ],
 )  # fmt: skip
@@ -302,7 +303,7 @@ def test_every_problem_is_told_at_once(problems):
         base_url = "http://noojee"
         api_key = "hunter2-key"
         timezone = "Mars/Olympus"
-        ids_from = "qh"
+        ids_from = "hqq"
         timeout = "soon"
     """) == [
         "transfers: must be a whole number",
@@ -314,7 +315,7 @@ def test_every_problem_is_told_at_once(problems):
         'sources.sydney.timezone: is no IANA time zone; write it like "Europe/Paris"',
         'sources.sydney.timeout: is not a duration; write it like "90s", "5m", "1h" or "7d"',
         'sources.hq.stores: there is no store mian; did you mean "main"?',
-        'sources.sydney.ids_from: there is no other source qh; did you mean "hq"?',
+        'sources.sydney.ids_from: there is no other source hqq; did you mean "hq"?',
     ]
 
 
@@ -359,7 +360,7 @@ def test_a_file_that_can_not_be_read_is_one_line(tmp_path):
 
 
 def toml(value: object) -> str:
-    """As inline TOML."""
+    """The value as inline TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -399,14 +400,17 @@ def loads_or_tells(path: Path) -> None:
     try:
         assert isinstance(load(path), Config)
     except ConfigError as error:
-        assert error.problems
-        assert all(problem.startswith("archiver.toml: ") and problem.isprintable() for problem in error.problems)
+        told = error.problems
+    else:
+        return
+    assert told
+    assert all(problem.startswith("archiver.toml: ") and problem.isprintable() for problem in told)
 
 
 @FUZZ
 @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(b"sources.hq.x = [" + b"[" * 5000)
-@example(b"x." * 50_000 + b"y = 1")
+@example(b"x." * 3000 + b"y = 1")
 def test_any_bytes_are_a_config_or_a_config_error(write, data):
     loads_or_tells(write(data))
 
@@ -564,7 +568,7 @@ def uncommented(text: str) -> str:
 
 
 @pytest.fixture
-def example_folder(tmp_path, monkeypatch):
+def example_folder(write, tmp_path, monkeypatch):
     text = EXAMPLE.read_text()
     for name in re.findall(r'\{ env = "(\w+)" \}', text):
         monkeypatch.setenv(name, f"value-of-{name}")

@@ -76,7 +76,8 @@ class GenesysSimulator(Simulator):
         self.objects: dict[str, bytes] = {}
         self.storage_url: str | None = None
         self._sessions: dict[str, str] = {}
-        self._bodies: dict[str, tuple[bytes, str]] = {}
+        self._encrypted: dict[str, tuple[bytes, str]] = {}
+        self._sizes: dict[str, int] = {}
 
     def routes(self) -> Sequence[web.RouteDef]:
         # Each path has an internal twin; both go by one name, so that a fault meets both.
@@ -163,14 +164,21 @@ class GenesysSimulator(Simulator):
 
     def body(self, call: Call, part: Part) -> tuple[bytes, str]:
         """A medium's bytes, and its pkcs7 (empty where it is not encrypted)."""
-        if part.uuid not in self._bodies:
-            seconds = max(1.0, (part.end - part.start).total_seconds())
-            clear = audio.make("mp3", seconds=seconds, seed=f"{call.uuid}/{part.number}")
-            self._bodies[part.uuid] = self.encrypt(clear) if call.extra.get("encrypted") else (clear, "")
-        return self._bodies[part.uuid]
+        if part.uuid in self._encrypted:
+            return self._encrypted[part.uuid]
+        seconds = max(1.0, (part.end - part.start).total_seconds())
+        clear = audio.make("mp3", seconds=seconds, seed=f"{call.uuid}/{part.number}")
+        if not call.extra.get("encrypted"):
+            return clear, ""
+        return self._encrypted.setdefault(part.uuid, self.encrypt(clear))
+
+    def _size(self, call: Call, part: Part) -> int:
+        if part.uuid not in self._sizes:
+            self._sizes[part.uuid] = len(self.body(call, part)[0])
+        return self._sizes[part.uuid]
 
     def told(self, call: Call, part: Part) -> dict[str, Any]:
-        body, pkcs7 = self.body(call, part)
+        pkcs7 = self.body(call, part)[1] if call.extra.get("encrypted") else ""
         parameters = {"record": "source", "recorddn": call.agent[1]}
         if call.index % 2 == 0:
             parameters["callType"] = call.direction.value.capitalize()
@@ -185,7 +193,7 @@ class GenesysSimulator(Simulator):
             "duration": str(int((part.end - part.start) / timedelta(milliseconds=1))),
             "tenant": "Environment",
             "ivrprofile": "DefaultProfile",
-            "size": str(len(body)),
+            "size": str(self._size(call, part)),
             "parameters": parameters,
             "masks": [{"time": time_text(part.start).replace("+0000", "Z"), "type": "paused"}] * (call.index % 5 == 2),
             "partitions": ["part1", "part2"],
@@ -211,11 +219,11 @@ class GenesysSimulator(Simulator):
     def _media_uri(self, rid: str, name: str) -> str:
         return f"{self.node}{self.root}/recordings/{rid}/play/{name}"
 
-    def _recordings(self) -> dict[str, dict[str, Any]]:
-        """Everything there is now, as an OPS admin sees it, with both kinds of address."""
+    def _recordings(self, only: str | None = None) -> dict[str, dict[str, Any]]:
+        """Everything there is now (or the one of an id), as an OPS admin sees it, with both kinds of address."""
         now, found = self.clock.now(), {}
         for call in self.listed():
-            if call.deleted_at is not None and call.deleted_at <= now:
+            if (call.deleted_at is not None and call.deleted_at <= now) or only not in {None, recording_id(call)}:
                 continue
             found[recording_id(call)] = {
                 "id": recording_id(call),
@@ -338,7 +346,7 @@ class GenesysSimulator(Simulator):
         return {**recording, "mediaFiles": files, "eventHistory": events}
 
     def _found(self, request: web.Request) -> dict[str, Any]:
-        recording = self._recordings().get(request.match_info["id"])
+        recording = self._recordings(request.match_info["id"]).get(request.match_info["id"])
         if recording is None:
             raise WrongRequest(6, "NOT_FOUND")
         return recording

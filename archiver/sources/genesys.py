@@ -25,6 +25,7 @@ from .genesys_rows import (
     AudioOnly,
     address,
     below,
+    goes_on,
     judged,
     merged,
     moment_text,
@@ -105,9 +106,11 @@ class Genesys:
 
     async def list(self, window: Window) -> Listing:
         rows: dict[str, Any] = {}
-        for _ in range(_PASSES):
+        for again in range(_PASSES):
             known = len(rows)
-            if await self._read(window, rows) or known == len(rows):
+            steady = await self._read(window, rows)
+            # Where rows moved once, only a pass that brings nothing new ends it.
+            if len(rows) == known or (steady and not again):
                 break
         else:
             raise TryAgain("rows keep moving from page to page")
@@ -167,7 +170,7 @@ class Genesys:
             ids = [row_id(row) for row in page]
             if page and ids == before:
                 raise TryAgain("the next page is the same again")
-            steady &= not back or before[-1] in ids
+            steady &= not back or goes_on(before, ids)
             for key, row in zip(ids, await self._whole(page), strict=True):
                 rows[key] = merged(rows[key], row) if key in rows else row
             # A partial success (7) names what failed: no recordings, so they end among the rejected rows.

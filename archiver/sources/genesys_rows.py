@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -97,6 +97,14 @@ def rows_of(answer: Mapping[str, Any]) -> list[Any]:
 def row_id(row: Any) -> str:
     """A recording's id; the whole row where it has none."""
     return (text(row.get("id")) if isinstance(row, Mapping) else None) or json.dumps(row)
+
+
+def goes_on(before: Sequence[str], after: Sequence[str]) -> bool:
+    """Does a page go on where the one before left off, its last row told again, perhaps below new ones in front?"""
+    if before[-1] not in after:
+        return False
+    again = after.index(before[-1]) + 1
+    return list(after[:again]) == list(before[-again:])
 
 
 def stopped(row: Mapping[str, Any], zone: tzinfo = UTC) -> datetime | None:

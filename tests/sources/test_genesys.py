@@ -105,7 +105,7 @@ class TestGenesysOfTheHarderKind(SourceContract):
             self.names_next = False
 
     source = Genesys
-    changes: ClassVar = {"page_size": 7, "concurrency": 16}
+    changes: ClassVar = {"page_size": 7, "concurrency": 16, "longest_call": "100m"}
 
 
 class TestGenesysForOpsAdmins(SourceContract):
@@ -432,14 +432,18 @@ async def test_every_page_is_read_whatever_its_size_and_order(sim, order, names_
     assert ids(await listed(sim, page_size=page_size)) == set(sim.truth())
 
 
-async def test_rows_in_an_order_that_changes_are_read_until_nothing_new_comes(sim):
-    sim.order = "shuffled"
-    sim.add_calls(NOW - 5 * HOUR, NOW - HOUR, 9)
-    try:
-        found = ids(await listed(sim, page_size=4))
-    except TryAgain:
-        return
-    assert found <= set(sim.truth())
+async def test_an_order_that_changes_is_noticed_and_read_until_nothing_new_comes():
+    """No search by offset is safe in such an order; over these seeds, more than one pass in four would lose rows."""
+    lost = 0
+    for seed in range(12):
+        async with GenesysSimulator(seed=seed, clock=Clock(NOW)) as sim:
+            sim.order = "shuffled"
+            sim.add_calls(NOW - 5 * HOUR, NOW - HOUR, 9)
+            try:
+                lost += ids(await listed(sim, page_size=4)) != set(sim.truth())
+            except TryAgain:
+                continue
+    assert lost <= 3
 
 
 async def test_rows_that_come_in_front_while_it_pages_push_none_out(sim):
