@@ -130,7 +130,8 @@ ON CONFLICT (source, span) DO UPDATE SET
 
 MISSING = """
 UPDATE recordings SET missing_since = $5, revision = revision + 1, undescribed = true
-WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND by_window AND missing_since IS NULL AND NOT (recording_id = ANY($4))
+WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND by_window AND missing_since IS NULL
+    AND NOT (recording_id = ANY($4))
 RETURNING recording_id"""
 
 RETURNED = """
@@ -162,6 +163,9 @@ DUE = """
 SELECT s.name, m.due_at FROM unnest($1::text[]) AS s (name)
 CROSS JOIN LATERAL (SELECT due_at FROM media WHERE source = s.name AND state = 'pending' ORDER BY due_at LIMIT 1) m"""
 
+LEASED = """
+SELECT max(due_at) FROM media WHERE source = ANY($1) AND state = 'pending' AND due_at > $2 AND claim IS NOT NULL"""
+
 CLAIM = """
 WITH due AS (
     SELECT m.* FROM unnest($1::text[], $2::int[]) AS want (source, count)
@@ -174,6 +178,10 @@ FROM due JOIN recordings r USING (source, recording_id)
 WHERE (m.source, m.recording_id, m.media_id) = (due.source, due.recording_id, due.media_id)
 RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
     m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
+
+MEDIUM = """
+SELECT recording_id, media_id, told_size, told_sha256, told_duration, told_type, opaque, urgent, ref FROM media
+WHERE source = $1 AND recording_id = $2 AND media_id = $3"""
 
 RENEW = """UPDATE media SET due_at = $2 WHERE state = 'pending' AND claim = ANY($1) AND source = ANY($3)"""
 
@@ -280,7 +288,7 @@ REBUILD_RECORDINGS = """
 INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
     callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed)
 SELECT t.source, t.recording_id, t.key_at, t.started_at, t.ended_at, t.duration, t.call_id, t.direction, t.caller,
-    t.callee, t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], '\x00', $19,
+    t.callee, t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], decode('00', 'hex'), $19,
     t.missing_since, false
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::interval[],
     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::jsonb[], $14::jsonb[],
@@ -715,6 +723,11 @@ class Catalog:
         async with self._connection() as c:
             return {row[0]: row[1] for row in await c.fetch(DUE, list(sources))}
 
+    async def leased(self, sources: Sequence[str]) -> datetime | None:
+        """Until when the last of what these sources' processes have in hand is theirs; None where that is nothing."""
+        async with self._connection() as c:
+            return cast("datetime | None", await c.fetchval(LEASED, list(sources), self.clock.now()))
+
     async def claim(self, wanted: Mapping[str, int], lease: timedelta) -> list[Claim]:
         """Lease so many due media of each source to this process."""
         now = self.clock.now()
@@ -736,6 +749,12 @@ class Catalog:
         async with self._connection() as c:
             row = {"source": source, "recording_id": recording_id, "media_id": media_id}
             return (await self._copies(c, [row])).get((source, recording_id, media_id), [])
+
+    async def medium(self, source: str, recording_id: str, media_id: str) -> Medium | None:
+        """A medium with what is needed to fetch it again."""
+        async with self._connection() as c:
+            row = await c.fetchrow(MEDIUM, source, recording_id, media_id)
+        return _medium(row) if row else None
 
     async def renew(self, claims: Sequence[Claim], lease: timedelta) -> None:
         tokens = [claim.token for claim in claims]
@@ -1149,13 +1168,13 @@ class _translated:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, CatalogDown) or error is None:
-            return
-        if isinstance(error, _LOST):
+        if isinstance(error, _LOST) and not isinstance(error, _OUR_FAULT):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CatalogDown(f"the database can't be reached: {reason}") from error
 
 
+#: Of the same families, but a defect of ours that no waiting mends.
+_OUR_FAULT = (asyncpg.ProtocolViolationError, asyncpg.DataError)
 _LOST: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
@@ -1341,17 +1360,7 @@ def _unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[b
 
 
 def _claim(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Claim:
-    medium = Medium(
-        recording_id=row["recording_id"],
-        media_id=row["media_id"],
-        size=row["told_size"],
-        sha256=row["told_sha256"],
-        duration=row["told_duration"],
-        content_type=row["told_type"],
-        opaque=row["opaque"],
-        urgent=row["urgent"],
-        ref=row["ref"],
-    )
+    medium = _medium(row)
     copies = held.get((row["source"], row["recording_id"], row["media_id"]), ())
     return Claim(
         source=row["source"],
@@ -1363,6 +1372,20 @@ def _claim(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Cla
         failing_since=row["failing_since"],
         stores=tuple(row["stores"]),
         copies=tuple(c for c in copies if c.sha256 == row["sha256"] and c.store in row["held"]),
+    )
+
+
+def _medium(row: Any) -> Medium:
+    return Medium(
+        recording_id=row["recording_id"],
+        media_id=row["media_id"],
+        size=row["told_size"],
+        sha256=row["told_sha256"],
+        duration=row["told_duration"],
+        content_type=row["told_type"],
+        opaque=row["opaque"],
+        urgent=row["urgent"],
+        ref=row["ref"],
     )
 
 

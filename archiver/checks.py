@@ -10,6 +10,7 @@ from .catalog import Catalog
 from .config import Config
 from .errors import ArchiverError, CatalogDown
 from .log import redact
+from .render import plain
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
 
@@ -32,7 +33,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
         outlets = open_outlets(config, stack)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         results += await asyncio.gather(*(_source(config, name, outlets, catalog, stack) for name in config.sources))
-    return [result._replace(line=redact(" ".join(result.line.split()))) for result in results]
+    return [result._replace(line=redact(plain(" ".join(result.line.split())))) for result in results]
 
 
 async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | None, Result]:
@@ -42,7 +43,10 @@ async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | No
     except CatalogDown as error:
         return None, Result("database", False, f"{error}; is [database] url right, and is the server running?")
     kind = f"embedded in {config.data_dir}" if embedded else "given by url"
-    return catalog, Result("database", True, f"{kind}, schema version {version}" if version else f"{kind}, still empty")
+    if not version:
+        # Without tables no rate can be kept either.
+        return None, Result("database", True, f"{kind}, still empty")
+    return catalog, Result("database", True, f"{kind}, schema version {version}")
 
 
 async def _store(outlet: Outlet) -> Result:
@@ -58,9 +62,11 @@ async def _source(
     source = config.sources[name]
     if not source.options.enabled:
         return Result(f"source {name}", True, "switched off (enabled = false), not tried")
-    feed = make_feed(source, outlets, catalog, stack)
-    feed.gate.limit = source.options.concurrency
     try:
+        feed = make_feed(source, outlets, catalog, stack)
+        feed.gate.limit = source.options.concurrency
         return Result(f"source {name}", True, await feed.source.check())
     except ArchiverError as error:
         return Result(f"source {name}", False, str(error))
+    except OSError as error:
+        return Result(f"source {name}", False, f"ca_file {source.options.ca_file}: {error.strerror or error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -108,8 +109,11 @@ def _json(document: Any, indent: int | None = None) -> str:
     return json.dumps(document, ensure_ascii=not utf8, indent=indent)
 
 
-def run(work: Coroutine[Any, Any, _T], interrupted: str = "") -> _T:
-    """Run to the end. SIGTERM ends it as Ctrl-C does: in order, so that leases are given back at once."""
+def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None = None) -> _T:
+    """Run to the end. SIGTERM ends it as Ctrl-C does: in order, so that leases are given back at once.
+
+    Says ``interrupted`` then and exits with ``code`` (default: 128 and the signal's number).
+    """
     ended_by = signal.SIGINT
 
     def terminate(*_: object) -> None:
@@ -123,7 +127,7 @@ def run(work: Coroutine[Any, Any, _T], interrupted: str = "") -> _T:
     except KeyboardInterrupt:
         if interrupted:
             click.echo(interrupted, err=True)
-        sys.exit(128 + ended_by)
+        sys.exit(128 + ended_by if code is None else code)
 
 
 def console(*, err: bool = False) -> Any:
@@ -143,11 +147,16 @@ async def catalog_of(config: Config) -> AsyncIterator[Catalog]:
         yield catalog
 
 
+def known(config: Config, name: str) -> None:
+    """Raises click.UsageError where the config has no such source."""
+    if name not in config.sources:
+        raise click.UsageError(f'there is no source "{name}"; the config has {", ".join(sorted(config.sources))}')
+
+
 def chosen(config: Config, names: tuple[str, ...]) -> list[str]:
     """The named sources, or all that are enabled. Raises click.UsageError for one that is unknown or off."""
     for name in names:
-        if name not in config.sources:
-            raise click.UsageError(f'there is no source "{name}"; the config has {", ".join(sorted(config.sources))}')
+        known(config, name)
         if not config.sources[name].options.enabled:
             raise click.UsageError(f'source "{name}" is switched off (enabled = false)')
     return list(names) or [n for n, s in config.sources.items() if s.options.enabled]
@@ -167,7 +176,7 @@ def run_daemon() -> None:
         async with wiring.opened(config) as archive:
             await daemon.Daemon(archive).run()
 
-    run(serve())
+    run(serve(), code=0)
 
 
 @cli.command()
@@ -204,10 +213,14 @@ def backfill(
 ) -> None:
     """Archive the history between two moments (or of given call ids); run again it goes on where it stopped."""
     from .model import Window
+    from .ports import LooksUp
 
     config = load(quiet=sys.stderr.isatty())
     names = chosen(config, (source,))
     if ids is not None:
+        if not issubclass(config.sources[source].cls, LooksUp):
+            kind = config.sources[source].options.kind
+            raise click.UsageError(f"a {kind} source can't be asked for single call ids; use --from and --to")
         if start or end or relist or dry_run:
             raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
         call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]
@@ -269,7 +282,7 @@ def count(config: Config, source: str, wanted: Any, relist: bool, as_json: bool)
             f" about {summary.requests} requests to the source; nothing was written"
         )
         if summary.polled.error:
-            click.echo(f"the listing stopped at {summary.polled.error}", err=True)
+            click.echo(render.plain(f"the listing stopped at {summary.polled.error}"), err=True)
     if summary.polled.error:
         sys.exit(UNREACHABLE if not summary.polled.windows else INCOMPLETE)
 
@@ -358,6 +371,81 @@ def check(offline: bool, as_json: bool) -> None:
         sys.exit(UNREACHABLE)
 
 
+@cli.command()
+@click.option("--store", help="Only this store.")
+@click.option("--source", help="Only this source's copies.")
+@click.option("--budget", metavar="SIZE", help="Stop after reading so much, like 10GiB; the next run goes on there.")
+@as_json
+def verify(store: str | None, source: str | None, budget: str | None, as_json: bool) -> None:
+    """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
+    from . import render, wiring
+    from .options import size
+    from .verify import verify as read_back
+
+    config = load(quiet=sys.stderr.isatty())
+    for name, known, what in ((store, config.stores, "store"), (source, config.sources, "source")):
+        if name is not None and name not in known:
+            raise click.UsageError(f'there is no {what} "{name}"; the config has {", ".join(sorted(known))}')
+    try:
+        limit = size(budget) if budget is not None else None
+    except ValueError as error:
+        raise click.UsageError(f"--budget {error}") from None
+
+    async def work() -> dict[str, Any]:
+        async with wiring.opened(config) as archive:
+            left, found = limit, {}
+            for name, outlet in archive.outlets.items():
+                if store in {None, name}:
+                    how = archive.catalog, outlet, archive.outlets, archive.feeds, archive.spool
+                    found[name] = await read_back(*how, source=source, budget=left)
+                    left = max(left - found[name].bytes, 0) if left is not None else None
+            return found
+
+    found = run(work())
+    names = ("read", "bytes", "good", "bad", "missing", "repaired", "error", "findings")
+    stores = {name: {n: getattr(v, n) for n in names} for name, v in found.items()}
+    complete = all(v.complete for v in found.values())
+    if as_json:
+        answer({"stores": stores, "complete": complete})
+    else:
+        render.verified(console(), stores, complete)
+    if not complete:
+        lost = [v for v in found.values() if v.error and not v.read]
+        sys.exit(UNREACHABLE if len(lost) == len(found) else INCOMPLETE)
+
+
+@cli.command()
+@click.option("--store", required=True, help="The store whose manifests to read.")
+@as_json
+def rebuild(store: str, as_json: bool) -> None:
+    """Fill an empty catalog from a store's manifests alone."""
+    from . import wiring
+    from .rebuild import rebuild as read_manifests
+
+    config = load(quiet=sys.stderr.isatty())
+    if store not in config.stores:
+        raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
+
+    async def work() -> Any:
+        async with wiring.opened(config) as archive:
+            keys = {name: source.cls.listing_key for name, source in config.sources.items()}
+            return await read_manifests(archive.catalog, archive.outlets[store], keys, archive.spool)
+
+    report = run(work())
+    if as_json:
+        names = ("manifests", "lines", "recordings", "ledgers", "damaged")
+        answer({n: getattr(report, n) for n in names} | {"complete": not report.damaged})
+    else:
+        click.echo(
+            f"{report.recordings} recordings from {report.manifests} manifests ({report.lines} lines),"
+            f" ledgers of {report.ledgers} sources"
+        )
+        for line in report.damaged:
+            click.echo(f"damaged: {line}", err=True)
+    if report.damaged:
+        sys.exit(INCOMPLETE)
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -397,23 +485,24 @@ def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     from .catalog import Query
 
     config = load()
-    if limit is None and not as_json:
-        limit = 100
-    query = Query(limit=limit, **filters)
+    most = None if limit or as_json or not sys.stdout.isatty() else 100
+    query = Query(limit=most + 1 if most else limit, **filters)
 
     async def work() -> list[dict[str, Any]]:
         found = []
         async with catalog_of(config) as catalog:
             async for document in catalog.find(query):
                 if as_json:
-                    click.echo(json.dumps(document, ensure_ascii=False))
+                    click.echo(_json(document))
                 else:
                     found.append(document)
         return found
 
     found = run(work())
     if not as_json:
-        render.recordings(console(), found)
+        render.recordings(console(), found[:most])
+        if most and len(found) > most:
+            click.echo("there are more: give a --limit, or filters", err=True)
 
 
 def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, Any]:
@@ -469,6 +558,8 @@ def why(source: str, recording_id: str, as_json: bool) -> None:
 @as_json
 def rejected(source: str, limit: int, as_json: bool) -> None:
     """Rows of a source's listings that could not be read, as they came."""
+    from . import render
+
     config = load()
 
     async def work() -> list[dict[str, Any]]:
@@ -476,11 +567,14 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
             return await catalog.rejected(source, limit)
 
     rows = run(work())
+    if not rows:
+        known(config, source)
     if as_json:
         answer(rows)
         return
     for row in rows:
-        click.echo(f"{row['last_at']} ({row['times']}×) {row['reason']}\n    {row['raw'][:500]}")
+        told = f"{row['last_at']} ({row['times']}×) {render.plain(row['reason'])}"
+        click.echo(f"{told}\n    {render.plain(row['raw'][:500])}")
 
 
 @cli.command()
@@ -490,16 +584,16 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
 @click.option("-o", "--output", required=True, metavar="PATH", help="Where to write; - is standard output.")
 def get(source: str, recording_id: str, media_id: str | None, output: str) -> None:
     """Write the archived bytes of a recording's audio, after checking their SHA-256."""
-    from . import wiring
+    from . import render, wiring
 
     config = load()
 
     async def work() -> str | None:
         async with wiring.opened(config) as archive:
-            known = await archive.catalog.documents([(source, recording_id)])
-            if (source, recording_id) not in known:
+            found = await archive.catalog.documents([(source, recording_id)])
+            if (source, recording_id) not in found:
                 return f'there is no recording "{recording_id}" of source "{source}"'
-            media = [m["media_id"] for m in known[source, recording_id][0]["media"]]
+            media = [m["media_id"] for m in found[source, recording_id][0]["media"]]
             if media_id is None and len(media) != 1:
                 return f"it has {len(media)} media, say which: {', '.join(media)}"
             wanted = media_id or media[0]
@@ -510,14 +604,15 @@ def get(source: str, recording_id: str, media_id: str | None, output: str) -> No
 
     problem = run(work())
     if problem:
-        click.echo(problem, err=True)
+        click.echo(render.plain(problem), err=True)
         sys.exit(INCOMPLETE)
 
 
 async def _write(archive: Any, copies: list[Copy], output: str) -> str | None:
-    """The newest content from the first store that has it whole."""
+    """The newest content (an older one is not what was asked for) from the first store that has it whole."""
     problems = []
-    for copy in sorted(copies, key=lambda c: c.archived_at, reverse=True):
+    newest = max(copies, key=lambda c: c.archived_at).sha256 if copies else None
+    for copy in (c for c in copies if c.sha256 == newest):
         outlet = archive.outlets.get(copy.store)
         if outlet is None:
             problems.append(f"store {copy.store} is not in the config")
@@ -544,19 +639,25 @@ def _save(body: Any, output: str) -> None:
         sys.stdout.buffer.flush()
         return
     target = Path(output)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    digest = hashlib.sha256()
-    with os.fdopen(handle, "wb") as file:
-        for chunk in body.chunks():
-            digest.update(chunk)
-            file.write(chunk)
-    if digest.hexdigest() != body.sha256:
-        Path(temporary).unlink()
-        raise StoreError("the bytes changed while they were written")
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(temporary).chmod(0o666 & ~umask)
-    Path(temporary).replace(target)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)) from None
+    temporary = Path(name)
+    try:
+        digest = hashlib.sha256()
+        with os.fdopen(handle, "wb") as file:
+            for chunk in body.chunks():
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != body.sha256:
+            raise StoreError("the bytes changed while they were written")
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @cli.command()
@@ -596,12 +697,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _fail(error: BaseException) -> None:
     from .log import redact
+    from .render import plain
 
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)
         sys.exit(USAGE)
     if isinstance(error, CatalogDown | StoreError | SourceError):
-        click.echo(redact(f"archiver: {error}"), err=True)
+        click.echo(plain(redact(f"archiver: {error}")), err=True)
         sys.exit(UNREACHABLE)
     if isinstance(error, OSError):
         click.echo(redact(f"archiver: {error.strerror or error}: {error.filename or ''}".rstrip(": ")), err=True)

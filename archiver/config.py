@@ -74,7 +74,7 @@ class Config:
     stores: Mapping[str, StoreConfig]
     sources: Mapping[str, SourceConfig]
     #: Whatever must not be shown anywhere.
-    secrets: frozenset[str]
+    secrets: frozenset[str] = field(repr=False)
     #: The secret options that stand in the file itself, as dotted keys.
     literal_secrets: frozenset[str]
 

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -20,6 +20,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from . import sync
+from .catalog import Catalog
 from .engine import Engine
 from .errors import CatalogDown, Refused, SourceError, StoreError
 from .model import State, Window
@@ -117,7 +118,10 @@ async def run_once(
 
     async with asyncio.TaskGroup() as group:
         listing = [group.create_task(discover(name)) for name in names]
-        await engine.run(until=lambda: last if all(task.done() for task in listing) else None)
+        others = _Others(catalog, engine, names)
+        watching = group.create_task(others.watch())
+        await engine.run(until=lambda: others.until(last) if all(task.done() for task in listing) else None)
+        watching.cancel()
     counts = await catalog.counts(list(names))
     for name, summary in summaries.items():
         within = (await catalog.counts([name], wanted)) if wanted is not None else counts
@@ -127,6 +131,32 @@ async def run_once(
             setattr(summary, state.value, engine.tally.states[name, state])
         summary.bytes = engine.tally.bytes[name]
     return summaries
+
+
+class _Others:
+    """What other processes have in hand (a daemon, or one that was killed) is waited for: it is not done yet."""
+
+    def __init__(self, catalog: Catalog, engine: Engine, names: Sequence[str]) -> None:
+        self._catalog, self._engine, self._names = catalog, engine, names
+        self._asked = asyncio.Event()
+        self._leased: datetime | None = None
+        self._looked = float("-inf")
+
+    def until(self, last: datetime) -> datetime | None:
+        """Nothing due before this moment: all is done. None: it takes a look at the catalog to tell."""
+        if time.monotonic() - self._looked > 0.5:
+            self._asked.set()
+            return None
+        return max(last, self._leased) if self._leased is not None else last
+
+    async def watch(self) -> None:
+        while True:
+            await self._asked.wait()
+            with contextlib.suppress(CatalogDown):
+                self._leased = await self._catalog.leased(self._names)
+                self._looked = time.monotonic()
+            self._asked.clear()
+            self._engine.nudge()
 
 
 def _add(total: Polled, polled: Polled) -> None:

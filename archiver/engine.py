@@ -33,6 +33,10 @@ SHARE = timedelta(seconds=20)
 #: A group of finished media is committed when it has so many, or when the oldest has waited so long.
 GROUP = 100
 GATHER = 1.0
+#: A new recording is described to the stores after so long, archived or not.
+UNDESCRIBED = timedelta(minutes=10)
+#: How often the stores learn what was listed, in seconds; at the end of a run they do in any case.
+LEDGERS = 3600.0
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
 
@@ -151,6 +155,7 @@ class Engine:
                     "heal": self._every(0.5, self._heal),
                     "tell": self._every(LOOK, self._tell),
                     "describe": self._every(5.0, self._describe),
+                    "ledgers": self._every(LEDGERS, self._tell_ledgers),
                 }
                 side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
                 try:
@@ -371,11 +376,11 @@ class Engine:
     ) -> Callable[[], Coroutine[None, None, None]]:
         async def forever() -> None:
             while True:
+                await asyncio.sleep(seconds)
                 try:
                     await step()
                 except CatalogDown as error:
                     log.warning("catalog.down", error=str(error))
-                await asyncio.sleep(seconds)
 
         return forever
 
@@ -427,8 +432,12 @@ class Engine:
                     self.nudge()
 
     async def _describe(self) -> None:
-        while await sync.describe_changes(self.feeds, self.catalog) == 200:
-            pass
+        await sync.describe_changes(self.feeds, self.catalog, new_after=UNDESCRIBED)
+
+    async def _tell_ledgers(self) -> None:
+        """The stores learn what was listed; what was found there is described to them first."""
+        await sync.describe_changes(self.feeds, self.catalog)
+        await sync.tell_ledgers(self.feeds, self.catalog)
 
     async def _tell(self) -> None:
         for name, lane in list(self.lanes.items()):
@@ -460,7 +469,7 @@ class Engine:
             self._wake.clear()
             await self._pause(0.1)
         with contextlib.suppress(CatalogDown):
-            await self._describe()
+            await self._tell_ledgers()
             await self._tell()
 
     async def _give_back(self, queue: deque[Claim] | list[Claim]) -> None:

@@ -36,6 +36,11 @@ def manifest_key(prefix: str, source: str, now: datetime) -> str:
     return f"{prefix}_manifests/{safe(source)}/{now:%Y/%m/%d}/{ulid(now)}.jsonl"
 
 
+def ledger_key(prefix: str, source: str, now: datetime) -> str:
+    """``{prefix}_ledger/{source}/{ulid}.json``; sorts by the moment it was written."""
+    return f"{prefix}_ledger/{safe(source)}/{ulid(now)}.json"
+
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from .layout import manifest_key
+from .layout import ledger_key, manifest_key
 from .model import Body
 from .ports import Store
 from .spool import Spool
@@ -29,15 +29,49 @@ def line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-async def read(
-    store: Store, prefix: str, spool: Spool, after: str = ""
-) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
-    """Every manifest's key and recordings, by source, oldest first. Raises StoreError; ValueError for damage."""
-    async for found in store.list(f"{prefix}_manifests/", after):
-        if not found.key.endswith(".jsonl"):
-            continue
-        with spool.sink() as sink:
-            await store.get(found.key, sink)
-            body = await sink.body()
-            text = await asyncio.to_thread(body.read)
-        yield found.key, [json.loads(row) for row in text.splitlines() if row.strip()]
+async def write_ledger(store: Store, prefix: str, ledger: Mapping[str, Any], now: datetime) -> str:
+    """What of a source was listed, beside the manifests that describe what was found; its key. Raises StoreError."""
+    key = ledger_key(prefix, ledger["source"], now)
+    await store.put(key, Body.of(line(ledger)))
+    return key
+
+
+async def read(store: Store, prefix: str, spool: Spool) -> AsyncIterator[tuple[str, list[dict[str, Any]], str | None]]:
+    """Every manifest's key, recordings and what is wrong with it, by source, oldest first. Raises StoreError."""
+    async for found in store.list(f"{prefix}_manifests/"):
+        if found.key.endswith(".jsonl"):
+            documents, problem = _parsed(await _bytes(store, found.key, spool))
+            yield found.key, documents, problem
+
+
+async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncIterator[dict[str, Any]]:
+    """The newest ledger of each source. Raises StoreError."""
+    newest: dict[str, str] = {}
+    async for found in store.list(f"{prefix}_ledger/"):
+        newest[found.key.rsplit("/", 1)[0]] = found.key
+    for key in newest.values():
+        documents, _ = _parsed(await _bytes(store, key, spool))
+        for document in documents:
+            yield document
+
+
+async def _bytes(store: Store, key: str, spool: Spool) -> bytes:
+    with spool.sink() as sink:
+        await store.get(key, sink)
+        body = await sink.body()
+        return await asyncio.to_thread(body.read)
+
+
+def _parsed(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
+    """The lines that can be read; the first reason where some can't."""
+    documents, problem = [], None
+    for number, row in enumerate(data.splitlines(), 1):
+        try:
+            document = json.loads(row)
+            if not isinstance(document, dict) or "source" not in document:
+                raise ValueError("is no recording")
+        except (ValueError, RecursionError) as error:
+            problem = problem or f"line {number} {error}"
+        else:
+            documents.append(document)
+    return documents, problem

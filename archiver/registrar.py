@@ -6,6 +6,7 @@ where it lies, an event by its time, kind and phone number.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,9 @@ class Registrar:
         self._secret = options.password.get_secret_value()
         twin = f"/ops/contact-centers/{options.contact_center}/recordings"
         self._path = twin if options.contact_center else options.list_path
-        self._csrf: dict[str, str] | None = None
+        self._csrf: Mapping[str, str] | None = None
+        #: Two that ask at once would begin two sessions, and mix their cookies.
+        self._asking = asyncio.Lock()
         http.authorise(basic(options.username, self._secret))
 
     async def register(self, document: Mapping[str, Any], descriptors: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -50,37 +53,36 @@ class Registrar:
         body = posting(document, descriptors, self._region)
         if body is None:
             return False
-        fresh = self._csrf is None
+        token = await self._token()
         try:
-            await self._post(body)
+            await self._post(body, token)
         except Refused:
             # The session may have ended, and its token with it.
-            if fresh:
-                raise
-            self._csrf = None
-            await self._post(body)
+            await self._post(body, await self._token(stale=token))
         return True
 
-    async def _post(self, body: Mapping[str, Any]) -> None:
-        if self._csrf is None:
-            self._csrf = await self._token()
-        told = frozenset({200, 201, 204})
-        async with self._http.request("POST", self._path, json=body, headers=self._csrf, accept=told) as response:
-            answer = await response.content.read(1 << 16)
+    async def _post(self, body: Mapping[str, Any], token: Mapping[str, str]) -> None:
+        done = frozenset({200, 201, 204})
+        async with self._http.request("POST", self._path, json=body, headers=token, accept=done) as response:
+            answer = b""
+            while len(answer) < 1 << 16 and (chunk := await response.content.read(1 << 16)):
+                answer += chunk
         try:
             judged(json.loads(answer) if answer.strip() else {}, self._secret)
         except ValueError:
             raise TryAgain("the answer to a POST is no JSON") from None
 
-    async def _token(self) -> dict[str, str]:
-        """The header that POST must carry; none where the server does not protect itself so."""
-        async with self._http.request("GET", _ANY, accept=frozenset({200, 404})) as response:
-            name, token = response.headers.get("X-CSRF-HEADER", ""), response.headers.get("X-CSRF-TOKEN", "")
-        if not name or not token:
-            return {}
-        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", name) or name.lower() in _NEVER:
-            raise BadData("X-CSRF-HEADER names no usable header")
-        return {name: token}
+    async def _token(self, stale: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        """The header that a POST must carry; none where the server does not protect itself so."""
+        async with self._asking:
+            if self._csrf is not None and self._csrf is not stale:
+                return self._csrf
+            async with self._http.request("GET", _ANY, accept=frozenset({200, 404})) as response:
+                name, token = response.headers.get("X-CSRF-HEADER", ""), response.headers.get("X-CSRF-TOKEN", "")
+            if name and (not re.fullmatch(r"[A-Za-z0-9-]{1,64}", name) or name.lower() in _NEVER):
+                raise BadData("X-CSRF-HEADER names no usable header")
+            self._csrf = {name: token} if name and token else {}
+            return self._csrf
 
 
 def posting(

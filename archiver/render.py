@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -34,9 +33,14 @@ def span(seconds: float | None) -> str:
     return " ".join(parts[:2]) or "0s"
 
 
+def plain(text: object) -> str:
+    """Vendor text for a terminal: no control characters, one line."""
+    return "".join(c if c.isprintable() else " " for c in str(text if text is not None else "–"))
+
+
 def clean(text: object) -> str:
-    """Vendor text for a terminal: no markup, no control characters."""
-    return escape("".join(c if c.isprintable() else " " for c in str(text if text is not None else "–")))
+    """The same for rich: no markup either."""
+    return escape(plain(text))
 
 
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
@@ -48,14 +52,14 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 def status(console: Console, document: Document) -> None:
     numbers = ("lag", "archived", "pending", "failed", "gone", "empty", "size")
-    table = _table("source", "kind", "lag", "covered to", "gaps", *numbers[1:], right=numbers)
+    table = _table("source", "kind", "lag", "covered to (UTC)", "gaps", *numbers[1:], right=numbers)
     hints = []
     for name, s in document["sources"].items():
         table.add_row(
             f"[bold]{clean(name)}[/]" if s["enabled"] else f"[dim]{clean(name)} (off)[/]",
             s["kind"],
             span(s["lag"]),
-            (s["covered_to"] or "–")[:19],
+            (s["covered_to"] or "–")[:19].replace("T", " "),
             f"[yellow]{len(s['gaps'])}[/]" if s["gaps"] else "0",
             str(s["archived"]),
             str(s["pending"]),
@@ -69,6 +73,10 @@ def status(console: Console, document: Document) -> None:
     stores = _table("store", "kind", "copies", "size", right=("copies", "size"))
     for name, s in document["stores"].items():
         stores.add_row(clean(name), s["kind"], str(s["copies"]), size(s["bytes"]))
+        if s["bad"]:
+            hints.append(
+                f"[red]{clean(name)}: {s['bad']} copies are bad or missing[/] → `archiver verify --store {name}`"
+            )
     console.print()
     console.print(stores)
     for hint in hints:
@@ -172,5 +180,16 @@ def summary(console: Console, document: Document) -> None:
         console.print("[yellow]not complete[/]: run the same command again, or see `archiver status`")
 
 
-def duration(value: timedelta) -> str:
-    return span(value.total_seconds())
+def verified(console: Console, stores: Mapping[str, Any], complete: bool) -> None:
+    numbers = ("read", "good", "bad", "missing", "repaired")
+    table = _table("store", *numbers, "size", right=(*numbers, "size"))
+    for name, found in stores.items():
+        table.add_row(clean(name), *(str(found[n]) for n in numbers), size(found["bytes"]))
+    console.print(table)
+    for found in stores.values():
+        for line in [*found["findings"], *filter(None, [found["error"]])]:
+            console.print(f"[red]{clean(line)}[/]", soft_wrap=True)
+    if complete:
+        console.print("[green]every copy that was read is good[/]")
+    else:
+        console.print("[red]not every copy is good[/]: mend the store, then run `archiver verify` again")

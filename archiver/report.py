@@ -44,6 +44,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
                 {"state": r["state"], "error": r["error"], "count": r["count"]} for r in reasons if r["source"] == name
             ][:5],
         }
+    bad = await catalog.bad_copies()
     stores = {}
     for name, store in config.stores.items():
         held = [value for (_, of), value in totals.items() if of == name]
@@ -51,6 +52,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "kind": store.options.kind,
             "copies": sum(count for count, _ in held),
             "bytes": sum(size for _, size in held),
+            "bad": sum(count for (_, of), count in bad.items() if of == name),
         }
     return {"at": utc_text(now), "sources": sources, "stores": stores}
 

@@ -695,13 +695,38 @@ def _without(
     return kept, gone
 
 
-async def describe_changes(feeds: dict[str, Feed], catalog: Catalog, limit: int = 200) -> int:
-    """Write manifests for recordings that changed since the last one; how many."""
-    keys = await catalog.undescribed(list(feeds), limit)
-    if not keys:
-        return 0
-    known = await catalog.documents(keys)
-    lost = await _describe(feeds, catalog, {key: (document, stores) for key, (document, _, stores) in known.items()})
-    done = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
-    await catalog.described(done)
-    return len(done)
+async def describe_changes(
+    feeds: dict[str, Feed], catalog: Catalog, *, new_after: timedelta = timedelta(), limit: int = 200
+) -> int:
+    """Write manifests for recordings that no manifest describes as they are; how many.
+
+    New ones get ``new_after`` to be archived, which describes them anyhow.
+    """
+    done = 0
+    while keys := await catalog.undescribed(list(feeds), limit, new_before=catalog.clock.now() - new_after):
+        known = await catalog.documents(keys)
+        lost = await _describe(
+            feeds, catalog, {key: (document, stores) for key, (document, _, stores) in known.items()}
+        )
+        told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
+        await catalog.described(told)
+        done += len(told)
+        if len(keys) < limit or lost:
+            break
+    return done
+
+
+async def tell_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
+    """Write into each store what was listed, once all that was found is described there; how many ledgers."""
+    told = 0
+    for ledger in await catalog.untold_ledgers(list(feeds)):
+        now = catalog.clock.now()
+        try:
+            for outlet in feeds[ledger["source"]].outlets.values():
+                await manifests.write_ledger(outlet.store, outlet.prefix, ledger, now)
+        except StoreError as error:
+            store_failed(outlet, now, error)
+        else:
+            await catalog.told_ledger(ledger)
+            told += 1
+    return told

@@ -97,6 +97,7 @@ async def test_changed_metadata_is_a_new_manifest_line_and_no_new_download(tmp_p
         await rig.sync()
         before, asked = await rig.media_keys("disk"), sim.count("audio")
         sim.calls[1].note = "a complaint, see case 4711"
+        rig.advance(SECOND)
         (summary,) = (await rig.sync()).values()
         assert (summary.polled.changed, summary.archived) == (1, 0)
         assert await assert_archived(rig) == 3
@@ -126,6 +127,7 @@ async def test_another_size_or_hash_is_new_content_and_lies_beside_the_first(tmp
             sim._facts.clear()
         else:
             call.duration += SECOND
+        rig.advance(SECOND)
         await rig.sync()
         assert await assert_archived(rig) == media
         copies = (await rig.medium(changed))["copies"]

@@ -147,6 +147,10 @@ async def document(catalog: Catalog, recording_id: str, source: str = HQ) -> dic
     return (await catalog.documents([(source, recording_id)]))[source, recording_id][0]
 
 
+async def revision(catalog: Catalog, recording: Recording) -> int:
+    return (await catalog.documents([(HQ, recording.recording_id)]))[HQ, recording.recording_id][1]
+
+
 async def found(catalog: Catalog, **filters: Any) -> list[str]:
     return [d["recording_id"] async for d in catalog.find(Query(**filters))]
 
@@ -609,5 +613,842 @@ class TestHostileText:
         assert await found(hq, source="\ud800") == []
 
 
-async def revision(catalog: Catalog, recording: Recording) -> int:
-    return (await catalog.documents([(HQ, recording.recording_id)]))[HQ, recording.recording_id][1]
+
+# -- transfer ----------------------------------------------------------------------------------------------------------
+
+
+class TestClaim:
+    async def test_two_processes_never_get_the_same(self, hq, database, clock):
+        await tell(hq, *(a_recording() for _ in range(60)))
+        async with another(database, clock) as other:
+            batches = await asyncio.gather(*(claim(c, 7) for _ in range(5) for c in (hq, other)))
+        ids = [c.id for batch in batches for c in batch]
+        assert len(ids) == len(set(ids)) == 60
+        assert len({c.token for batch in batches for c in batch}) == 60
+
+    async def test_a_claim_that_another_transaction_holds_is_passed_over(self, hq, db):
+        await tell(hq, a_recording(), a_recording())
+        async with db.transaction():
+            locked = await db.fetchval("SELECT recording_id FROM media LIMIT 1 FOR UPDATE")
+            async with asyncio.timeout(5):
+                claims = await claim(hq)
+        assert [c.medium.recording_id for c in claims] != [locked]
+        assert len(claims) == 1
+
+    async def test_it_takes_what_is_due_oldest_first_up_to_the_count_of_each_source(self, hq, clock):
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        for source in (HQ, "branch"):
+            for n in range(3):
+                await tell(hq, a_recording(recording_id=f"{source}{n}"), source=source)
+                clock.advance(seconds=1)
+        claims = await hq.claim({HQ: 2, "branch": 1}, LEASE)
+        assert sorted(c.medium.recording_id for c in claims) == ["branch0", "hq0", "hq1"]
+        assert await hq.claim({"nowhere": 5}, LEASE) == []
+
+    async def test_what_is_due_later_waits(self, hq, clock):
+        await tell(hq, a_recording())
+        (c,) = await claim(hq)
+        await hq.release([c], at("12:10"))
+        assert await hq.due([HQ]) == {HQ: at("12:10")}
+        clock.set(at("12:10") - timedelta(microseconds=1))
+        assert await claim(hq) == []
+        clock.set(at("12:10"))
+        assert len(await claim(hq)) == 1
+
+    async def test_it_carries_what_a_transfer_needs(self, hq):
+        medium = a_medium(
+            recording_id="r", size=7, sha256="ab", duration=timedelta(seconds=3), content_type="audio/x", opaque=True,
+            urgent=True, ref={"path": ["x", 1]},
+        )  # fmt: skip
+        one = a_recording(recording_id="r", media=(medium,))
+        await tell(hq, one, stores=("main", "spare"))
+        (c,) = await claim(hq)
+        assert c.medium == medium
+        assert (c.source, c.started_at, c.ended_at) == (HQ, one.started_at, one.ended_at)
+        assert (c.attempts, c.failing_since, c.stores, c.copies) == (0, None, ("main", "spare"), ())
+
+    async def test_a_lease_that_ends_gives_it_back_and_fences_the_first_holder(self, hq, clock):
+        await tell(hq, a_recording())
+        (first,) = await claim(hq)
+        clock.advance(LEASE - timedelta(seconds=1))
+        assert await claim(hq) == []
+        clock.advance(seconds=1)
+        (second,) = await claim(hq)
+        assert second.id == first.id
+        assert second.token != first.token
+        assert await settle(hq, a_download(first)) == {}
+        assert await settle(hq, a_download(second)) == {second.id: State.ARCHIVED}
+
+    async def test_a_renewed_lease_holds(self, hq, clock):
+        await tell(hq, a_recording(), a_recording())
+        kept, lost = await claim(hq)
+        clock.advance(minutes=1)
+        await hq.renew([kept], LEASE)
+        clock.advance(minutes=1, seconds=30)
+        (again,) = await claim(hq)
+        assert again.id == lost.id
+        await hq.renew([lost], timedelta(hours=9))
+        assert await hq.due([HQ]) == {HQ: at("12:03")}
+
+    async def test_a_released_claim_is_due_at_once_untouched(self, hq, db):
+        await tell(hq, a_recording())
+        (c,) = await claim(hq)
+        await hq.release([c])
+        assert await media(db, "state, due_at, claim, attempts, error") == [("pending", NOON, None, 0, None)]
+
+    async def test_a_lost_claim_releases_nothing(self, hq, clock):
+        await tell(hq, a_recording())
+        (first,) = await claim(hq)
+        clock.advance(LEASE)
+        await claim(hq)
+        await hq.release([first])
+        assert await claim(hq) == []
+
+    async def test_nothing_is_due_where_nothing_is_pending(self, hq):
+        await archived(hq, a_recording())
+        assert await hq.due([HQ, "nowhere"]) == {}
+
+
+class TestSettle:
+    async def test_a_download_in_every_store_is_archived(self, hq, db):
+        await tell(hq, a_recording(recording_id="r"), stores=("main", "spare"))
+        (c,) = await claim(hq)
+        assert await settle(hq, a_download(c)) == {c.id: State.ARCHIVED}
+        assert await media(db, "state, held, size, sha256, content_type, duration, archived_at, attempts, claim") == [
+            ("archived", ["main", "spare"], 10, SHA, "audio/wav", timedelta(seconds=60), NOON, 1, None)
+        ]
+        assert [c.store for c in await hq.copies_of(HQ, "r", "m1")] == ["main", "spare"]
+        assert await hq.totals() == {(HQ, ""): (1, 10), (HQ, "main"): (1, 10), (HQ, "spare"): (1, 10)}
+
+    async def test_a_download_in_some_stores_stays_due_and_is_finished_without_a_second_copy(self, hq, db, clock):
+        await tell(hq, a_recording(recording_id="r"), stores=("main", "spare"))
+        (c,) = await claim(hq)
+        part = a_download(c, "main", error="spare is down", due_at=at("12:05"))
+        assert await settle(hq, part) == {c.id: State.PENDING}
+        assert await media(db, "state, due_at, held, error, archived_at") == [
+            ("pending", at("12:05"), ["main"], "spare is down", None)
+        ]
+        assert await hq.totals() == {(HQ, "main"): (1, 10)}
+        assert await happened(hq, "r") == ["stored in part"]
+        clock.set(at("12:05"))
+        (again,) = await claim(hq)
+        assert [copy.store for copy in again.copies] == ["main"]
+        whole = replace(a_download(again), copies=(*again.copies, a_copy(again, "spare")))
+        assert await settle(hq, whole) == {c.id: State.ARCHIVED}
+        assert await db.fetchval("SELECT count(*) FROM copies") == 2
+        assert await hq.totals() == {(HQ, ""): (1, 10), (HQ, "main"): (1, 10), (HQ, "spare"): (1, 10)}
+
+    async def test_a_download_under_a_lost_claim_writes_nothing(self, hq, db, clock):
+        await tell(hq, a_recording(recording_id="r"))
+        (first,) = await claim(hq)
+        clock.advance(LEASE)
+        (second,) = await claim(hq)
+        before = await document(hq, "r"), await hq.totals()
+        lost = a_download(first, sha256="cc" * 32)
+        assert await settle(hq, lost, targets={HQ: ["pbx"]}) == {}
+        assert (await document(hq, "r"), await hq.totals()) == before
+        assert await db.fetchval("SELECT count(*) FROM copies") == 0
+        assert await db.fetchval("SELECT count(*) FROM outbox") == 0
+        assert await media(db, "claim") == [second.token]
+
+    async def test_an_outcome_under_a_lost_claim_writes_nothing(self, hq, db, clock):
+        await tell(hq, a_recording(recording_id="r"))
+        (first,) = await claim(hq)
+        clock.advance(LEASE)
+        (second,) = await claim(hq)
+        assert await settle(hq, an_outcome(first, State.GONE)) == {}
+        assert await media(db, "state, claim, error") == [("pending", second.token, None)]
+        assert await happened(hq, "r") == []
+
+    async def test_a_lost_claim_among_others_does_not_hold_them_up(self, hq, db, clock):
+        await tell(hq, *(a_recording() for _ in range(4)))
+        lost, *_ = await claim(hq)
+        clock.advance(LEASE)
+        good = await claim(hq)
+        done = await settle(hq, a_download(lost), *(a_download(c) for c in good[:2]), *(an_outcome(c) for c in good[2:]))
+        assert Counter(done.values()) == {State.ARCHIVED: 2, State.FAILED: 2}
+
+    async def test_settling_twice_counts_once(self, hq):
+        await tell(hq, a_recording())
+        (c,) = await claim(hq)
+        await settle(hq, a_download(c))
+        assert await settle(hq, a_download(c)) == {}
+        assert await hq.totals() == {(HQ, ""): (1, 10), (HQ, "main"): (1, 10)}
+
+    async def test_a_settle_that_breaks_midway_writes_nothing(self, hq, db):
+        await tell(hq, a_recording(), a_recording())
+        one, other = await claim(hq)
+        with pytest.raises(asyncpg.PostgresError):
+            await settle(hq, a_download(one), replace(a_download(other), copies=(a_copy(other, sha256="short"),)))
+        assert await media(db) == ["pending", "pending"]
+        assert await hq.totals() == {}
+        assert await db.fetchval("SELECT count(*) FROM copies") == 0
+
+    @pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.GONE, State.EMPTY])
+    async def test_an_outcome_is_written_down_as_it_is(self, hq, db, state):
+        await tell(hq, a_recording(recording_id="r"))
+        (c,) = await claim(hq)
+        outcome = an_outcome(c, state, due_at=at("12:30"), attempts=3, failing_since=at("11:00"), what="why")
+        assert await settle(hq, outcome) == {c.id: state}
+        assert await media(db, "state, due_at, error, attempts, failing_since, claim") == [
+            (state.value, at("12:30"), "it broke", 3, at("11:00"), None)
+        ]
+        assert await happened(hq, "r") == ["why"]
+        assert bool(await hq.undescribed([HQ], 5)) is (state is not State.PENDING)
+
+    async def test_a_group_settles_in_any_order_beside_another(self, hq, database, clock):
+        await tell(hq, *(a_recording() for _ in range(80)))
+        claims = await claim(hq, 100)
+        async with another(database, clock) as other:
+            done = await asyncio.gather(
+                settle(hq, *(a_download(c) for c in claims[:40])),
+                settle(other, *(a_download(c) for c in reversed(claims[40:]))),
+                tell(hq, *(a_recording(recording_id=c.medium.recording_id, raw={"x": 1}) for c in claims)),
+            )
+        assert sum(map(len, done[:2])) == 80
+        assert (await hq.totals())[HQ, ""] == (80, 800)
+
+    async def test_a_manifest_that_held_an_older_revision_is_written_again(self, hq):
+        one = a_recording()
+        await tell(hq, one)
+        (c,) = await claim(hq)
+        seen = await revision(hq, one)
+        await tell(hq, replace(one, raw={"changed": 1}))
+        await settle(hq, a_download(c), revisions={c.id[:2]: seen})
+        assert await hq.undescribed([HQ], 5) == [c.id[:2]]
+
+    async def test_a_manifest_that_held_the_last_revision_is_enough(self, hq):
+        one = a_recording()
+        await tell(hq, one)
+        (c,) = await claim(hq)
+        await settle(hq, a_download(c), revisions={c.id[:2]: await revision(hq, one)})
+        assert await hq.undescribed([HQ], 5) == []
+
+    async def test_a_change_while_a_manifest_is_written_is_not_lost(self, hq):
+        one = a_recording()
+        await archived(hq, one)
+        seen = await revision(hq, one)
+        await tell(hq, replace(one, raw={"changed": 1}))
+        await hq.described({(HQ, one.recording_id): seen})
+        assert await hq.undescribed([HQ], 5) == [(HQ, one.recording_id)]
+        await hq.described({(HQ, one.recording_id): await revision(hq, one)})
+        assert await hq.undescribed([HQ], 5) == []
+
+
+class TestHistory:
+    async def test_the_same_thing_again_only_counts(self, hq, clock):
+        await tell(hq, a_recording(recording_id="r"))
+        for _ in range(3):
+            (c,) = await claim(hq)
+            await settle(hq, an_outcome(c, State.PENDING, due_at=clock.now()))
+            clock.advance(minutes=1)
+        (c,) = await claim(hq)
+        await settle(hq, an_outcome(c, State.GONE, what="gone", error="404"))
+        failed, gone = await hq.history(HQ, "r")
+        assert failed == {
+            "media_id": "m1", "what": "failed", "detail": "it broke", "times": 3,
+            "first_at": "2024-05-18T12:00:00.000Z", "last_at": "2024-05-18T12:02:00.000Z",
+        }  # fmt: skip
+        assert (gone["what"], gone["detail"], gone["times"]) == ("gone", "404", 1)
+
+    async def test_a_long_id_is_found_again(self, hq):
+        one = a_recording(recording_id="r" * 600)
+        await tell(hq, one)
+        await tell(hq, replace(one, raw={"changed": 1}))
+        assert await happened(hq, one.recording_id) == ["changed"]
+
+    async def test_the_windows_that_should_have_seen_a_call_are_told(self, hq, clock):
+        await tell(hq, a_recording(recording_id="r"), a_recording(), window=a_window("11:30", "11:45"))
+        clock.advance(minutes=5)
+        await tell(hq, window=a_window("11:30", "11:45"), rejected=(Rejected(raw="?", reason="odd"),))
+        await tell(hq, window=a_window("11:45", "12:00"))
+        first_listed, missing_since, windows = await hq.listings(HQ, "r")
+        assert (first_listed, missing_since) == (NOON, None)
+        assert windows == [
+            {
+                "start": "2024-05-18T11:30:00.000Z", "end": "2024-05-18T11:45:00.000Z", "times": 2, "listed": 0,
+                "rejected": 1, "first_at": "2024-05-18T12:00:00.000Z", "last_at": "2024-05-18T12:05:00.000Z",
+            }
+        ]  # fmt: skip
+        assert await hq.listings(HQ, "nobody") is None
+
+    async def test_a_window_takes_the_place_of_those_within_it(self, hq, clock, db):
+        for end in ("11:20", "11:40", "12:00"):
+            await tell(hq, window=a_window("11:00", end))
+            clock.advance(minutes=5)
+        rows = await db.fetch("SELECT lower(span), upper(span), first_at, last_at, times FROM listings")
+        assert [tuple(row) for row in rows] == [(at("11:00"), NOON, NOON, at("12:10"), 3)]
+
+
+class TestRetry:
+    @pytest.mark.parametrize("state", [State.FAILED, State.GONE, State.EMPTY])
+    async def test_what_gave_up_is_due_again_now(self, hq, db, state):
+        await tell(hq, a_recording(), a_recording(), a_recording())
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        await tell(hq, a_recording(), source="branch")
+        one, other, kept = await claim(hq)
+        (elsewhere,) = await claim(hq, source="branch")
+        await settle(hq, *(an_outcome(c, state) for c in (one, other, elsewhere)), a_download(kept))
+        assert await hq.retry("nowhere", state) == 0
+        assert await hq.retry(HQ, state) == 2
+        assert {c.id for c in await claim(hq)} == {one.id, other.id}
+        assert await hq.retry(None, state) == 1
+        assert "asked for again" in await happened(hq, one.medium.recording_id)
+
+    async def test_it_starts_counting_from_nothing(self, hq, db):
+        await tell(hq, a_recording())
+        (c,) = await claim(hq)
+        await settle(hq, an_outcome(c, State.FAILED, attempts=40))
+        await hq.retry(None, State.FAILED)
+        assert await media(db, "attempts, failing_since, due_at") == [(0, None, NOON)]
+
+
+class TestOutbox:
+    async def test_an_archived_recording_is_told_once_all_its_media_are_settled(self, hq):
+        two = tuple(a_medium(recording_id="r", media_id=m) for m in ("m1", "m2"))
+        await tell(hq, a_recording(recording_id="r", media=two))
+        one, other = await claim(hq)
+        await settle(hq, a_download(one), targets={HQ: ["pbx"]})
+        assert await hq.outbox("pbx", LEASE, 10) == []
+        await settle(hq, a_download(other), targets={HQ: ["pbx"]})
+        assert await hq.outbox("other", LEASE, 10) == []
+        assert await hq.outbox("pbx", LEASE, 10) == [(HQ, "r", 0)]
+        assert await hq.outbox("pbx", LEASE, 10) == []
+
+    async def test_a_recording_whose_last_medium_is_gone_is_told_too(self, hq):
+        two = tuple(a_medium(recording_id="r", media_id=m) for m in ("m1", "m2"))
+        await tell(hq, a_recording(recording_id="r", media=two))
+        one, other = await claim(hq)
+        await settle(hq, a_download(one), targets={HQ: ["pbx"]})
+        await settle(hq, an_outcome(other, State.GONE), targets={HQ: ["pbx"]})
+        assert await hq.outbox("pbx", LEASE, 10) == [(HQ, "r", 0)]
+
+    async def test_a_recording_of_which_nothing_is_archived_is_not_told(self, hq):
+        await tell(hq, a_recording())
+        (c,) = await claim(hq)
+        await settle(hq, an_outcome(c, State.GONE), targets={HQ: ["pbx"]})
+        assert await hq.outbox("pbx", LEASE, 10) == []
+
+    async def test_what_could_not_be_told_comes_again_later(self, hq, clock):
+        await tell(hq, a_recording(recording_id="r"))
+        (c,) = await claim(hq)
+        await settle(hq, a_download(c), targets={HQ: ["pbx"]})
+        await hq.outbox("pbx", LEASE, 10)
+        await hq.tell_later("pbx", HQ, "r", at("12:10"), "time-out\0" + "x" * 900)
+        assert await hq.outbox("pbx", LEASE, 10) == []
+        clock.set(at("12:10"))
+        assert await hq.outbox("pbx", LEASE, 10) == [(HQ, "r", 1)]
+        clock.advance(LEASE)
+        assert await hq.outbox("pbx", LEASE, 10) == [(HQ, "r", 1)]
+        await hq.told("pbx", HQ, "r")
+        clock.advance(days=1)
+        assert await hq.outbox("pbx", LEASE, 10) == []
+
+    async def test_two_processes_do_not_tell_the_same(self, hq, database, clock):
+        await tell(hq, *(a_recording() for _ in range(20)))
+        await settle(hq, *(a_download(c) for c in await claim(hq, 50)), targets={HQ: ["pbx"]})
+        async with another(database, clock) as other:
+            told = await asyncio.gather(*(c.outbox("pbx", LEASE, 7) for _ in range(2) for c in (hq, other)))
+        ids = [i for batch in told for _, i, _ in batch]
+        assert len(ids) == len(set(ids)) == 20
+
+
+# -- over all processes ----------------------------------------------------------------------------------------------
+
+
+class TestReserve:
+    async def test_places_add_up_over_two_processes(self, hq, database, clock):
+        step = timedelta(seconds=3)
+        async with another(database, clock) as other:
+            waits = await asyncio.gather(*(c.reserve(HQ, step) for _ in range(5) for c in (hq, other)))
+        assert sorted(waits) == [n * step for n in range(10)]
+
+    async def test_what_was_not_used_is_not_saved_up(self, hq, clock):
+        step = timedelta(seconds=3)
+        assert await hq.reserve(HQ, step) == timedelta()
+        clock.advance(seconds=2)
+        assert await hq.reserve(HQ, step) == timedelta(seconds=1)
+        clock.advance(hours=1)
+        assert await hq.reserve(HQ, step) == timedelta()
+        assert await hq.reserve(HQ, step) == step
+
+    async def test_sources_do_not_wait_for_each_other(self, hq):
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        await hq.reserve(HQ, timedelta(hours=1))
+        assert await hq.reserve("branch", timedelta(hours=1)) == timedelta()
+        assert await hq.reserve("unknown", timedelta(hours=1)) == timedelta()
+
+
+class TestShare:
+    lease = timedelta(seconds=20)
+
+    @pytest_asyncio.fixture
+    async def three(self, database, clock):
+        async with contextlib.AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(another(database, clock)) for _ in range(3)]
+
+    async def share(self, catalog: Catalog, limit: int, running: int = 0) -> int:
+        return (await catalog.share({HQ: (limit, running)}, self.lease))[HQ]
+
+    async def test_one_process_has_all(self, catalog):
+        assert await self.share(catalog, 4) == 4
+        assert await self.share(catalog, 4, running=4) == 4
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 7, 10])
+    async def test_three_processes_share_all_fairly_once_they_know_of_each_other(self, three, limit):
+        for _ in range(4):
+            shares = [await self.share(c, limit) for c in three]
+        assert sum(shares) == limit
+        assert max(shares) - min(shares) <= 1
+
+    @pytest.mark.parametrize("limit", [1, 2, 4, 7])
+    async def test_what_runs_never_exceeds_the_limit(self, three, limit):
+        """Each runs as much as it may, and lets go of what it may no longer only slowly."""
+        running = [0, 0, 0]
+        for turn in range(60):
+            n = (turn * 7 + turn // 5) % 3
+            share = await self.share(three[n], limit, running[n])
+            running[n] = max(share, running[n] - 1)
+            assert sum(running) <= limit
+        assert sum(running) == limit
+
+    async def test_a_dead_process_s_share_returns_after_its_lease(self, three, clock):
+        for _ in range(2):
+            shares = [await self.share(c, 6) for c in three[:2]]
+        assert shares == [3, 3]
+        clock.advance(self.lease)
+        assert await self.share(three[0], 6) == 3
+        clock.advance(microseconds=1)
+        assert await self.share(three[0], 6) == 6
+
+    async def test_a_share_given_back_is_free_at_once(self, three):
+        for _ in range(2):
+            shares = [await self.share(c, 6) for c in three[:2]]
+        assert shares == [3, 3]
+        await three[1].unshare([HQ])
+        assert await self.share(three[0], 6) == 6
+
+    async def test_sources_are_shared_apart(self, three):
+        await three[0].share({HQ: (4, 0)}, self.lease)
+        assert await three[1].share({"branch": (2, 0), HQ: (4, 0)}, self.lease) == {"branch": 2, HQ: 0}
+
+    async def test_shares_taken_at_once_do_not_exceed_the_limit(self, three):
+        for _ in range(5):
+            shares = await asyncio.gather(*(self.share(c, 5) for c in three))
+        assert sum(shares) <= 5
+
+
+class TestOnlyOne:
+    async def test_a_second_process_does_not_get_it_until_the_first_leaves(self, catalog, database, clock):
+        async with another(database, clock) as other:
+            async with catalog.only_one("poll:hq") as mine:
+                assert mine
+                async with other.only_one("poll:hq") as theirs, other.only_one("poll:branch") as second:
+                    assert (theirs, second) == (False, True)
+            async with other.only_one("poll:hq") as theirs:
+                assert theirs
+
+    async def test_not_even_within_one_process_two_get_it(self, catalog):
+        async with catalog.only_one("poll:hq") as mine:
+            async with catalog.only_one("poll:hq") as again:
+                assert (mine, again) == (True, False)
+            async with catalog.only_one("poll:hq") as again:
+                assert not again
+        async with catalog.only_one("poll:hq") as mine:
+            assert mine
+
+    async def test_an_error_inside_lets_go_of_it(self, catalog, database, clock):
+        with pytest.raises(ZeroDivisionError):
+            async with catalog.only_one("poll:hq"):
+                raise ZeroDivisionError
+        async with another(database, clock) as other, other.only_one("poll:hq") as theirs:
+            assert theirs
+
+    async def test_a_cancelled_holder_lets_go_of_it(self, catalog, database, clock):
+        inside = asyncio.Event()
+
+        async def hold():
+            async with catalog.only_one("poll:hq"):
+                inside.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(hold())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with another(database, clock) as other, other.only_one("poll:hq") as theirs:
+            assert theirs
+
+    async def test_the_death_of_its_connection_lets_go_of_it(self, catalog, database, clock, db):
+        async with another(database, clock) as other:
+            async with catalog.only_one("poll:hq") as mine:
+                assert mine
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                )
+                await until(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')"))
+                async with other.only_one("poll:hq") as theirs:
+                    assert theirs
+            async with catalog.only_one("poll:hq") as mine:
+                assert mine
+
+    async def test_a_killed_process_lets_go_of_it(self, database, clock, catalog):
+        async with another(database, clock) as dying:
+            async with dying.only_one("poll:hq") as mine:
+                assert mine
+                dying._locks.terminate()
+
+                async def free() -> bool:
+                    async with catalog.only_one("poll:hq") as theirs:
+                        return theirs
+
+                await until(free)
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(10):
+        while not await true():
+            await asyncio.sleep(0.01)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class TestDocument:
+    async def test_it_is_the_contract_s(self, hq):
+        one = a_recording(
+            recording_id="7", call_id=None, started_at=at("17T11:45:32"), ended_at=at("17T11:46:21"),
+            duration=timedelta(seconds=48.974), direction=Direction.INBOUND, caller="+16504668888",
+            callee="+14155551234", agent="Joe Dalton (1573)", queue="hotline (3556)",
+            parties=(Party(number="+14103585834", name="N", user="U", role="agent"),),
+            events=(CallEvent(at=at("17T11:46:00"), event="left", party="+14103585834"),),
+            attributes={"color": "green"}, raw={"b": 1, "a": None},
+            media=(a_medium(recording_id="7", content_type="audio/told"),),
+        )  # fmt: skip
+        await tell(hq, one)
+        before = await document(hq, "7")
+        assert (before["state"], before["media"][0]["content_type"]) == ("pending", "audio/told")
+        (c,) = await claim(hq)
+        copy = replace(a_copy(c, size=960_044), key="archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav")
+        download = replace(a_download(c, size=960_044), copies=(copy,))
+        await settle(hq, download)
+        told = await document(hq, "7")
+        assert told == {
+            "source": HQ, "kind": "chronicall", "recording_id": "7", "call_id": None, "state": "archived",
+            "started_at": "2024-05-17T11:45:32.000Z", "ended_at": "2024-05-17T11:46:21.000Z", "duration": 48.974,
+            "direction": "inbound", "caller": "+16504668888", "callee": "+14155551234",
+            "agent": "Joe Dalton (1573)", "queue": "hotline (3556)",
+            "parties": [{"number": "+14103585834", "name": "N", "user": "U", "role": "agent"}],
+            "events": [{"at": "2024-05-17T11:46:00.000Z", "event": "left", "party": "+14103585834"}],
+            "attributes": {"color": "green"}, "flags": [], "missing_since": None,
+            "media": [
+                {
+                    "media_id": "m1", "state": "archived", "content_type": "audio/wav", "size": 960_044,
+                    "sha256": SHA, "duration": 60.0, "attempts": 1, "error": None,
+                    "copies": [
+                        {
+                            "store": "main", "key": "archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav", "size": 960_044,
+                            "sha256": SHA, "archived_at": "2024-05-18T12:00:00.000Z", "verified_at": None,
+                        }
+                    ],
+                }
+            ],
+            "raw": {"b": 1, "a": None},
+        }  # fmt: skip
+        # What a manifest says before the commit is what the catalog says after it.
+        assert with_results(before, [download]) == told
+        json.dumps(told)
+
+    @pytest.mark.parametrize(
+        ("states", "overall"),
+        [
+            ([State.ARCHIVED, State.ARCHIVED], "archived"), ([State.ARCHIVED, State.EMPTY], "empty"),
+            ([State.GONE, State.EMPTY], "gone"), ([State.PENDING, State.GONE], "pending"),
+            ([State.FAILED, State.PENDING], "failed"), ([], "empty"),
+        ],
+    )  # fmt: skip
+    async def test_its_state_is_that_of_its_least_finished_medium(self, hq, states, overall):
+        ids = [f"m{n}" for n in range(len(states))]
+        parts = tuple(a_medium(recording_id="r", media_id=i) for i in ids)
+        await tell(hq, a_recording(recording_id="r", media=parts))
+        for c in await claim(hq):
+            state = states[ids.index(c.medium.media_id)]
+            await settle(hq, a_download(c) if state is State.ARCHIVED else an_outcome(c, state))
+        assert (await document(hq, "r"))["state"] == overall
+        for state in State:
+            assert await found(hq, state=state.value) == (["r"] if state == overall else [])
+
+    async def test_several_are_told_at_once_with_the_stores_they_are_meant_for(self, hq):
+        await tell(hq, a_recording(recording_id="a"), stores=("main",))
+        await tell(hq, a_recording(recording_id="b"), stores=("spare", "main"))
+        told = await hq.documents([(HQ, "a"), (HQ, "b"), (HQ, "nobody")])
+        assert {key[1]: stores for key, (_, _, stores) in told.items()} == {"a": ["main"], "b": ["main", "spare"]}
+
+
+class TestFind:
+    @pytest_asyncio.fixture
+    async def calls(self, hq):
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        one = a_recording(
+            recording_id="one", started_at=at("10:00"), caller="+4930111", callee="200", direction=Direction.INBOUND,
+            raw={"note": "Grüße 100%", "id": "one"}, attributes={"Straße": "lang_er"}, agent="Joe", queue="hot",
+        )  # fmt: skip
+        two = a_recording(
+            recording_id="two", started_at=at("11:00"), caller="+4930112", callee="201", direction=Direction.OUTBOUND,
+            call_id="C_2",
+        )  # fmt: skip
+        six = a_recording(recording_id="six", started_at=at("12:00"), caller="4930*", callee=None)
+        await tell(hq, one, two)
+        await tell(hq, six, source="branch")
+        return hq
+
+    @pytest.mark.parametrize(
+        ("filters", "ids"),
+        [
+            ({}, ["one", "two", "six"]), ({"source": HQ}, ["one", "two"]), ({"source": "branch"}, ["six"]),
+            ({"start": at("11:00")}, ["two", "six"]), ({"end": at("11:00")}, ["one"]),
+            ({"start": at("11:00"), "end": at("12:00")}, ["two"]), ({"caller": "+4930111"}, ["one"]),
+            ({"caller": "+49301*"}, ["one", "two"]), ({"caller": "*30*"}, ["one", "two", "six"]),
+            ({"caller": "+493011_"}, []), ({"caller": "+4930%"}, []), ({"caller": "4930*"}, ["six"]),
+            ({"callee": "20?"}, []), ({"callee": "*1"}, ["two"]), ({"direction": "outbound"}, ["two"]),
+            ({"direction": "unknown"}, ["six"]), ({"state": "pending"}, ["one", "two", "six"]),
+            ({"state": "archived"}, []), ({"text": "grüße"}, ["one"]), ({"text": "100%"}, ["one"]),
+            ({"text": "g%e"}, []), ({"text": "LANG_ER"}, ["one"]), ({"text": "langxer"}, []),
+            ({"text": "straße"}, ["one"]), ({"text": "c_2"}, ["two"]), ({"text": "joe"}, ["one"]),
+            ({"text": "*"}, ["six"]), ({"limit": 2}, ["one", "two"]), ({"limit": 0}, []),
+            ({"source": HQ, "caller": "*2", "direction": "outbound", "text": "two"}, ["two"]),
+        ],
+        ids=str,
+    )  # fmt: skip
+    async def test_filters(self, calls, filters, ids):
+        assert await found(calls, **filters) == ids
+
+    async def test_it_streams_past_one_batch(self, hq, db):
+        await many(db, 1203)
+        ids = await found(hq)
+        assert len(ids) == len(set(ids)) == 1203
+        assert ids == sorted(ids)
+        assert len(await found(hq, limit=700)) == 700
+        assert len(await found(hq, limit=500)) == 500
+
+    async def test_calls_that_began_at_the_same_moment_are_all_found(self, hq, db):
+        await many(db, 1100, step="0 seconds")
+        assert len(set(await found(hq))) == 1100
+
+    async def test_one_can_stop_reading_early(self, hq, db):
+        await many(db, 600)
+        async with contextlib.aclosing(hq.find(Query())) as documents:
+            async for _ in documents:
+                break
+        assert len(await found(hq, limit=3)) == 3
+
+
+class TestCounts:
+    async def test_states_reasons_and_totals(self, hq):
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        await tell(hq, *(a_recording() for _ in range(6)))
+        await tell(hq, a_recording(started_at=at("09:00")), source="branch")
+        claims = await claim(hq, 5)
+        ends = (State.FAILED, State.FAILED, State.GONE, State.PENDING)
+        await settle(hq, a_download(claims[4]), *(an_outcome(c, s) for c, s in zip(claims, ends, strict=False)))
+        counted = await hq.counts()
+        assert {s: n for s, (n, _) in counted[HQ].items()} == {"failed": 2, "gone": 1, "pending": 2}
+        assert {s: n for s, (n, _) in counted["branch"].items()} == {"pending": 1}
+        assert list(await hq.counts([HQ])) == [HQ]
+        within = await hq.counts([HQ], a_window("11:00", "12:00"))
+        assert {s: n for s, (n, _) in within[HQ].items()} == {"failed": 2, "gone": 1, "pending": 2}
+        assert await hq.counts([HQ], a_window("10:00", "11:00")) == {}
+        assert [(r["state"], r["error"], r["count"]) for r in await hq.reasons([HQ])] == [
+            ("failed", "it broke", 2), ("pending", "it broke", 1),
+        ]  # fmt: skip
+
+    async def test_call_ids_come_in_the_order_in_which_they_became_known(self, hq, clock):
+        for n, call_id in enumerate(["c3", "c1", None, "c2", "c1"]):
+            clock.advance(seconds=1)
+            await tell(hq, a_recording(recording_id=f"r{n}", call_id=call_id))
+        known = await hq.call_ids(HQ, datetime.min.replace(tzinfo=UTC), 10)
+        assert [call_id for call_id, _ in known] == ["c3", "c1", "c2"]
+        assert [c for c, _ in await hq.call_ids(HQ, known[0][1], 1)] == ["c1"]
+
+
+async def many(db, count: int, *, source: str = HQ, step: str = "1 second") -> None:
+    """So many recordings with one pending medium each, straight into the tables."""
+    await db.execute(
+        f"""
+        INSERT INTO recordings (source, recording_id, key_at, started_at, direction, digest, first_listed_at)
+        SELECT '{source}', 'r' || lpad(n::text, 8, '0'), t, t, 'inbound', '\\x00', now()
+        FROM generate_series(1, {count}) n, LATERAL (SELECT '2024-01-01Z'::timestamptz + n * interval '{step}' AS t) x
+        """
+    )
+    await db.execute(
+        f"""
+        INSERT INTO media (source, recording_id, media_id, due_at, stores)
+        SELECT '{source}', 'r' || lpad(n::text, 8, '0'), 'm1', '2024-05-01Z'::timestamptz + n * interval '1 second',
+            '{{main}}' FROM generate_series(1, {count}) n
+        """
+    )
+
+
+# -- the database goes away ------------------------------------------------------------------------------------------
+
+
+class TestLostDatabase:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://archiver@127.0.0.1:1/x", "postgresql://archiver@/x?host=/nowhere", "nonsense",
+            "postgresql://archiver:sec/ret@host/db", "postgresql://archiver:geheim@127.0.0.1:port/x", "",
+            "http://127.0.0.1/",
+        ],
+    )  # fmt: skip
+    async def test_a_url_that_leads_nowhere_is_one_clear_error(self, url, monkeypatch):
+        monkeypatch.setenv("PGHOST", "/nowhere")
+        with pytest.raises(CatalogDown) as raised:
+            await Catalog.open(url)
+        assert not re.search("sec|geheim", str(raised.value))
+
+    async def test_a_database_that_does_not_exist_is_one_clear_error(self, postgres):
+        with pytest.raises(CatalogDown, match="does not exist"):
+            await Catalog.open(postgres.url_of("nobody"))
+
+    async def test_a_connection_that_is_killed_midway_is_an_error_and_the_next_call_works(self, hq, db):
+        await tell(hq, a_recording())
+        with pytest.raises(CatalogDown):
+            async with hq._transaction() as c:
+                await c.execute("UPDATE media SET error = 'half done'")
+                await db.execute("SELECT pg_terminate_backend($1)", c.get_server_pid())
+                await c.execute("UPDATE media SET error = 'done'")
+        assert await media(db, "error") == [None]
+        assert len(await claim(hq)) == 1
+
+    async def test_after_all_connections_were_killed_every_call_works_again_soon(self, hq, db):
+        await asyncio.gather(*(hq.ping() for _ in range(6)))
+        await db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        for _ in range(12):
+            with contextlib.suppress(CatalogDown):
+                await hq.ping()
+        await asyncio.gather(*(hq.ping() for _ in range(6)))
+
+    async def test_a_server_that_stops_is_an_error_and_its_return_is_noticed(self, postgres, hq, db):
+        await tell(hq, a_recording(recording_id="r"))
+        async with hq.only_one("poll:hq"):
+            postgres.stop()
+            for call in (hq.ping(), claim(hq), tell(hq, a_recording()), document(hq, "r"), hq.reserve(HQ, LEASE)):
+                with pytest.raises(CatalogDown):
+                    await call
+            with pytest.raises(CatalogDown):
+                async with hq.only_one("poll:branch"):
+                    pass
+        postgres.start()
+        await hq.ping()
+        assert (await document(hq, "r"))["recording_id"] == "r"
+        assert len(await claim(hq)) == 1
+        async with hq.only_one("poll:hq") as mine:
+            assert mine
+
+    async def test_a_catalog_closes_although_its_server_is_gone(self, postgres, database, clock):
+        opened = await Catalog.open(database, clock=clock)
+        postgres.stop()
+        try:
+            async with asyncio.timeout(8):
+                await opened.close()
+        finally:
+            postgres.start()
+
+    async def test_a_cancelled_call_leaves_a_catalog_that_works(self, hq, db):
+        await tell(hq, a_recording())
+        async with db.transaction():
+            await db.execute("LOCK TABLE media")
+            waiting = [asyncio.create_task(claim(hq)) for _ in range(8)]
+            await asyncio.sleep(0.05)
+            for task in waiting:
+                task.cancel()
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(e, asyncio.CancelledError) for e in ended)
+        assert len(await claim(hq)) == 1
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+class TestPlans:
+    """With many rows no hot statement reads a whole table."""
+
+    @pytest_asyncio.fixture
+    async def large(self, hq, db):
+        for source in (HQ, "branch"):
+            await hq.source(source, "xivo", default_start=NOON, start=None)
+            await many(db, 10_000, source=source)
+        await db.execute("UPDATE media SET state = 'archived', held = stores, size = 1, sha256 = repeat('a', 64),"
+                         " archived_at = now() WHERE right(recording_id, 1) <> '7'")  # fmt: skip
+        await db.execute("INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)"
+                         " SELECT 'main', source || recording_id, source, recording_id, media_id, 1, sha256, now()"
+                         " FROM media WHERE state = 'archived'")  # fmt: skip
+        await db.execute("ANALYZE")
+        return db
+
+    async def plan(self, db, statement: str, *values: Any) -> str:
+        async with db.transaction():
+            rows = await db.fetch("EXPLAIN " + statement, *values)
+        return "\n".join(row[0] for row in rows)
+
+    async def test_the_queue(self, large):
+        keys = [[HQ] * 50, [f"r{n:08}" for n in range(50)], ["m1"] * 50, list(range(50))]
+        plans = {
+            "claim": await self.plan(large, module.CLAIM, [HQ, "branch"], [20, 20], NOON, NOON + LEASE),
+            "due": await self.plan(large, module.DUE, [HQ, "branch"]),
+            "renew": await self.plan(large, module.RENEW, *keys, NOON),
+            "release": await self.plan(large, module.RELEASE, *keys, NOON),
+            "settle": await self.plan(
+                large, module.SETTLE_OTHERS, *keys, ["pending"] * 50, [NOON] * 50, [None] * 50, [0] * 50, [None] * 50
+            ),
+            "copies": await self.plan(large, module.COPIES_OF, *keys[:3]),
+            "doubtful": await self.plan(large, module.DOUBTFUL, HQ, NOON),
+        }
+        for name, plan in plans.items():
+            assert not re.search(r"Seq Scan on (media|recordings|copies)", plan), f"{name}:\n{plan}"
+        assert "media_due" in plans["claim"]
+        assert "media_due" in plans["due"]
+
+    async def test_discovery(self, large):
+        ids = [f"r{n:08}" for n in range(200)]
+        window = a_window("10:00", "10:10")
+        plans = {
+            "known": await self.plan(large, module.KNOWN, HQ, ids),
+            "missing": await self.plan(large, module.MISSING, HQ, window.start, window.end, ids, NOON),
+            "returned": await self.plan(large, module.RETURNED, HQ, ids),
+            "wake": await self.plan(large, module.WAKE_RETURNED, HQ, ids, NOON),
+            "undescribed": await self.plan(large, module.UNDESCRIBED, [HQ], 200),
+        }
+        for name, plan in plans.items():
+            assert not re.search(r"Seq Scan on (media|recordings)", plan), f"{name}:\n{plan}"
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            Query(), Query(source=HQ), Query(start=at("10:00"), end=at("10:10")), Query(state="failed", source=HQ),
+            Query(source=HQ, start=at("10:00")),
+        ],
+        ids=["all", "source", "span", "state", "source and start"],
+    )  # fmt: skip
+    async def test_lists(self, large, catalog, query, monkeypatch):
+        asked: list[tuple[Any, ...]] = []
+        fetch = asyncpg.Connection.fetch
+
+        async def watched(connection, statement, *values, **how):
+            asked.append((statement, *values))
+            return await fetch(connection, statement, *values, **how)
+
+        monkeypatch.setattr(asyncpg.Connection, "fetch", watched)
+        async for _ in catalog.find(query):
+            break
+        listing = [a for a in asked if "ORDER BY r.started_at" in a[0]]
+        details = [a for a in asked if a[0] in (module.RECORDINGS_OF, module.MEDIA_OF, module.COPIES_OF_RECORDINGS)]
+        assert len(listing) == 1
+        for statement, *values in listing + details:
+            plan = await self.plan(large, statement, *values)
+            assert not re.search(r"Seq Scan on (media|recordings|copies)", plan), plan

@@ -41,7 +41,8 @@ class Acme:
         # Nobody says whether the bounds belong to the span: ask for a second more on both sides.
         asked = {"from": (window.start - SECOND - EPOCH) // MS, "to": (window.end + SECOND - EPOCH) // MS}
         asked["limit"] = self._options.page_size
-        recordings, rejected, onward = [], [], {}
+        onward: dict[str, str] = {}
+        recordings, rejected = [], []
         for _ in range(1000):
             page = await self._page({**asked, **onward})
             for row in page["calls"]:
@@ -72,6 +73,6 @@ def recording(row: dict[str, Any]) -> Recording:
     state = STATES.get(row["state"], Availability.NOT_READY)
     return Recording(
         recording_id=call_id, call_id=call_id, started_at=start, ended_at=start + length, duration=length,
-        direction=DIRECTIONS.get(row.get("direction"), Direction.UNKNOWN), caller=caller, callee=callee, agent=agent,
-        media=(Medium(recording_id=call_id, media_id="audio", availability=state, **told),), raw=row,
+        direction=DIRECTIONS.get(str(row.get("direction")), Direction.UNKNOWN), caller=caller, callee=callee,
+        agent=agent, media=(Medium(recording_id=call_id, media_id="audio", availability=state, **told),), raw=row,
     )  # fmt: skip

@@ -433,7 +433,7 @@ async def test_every_page_is_read_whatever_its_size_and_order(sim, order, names_
 
 
 async def test_an_order_that_changes_is_noticed_and_read_until_nothing_new_comes():
-    """No search by offset is safe in such an order; over these seeds, more than one pass in four would lose rows."""
+    """No search by offset is safe in such an order; a single pass would lose rows with nearly every seed."""
     lost = 0
     for seed in range(12):
         async with GenesysSimulator(seed=seed, clock=Clock(NOW)) as sim:
@@ -443,7 +443,7 @@ async def test_an_order_that_changes_is_noticed_and_read_until_nothing_new_comes
                 lost += ids(await listed(sim, page_size=4)) != set(sim.truth())
             except TryAgain:
                 continue
-    assert lost <= 3
+    assert lost <= 1
 
 
 async def test_rows_that_come_in_front_while_it_pages_push_none_out(sim):

@@ -1,0 +1,54 @@
+"""`rebuild`: an empty catalog filled from what one store says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from . import manifests
+from .catalog import Catalog
+from .errors import ConfigError
+from .model import ListingKey
+from .spool import Spool
+from .sync import Outlet
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    manifests: int = 0
+    lines: int = 0
+    recordings: int = 0
+    ledgers: int = 0
+    #: Manifests that could not be read, and why.
+    damaged: list[str] | None = None
+
+
+async def rebuild(
+    catalog: Catalog,
+    outlet: Outlet,
+    keys: Mapping[str, ListingKey],
+    spool: Spool,
+    *,
+    on_lines: Callable[[int], None] | None = None,
+) -> Rebuilt:
+    """Read every manifest and ledger of the store. ``keys``: by source, what its listings go by.
+
+    Raises ConfigError where the catalog holds recordings already, StoreError.
+    """
+    if not await catalog.is_empty():
+        raise ConfigError(["the catalog is not empty: rebuild fills an empty one only (point [database] at a new one)"])
+    report = Rebuilt(damaged=[])
+    assert report.damaged is not None
+    async for key, documents, problem in manifests.read(outlet.store, outlet.prefix, spool):
+        if problem is not None:
+            report.damaged.append(f"{key}: {problem}")
+        report.recordings += await catalog.rebuild(documents, keys)
+        report.manifests += 1
+        report.lines += len(documents)
+        if on_lines is not None:
+            on_lines(len(documents))
+    async for ledger in manifests.read_ledgers(outlet.store, outlet.prefix, spool):
+        await catalog.rebuild_ledger(ledger)
+        report.ledgers += 1
+    await catalog.rebuilt()
+    return report
