@@ -6,16 +6,17 @@ Raises errors.CatalogDown where the database can't be reached; every statement m
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 import asyncpg
@@ -44,6 +45,8 @@ ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
 ROWS = 2000
 
 Document = dict[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # -- statements -----------------------------------------------------------------------------------------------------
 
@@ -57,7 +60,7 @@ SELECT name, kind, start_at, covered, cursor, polled_at, poll_error, paused_unti
 FROM sources WHERE $1::text[] IS NULL OR name = ANY($1) ORDER BY name"""
 
 KNOWN = """
-SELECT recording_id, digest, call_id FROM recordings
+SELECT recording_id, digest, call_id, missing_since IS NOT NULL AS missing FROM recordings
 WHERE source = $1 AND recording_id = ANY($2)"""
 
 UPSERT_RECORDINGS = """
@@ -183,7 +186,11 @@ MEDIUM = """
 SELECT recording_id, media_id, told_size, told_sha256, told_duration, told_type, opaque, urgent, ref FROM media
 WHERE source = $1 AND recording_id = $2 AND media_id = $3"""
 
-RENEW = """UPDATE media SET due_at = $2 WHERE state = 'pending' AND claim = ANY($1) AND source = ANY($3)"""
+RENEW = """
+UPDATE media m SET due_at = $5 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
+    AS t (source, recording_id, media_id, claim)
+WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+    AND m.state = 'pending'"""
 
 RELEASE = """
 UPDATE media m SET due_at = $5, claim = NULL FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
@@ -387,8 +394,8 @@ OUTBOX_ADD = """
 INSERT INTO outbox (target, source, recording_id, due_at)
 SELECT t.target, t.source, t.recording_id, $4 FROM unnest($1::text[], $2::text[], $3::text[])
     AS t (target, source, recording_id)
-WHERE NOT EXISTS (SELECT FROM media m WHERE m.source = t.source AND m.recording_id = t.recording_id
-                  AND m.state = 'pending')
+WHERE (SELECT bool_and(m.state <> 'pending') AND bool_or(m.state = 'archived') FROM media m
+       WHERE m.source = t.source AND m.recording_id = t.recording_id)
 ON CONFLICT (target, source, recording_id) DO UPDATE SET due_at = excluded.due_at, attempts = 0, error = NULL"""
 
 OUTBOX_DUE = """
@@ -448,6 +455,22 @@ class Query:
     limit: int | None = None
 
 
+def _repeated(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Begin again where PostgreSQL ended a deadlock by us: a listing and a commit may want the same rows crosswise."""
+
+    @functools.wraps(transaction)
+    async def repeated(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(5):
+            try:
+                return await transaction(*args, **kwargs)
+            except CatalogDown as error:
+                if not isinstance(error.__cause__, asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
+                    raise
+        return await transaction(*args, **kwargs)
+
+    return repeated
+
+
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
@@ -458,21 +481,26 @@ class Catalog:
         #: Identifies this process among those that share the database.
         self.process = uuid4()
         self._locks: Any = None
+        self._held: set[str] = set()
         self._locking = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6) -> Catalog:
         """Connect. Raises CatalogDown."""
-        with _translated(url):
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=size,
-                command_timeout=60,
-                timeout=10,
-                init=_prepare,
-                server_settings={"timezone": "UTC", "application_name": "archiver"},
-            )
+        try:
+            with _translated(url):
+                pool = await asyncpg.create_pool(
+                    url,
+                    min_size=1,
+                    max_size=size,
+                    command_timeout=60,
+                    timeout=10,
+                    init=_prepare,
+                    server_settings={"timezone": "UTC", "application_name": "archiver"},
+                )
+        except ValueError:
+            # Its text quotes the URL, password included.
+            raise CatalogDown("database.url can't be read; a password's special characters are %-encoded") from None
         catalog = cls(url, pool, clock or Clock())
         await catalog.ping()
         return catalog
@@ -538,12 +566,20 @@ class Catalog:
         The lock lives on a connection of its own (a pooled one gives up its locks when it is returned) and ends
         with it.
         """
-        taken = await self._lock("SELECT pg_try_advisory_lock(hashtextextended($1, 8410))", what)
+        if what in self._held:
+            # PostgreSQL gives a session what it has once more.
+            yield False
+            return
+        self._held.add(what)
         try:
-            yield taken
+            taken = await self._lock("SELECT pg_try_advisory_lock(hashtextextended($1, 8410))", what)
+            try:
+                yield taken
+            finally:
+                if taken:
+                    await asyncio.shield(self._unlock(what))
         finally:
-            if taken:
-                await asyncio.shield(self._unlock(what))
+            self._held.discard(what)
 
     async def _lock(self, statement: str, what: str) -> bool:
         async with self._locking:
@@ -568,9 +604,10 @@ class Catalog:
             await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.shares'))")
             await c.execute("DELETE FROM shares WHERE until < $1", now)
             others = {
-                row["source"]: (row["slots"], row["peers"])
+                row["source"]: (row["slots"], row["peers"], row["rank"])
                 for row in await c.fetch(
-                    "SELECT source, sum(slots)::int AS slots, count(*)::int AS peers FROM shares"
+                    "SELECT source, sum(slots)::int AS slots, count(*)::int AS peers,"
+                    " count(*) FILTER (WHERE process < $1)::int AS rank FROM shares"
                     " WHERE process <> $1 AND source = ANY($2) GROUP BY source",
                     self.process,
                     names,
@@ -578,8 +615,9 @@ class Catalog:
             }
             for name in names:
                 limit, running = wanted[name]
-                taken, peers = others.get(name, (0, 0))
-                fair = -(-limit // (peers + 1))
+                taken, peers, rank = others.get(name, (0, 0, 0))
+                # What does not divide goes to the first of them.
+                fair = limit // (peers + 1) + (rank < limit % (peers + 1))
                 shares[name] = max(min(fair, limit - taken), 0)
                 wanted_slots = max(shares[name], min(running, limit - taken))
                 await c.execute(
@@ -623,7 +661,8 @@ class Catalog:
             for start in range(0, len(recordings), ROWS * 5):
                 ids = [holdable(r.recording_id) for r in recordings[start : start + ROWS * 5]]
                 rows = await c.fetch(KNOWN, source, ids)
-                known |= {row["recording_id"]: (row["digest"], row["call_id"]) for row in rows}
+                # What was missing is told anew: its media may have been given up as gone.
+                known |= {row["recording_id"]: (row["digest"], row["call_id"]) for row in rows if not row["missing"]}
 
         def is_news(recording: Recording) -> bool:
             digest, call_id = known.get(holdable(recording.recording_id), (None, None))
@@ -632,6 +671,7 @@ class Catalog:
 
         return [recording for recording in recordings if is_news(recording)]
 
+    @_repeated
     async def record(
         self,
         source: str,
@@ -671,6 +711,7 @@ class Catalog:
                 changed += len(changes)
                 await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if window is not None:
+                await c.execute(BY_WINDOW, source, listed_ids)
                 if not listing.rejected:
                     # Else the row that nobody could read may be the one that is not seen.
                     gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
@@ -757,15 +798,15 @@ class Catalog:
         return _medium(row) if row else None
 
     async def renew(self, claims: Sequence[Claim], lease: timedelta) -> None:
-        tokens = [claim.token for claim in claims]
         async with self._connection() as c:
-            await c.execute(RENEW, tokens, self.clock.now() + lease, sorted({claim.source for claim in claims}))
+            await c.execute(RENEW, *_claim_columns(claims), self.clock.now() + lease)
 
     async def release(self, claims: Sequence[Claim], due_at: datetime | None = None) -> None:
         """Give claims back untouched, due again at once or then."""
         async with self._connection() as c:
             await c.execute(RELEASE, *_claim_columns(claims), due_at or self.clock.now())
 
+    @_repeated
     async def settle(
         self,
         downloads: Sequence[Download],
@@ -786,9 +827,7 @@ class Catalog:
                 downloads = sorted(downloads, key=lambda d: d.claim.id)
                 rows = await c.fetch(SETTLE_ARCHIVED, *_download_columns(downloads, now))
                 settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
-                await self._add_copies(
-                    c, [d for d in downloads if d.claim.id in settled], settled, revisions, targets, now
-                )
+                await self._add_copies(c, [d for d in downloads if d.claim.id in settled], settled, revisions, now)
             if outcomes:
                 outcomes = sorted(outcomes, key=lambda o: o.claim.id)
                 rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
@@ -797,6 +836,10 @@ class Catalog:
                 await self._remember(c, now, [(*o.claim.id, o.what, o.error or "") for o in kept])
                 ended = [o.claim for o in kept if o.state is not State.PENDING]
                 await c.execute(TOUCH_RECORDINGS, [e.source for e in ended], [e.medium.recording_id for e in ended])
+            ended_ids = sorted({i[:2] for i, state in settled.items() if state is not State.PENDING})
+            hearers = [(target, *i) for i in ended_ids for target in targets.get(i[0], ())]
+            if hearers:
+                await c.execute(OUTBOX_ADD, *([h[n] for h in hearers] for n in range(3)), now)
         return settled
 
     async def _add_copies(
@@ -805,7 +848,6 @@ class Catalog:
         downloads: Sequence[Download],
         settled: Mapping[tuple[str, str, str], State],
         revisions: Mapping[tuple[str, str], int],
-        targets: Mapping[str, Sequence[str]],
         now: datetime,
     ) -> None:
         copies = [(copy, d.claim.id) for d in downloads for copy in d.copies]
@@ -836,10 +878,6 @@ class Catalog:
             )
         touched = sorted({d.claim.id[:2] for d in downloads})
         await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
-        hearers = [(target, d.claim.id) for d in done for target in targets.get(d.claim.source, ())]
-        if hearers:
-            unique = sorted({(target, i[0], i[1]) for target, i in hearers})
-            await c.execute(OUTBOX_ADD, *([u[n] for u in unique] for n in range(3)), now)
         late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
         await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
 
@@ -884,7 +922,7 @@ class Catalog:
 
     async def _remember(self, c: Any, now: datetime, events: Sequence[tuple[str, str, str, str, str]]) -> None:
         if events:
-            columns = [[holdable(event[i])[:500] for event in events] for i in range(5)]
+            columns = [[holdable(event[i])[: 500 if i > 2 else None] for event in events] for i in range(5)]
             await c.execute(HISTORY, *columns, now)
 
     async def missing_since(self, source: str, recording_id: str) -> datetime | None:
@@ -1179,6 +1217,8 @@ _LOST: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # What asyncpg says where a connection died while nobody used it.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
@@ -1549,15 +1589,11 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
     if query.state is not None:
         n = value(query.state)
         less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
-        where.append(
-            "EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id"
-            f" AND m.state = {n})"
-        )
+        of = "SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id"
+        none = f" OR NOT EXISTS ({of})" if query.state == State.EMPTY else ""
+        where.append(f"(EXISTS ({of} AND m.state = {n}){none})")
         if less:
-            where.append(
-                "NOT EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id"
-                f" AND m.state = ANY({value(less)}))"
-            )
+            where.append(f"NOT EXISTS ({of} AND m.state = ANY({value(less)}))")
     if query.text is not None:
         n = value("%" + like(query.text, wild=False) + "%")
         columns = "r.recording_id", "r.call_id", "r.caller", "r.callee", "r.agent", "r.queue", "r.raw::text"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -674,18 +675,16 @@ def demo(folder: str, calls: int) -> None:
 
 def main() -> None:
     """The console script: every error is one clear line, and the contract's exit code."""
-    from_config: tuple[type[BaseException], ...] = (ConfigError,)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(standalone_mode=True)
-    except from_config as error:
-        click.echo(str(error), err=True)
-        sys.exit(USAGE)
     except BaseExceptionGroup as group:
         _fail(_first(group))
     except (ArchiverError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -30,7 +30,6 @@ _SHA256 = bytes.fromhex("608648016503040201")
 _DES3 = bytes.fromhex("2a864886f70d0307")
 _AES = {bytes.fromhex(f"6086480165030401{n}"): size for n, size in (("02", 16), ("16", 24), ("2a", 32))}
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
-_DEEPEST = 24
 
 
 class Undecipherable(ArchiverError):
@@ -109,7 +108,7 @@ def parse(der: bytes) -> Envelope:
             bytes(parameters[0][1]) if parameters else b"",
             next((_octets(tag, body) for tag, body in rest if tag in {0x80, 0xA0}), None),
         )
-    except (IndexError, ValueError, StopIteration):
+    except (IndexError, ValueError, StopIteration, RecursionError):
         raise Undecipherable("it is no CMS EnvelopedData, or was cut off") from None
 
 
@@ -122,11 +121,11 @@ def _recipient(body: memoryview) -> tuple[tuple[bytes, int] | None, bytes, bytes
     return named, bytes(algorithm[1]), bytes(wrapped[1])
 
 
-def _raw_children(data: memoryview, depth: int = 0) -> list[tuple[int, memoryview, memoryview]]:
+def _raw_children(data: memoryview) -> list[tuple[int, memoryview, memoryview]]:
     """(tag, content, whole encoding) of each item."""
     items = []
     while data:
-        tag, body, used = _item(data, depth)
+        tag, body, used = _item(data)
         items.append((tag, body, data[:used]))
         data = data[used:]
     return items
@@ -136,16 +135,14 @@ def _children(data: memoryview) -> list[tuple[int, memoryview]]:
     return [(tag, body) for tag, body, _ in _raw_children(data)]
 
 
-def _item(data: memoryview, depth: int) -> tuple[int, memoryview, int]:
-    if depth > _DEEPEST:
-        raise ValueError("nested too deep")
+def _item(data: memoryview) -> tuple[int, memoryview, int]:
     tag, length, head = data[0], data[1], 2
     if tag & 0x1F == 0x1F:
         raise ValueError("a tag of more than one byte")
     if length == 0x80:
         at = 2
         while data[at] or data[at + 1]:
-            at += _item(data[at:], depth + 1)[2]
+            at += _item(data[at:])[2]
         return tag, data[2:at], at + 2
     if length > 0x80:
         head += length & 0x7F

@@ -366,7 +366,7 @@ class Embedded:
             _Account(uid, gid, prefix=("setpriv", *drop, "--inh-caps", cap, "--ambient-caps", cap))
             for cap in ("+dac_read_search", "+dac_override")
         ]
-        for account in (_Account(uid, gid, how={"user": uid, "group": gid, "extra_groups": []}), *[]):
+        for account in (_Account(uid, gid, how={"user": uid, "group": gid, "extra_groups": []}), *capable):
             with contextlib.suppress(OSError):
                 reach = 'cd "$1" && exec "$2" -V'
                 code, _ = await _run(

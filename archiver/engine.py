@@ -219,10 +219,10 @@ class Engine:
         wanted: dict[str, int] = {}
         free = self.transfers * 2 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
         for name, lane in self.lanes.items():
-            if lane.due_at is None or lane.due_at > now:
-                continue
             if lane.blocked(now) is not None:
                 await self._give_back(lane.queue)
+                continue
+            if lane.due_at is None or lane.due_at > now:
                 continue
             if name not in self._shared:
                 await self._share([name])

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from archiver.simulators.base import Simulator
 
@@ -22,6 +21,9 @@ DAY = datetime(2024, 5, 17, tzinfo=UTC)
 WHOLE_DAY = ("--from", "2024-05-17", "--to", "2024-05-18")
 #: Of no command here; the machine may be busy.
 PATIENCE = 90.0
+HOUR = timedelta(hours=1)
+ROOT = Path(__file__).resolve().parent.parent
+S = TypeVar("S", bound=Simulator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +146,21 @@ class Place:
     def store(self) -> Path:
         return self.folder / "store"
 
-    async def add(self, name: str, simulator: Simulator, **options: Any) -> Any:
-        """Start a recorder and name it in the config; windows of an hour, nothing waits."""
+    async def add(self, name: str, simulator: S, **options: Any) -> S:
+        """Start a recorder and name it in the config: its windows are an hour long, and nothing waits."""
         await simulator.start()
         self.simulators[name] = simulator
-        quick = {"start": DAY.date(), "settle": "1s", "lookback": "1h", "retry": {"first": "1s"}}
+        start = datetime.now(UTC) - 3 * HOUR
+        quick = {"start": start, "settle": "1s", "lookback": "1h", "longest_call": "1h", "retry": {"first": "1s"}}
         self.config["sources"][name] = simulator.options() | quick | options
         return simulator
 
     def write(self) -> Path:
-        self.path.write_text(toml(self.config), "utf-8")
-        self.path.chmod(0o600)
+        text = toml(self.config)
+        # Not under the eyes of a command that reads it.
+        if not self.path.exists() or self.path.read_text("utf-8") != text:
+            self.path.write_text(text, "utf-8")
+            self.path.chmod(0o600)
         return self.path
 
     async def start(
@@ -237,11 +243,8 @@ class Place:
         return sum(seen.on in on or not on for s in self.simulators.values() for seen in s.seen)
 
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
 @contextlib.asynccontextmanager
-async def place(folder: Path, database: str, **how: Any) -> Any:
+async def place(folder: Path, database: str, **how: Any) -> AsyncIterator[Place]:
     made = Place(folder, database, **how)
     try:
         yield made
@@ -275,8 +278,3 @@ def _value(value: Any) -> str:
     if isinstance(value, str | bool | int | float):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
-
-
-SIGINT, SIGTERM, SIGKILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
-Work = Awaitable[Any]
-HOUR = timedelta(hours=1)

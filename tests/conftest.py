@@ -42,16 +42,16 @@ class Postgres:
         self._made = 0
         self._admin: Any = None
         self.start()
-        self._run(self._make_template())
+        self.run(self._make_template())
 
     def start(self) -> None:
         self._embedded = Embedded(self.folder / "db", _FAST)
-        self.url = self._run(self._embedded.start())
-        self._admin = self._run(asyncpg.connect(self.url, timeout=20))
+        self.url = self.run(self._embedded.start())
+        self._admin = self.run(asyncpg.connect(self.url, timeout=20))
 
     def stop(self) -> None:
-        self._run(self._admin.close(timeout=5))
-        self._run(self._embedded.stop())
+        self.run(self._admin.close(timeout=5))
+        self.run(self._embedded.stop())
 
     def create(self) -> str:
         """The URL of a new, migrated database."""
@@ -65,7 +65,7 @@ class Postgres:
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def execute(self, statement: str) -> None:
-        self._run(self._admin.execute(statement))
+        self.run(self._admin.execute(statement))
 
     def url_of(self, name: str) -> str:
         before, after = self.url.split("?")
@@ -81,7 +81,8 @@ class Postgres:
             self._watchdog.communicate()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _run(self, what: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, what: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for something that is done on the server's loop."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(120)
 
     async def _make_template(self) -> None:

@@ -173,8 +173,10 @@ class Rig:
         outlet = self.archive.outlets[store]
         return {r.key: r.size async for r in outlet.store.list(outlet.prefix)}
 
-    async def media_keys(self, store: str) -> list[str]:
-        return [key for key in await self.objects(store) if "_manifests/" not in key]
+    async def media_keys(self, store: str, name: str = "pbx") -> list[str]:
+        """The keys of a source's audio."""
+        own = f"{self.archive.outlets[store].prefix}{layout.safe(name)}/"
+        return [key for key in await self.objects(store) if key.startswith(own)]
 
     async def manifest_lines(self, store: str, name: str = "pbx") -> dict[str, list[Document]]:
         """By recording_id its lines in the store's manifests, oldest first."""

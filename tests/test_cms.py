@@ -189,6 +189,15 @@ def test_no_bytes_raise_anything_else(noise, at):
         pytest.fail("it opened")
 
 
+@pytest.mark.parametrize("nested", [b"\x30\x80" * 30_000, b"\x24\x80" * 30_000, b"\xa0\x80" * 30_000])
+def test_no_depth_of_nesting_does_harm(nested):
+    whole = OWNER.envelope(b"x" * 100)
+    content = parse(whole).content
+    for data in (nested, whole.replace(b"\x80" + bytes([len(content)]) + content, nested)):
+        with pytest.raises(Undecipherable):
+            parse(data)
+
+
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     real = builtins.__import__
 

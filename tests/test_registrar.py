@@ -292,6 +292,7 @@ async def test_two_at_once_do_not_disturb_each_other(sim):
     async with registering(sim.options()) as registrar:
         await asyncio.gather(*(registrar.register(a_document(recording_id=str(n)), S3) for n in range(6)))
     assert len(sim.posted) == 6
+    assert sim.count("me") == 1
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "X Y", "host", "Content-Length"])

@@ -299,9 +299,7 @@ class TestPlan:
         options = SourceOptions(kind="x", base_url="http://h", lookback="1h", longest_call="8h")
         assert options.relisted(key) == relisted
         covered = [a_window("00:00", "11:50")]
-        pieces = plan(
-            covered, a_window("00:00", "11:55"), longest=timedelta(hours=1), lookback=options.relisted(key)
-        )
+        pieces = plan(covered, a_window("00:00", "11:55"), longest=timedelta(hours=1), lookback=options.relisted(key))
         again = merge(piece.window for piece in pieces)
         assert subtract([Window(at("11:55") - relisted, at("11:55"))], again) == []
         assert again[0].length < relisted + timedelta(hours=1)

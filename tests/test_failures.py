@@ -1,0 +1,582 @@
+"""Everything that can go wrong, row by row of the table in docs/reliability.md, through real HTTP into real stores."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from archiver.errors import Refused
+from archiver.model import State
+from archiver.options import Retry
+from archiver.simulators.base import Simulator
+from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.imagicle import ImagicleSimulator
+from archiver.simulators.noojee import NoojeeSimulator
+from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import FRESH, GONE_AFTER
+from tests.engine import HOUR, MINUTE, a_recorder, archiving, assert_archived, audio_requests, eventually
+from tests.factories import NOON
+
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+
+
+def file_of(sim: Simulator, number: int = 0) -> str:
+    return XivoSimulator.file_id(sim.calls[number])
+
+
+# -- try again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("stall", "sent nothing for 0.3 s"),
+        ("reset", "connection"),
+        ("truncate", "cut off"),
+        ("clean_cut", "audio"),
+        ("html", "HTML"),
+        ("json", "JSON"),
+        ("empty", "0 bytes"),
+        ("flip", None),
+        ("status", "503"),
+    ],
+)
+async def test_a_broken_download_is_stored_nowhere_and_tried_again_later(tmp_path, database, clock, kind, said):
+    sim = a_recorder(ImagicleSimulator, 3)
+    victim = sim.calls[1].uuid
+    async with archiving(tmp_path, database, sim, clock=clock, timeout="300ms") as rig:
+        fault = sim.fault(kind, "audio", times=1, match=victim[:8], value=503)
+        fault_upper = sim.fault(kind, "audio", times=0, match=victim[:8].upper(), value=503)
+        if sim.calls[1].index % 2:
+            fault.times, fault_upper.times = 0, 1
+        await rig.sync()
+        assert fault.hits + fault_upper.hits == 1
+        medium = await rig.medium(victim)
+        assert (medium["state"], medium["attempts"], medium["copies"]) == ("pending", 1, [])
+        assert medium["error"].startswith("failed: ")
+        if said is not None:
+            assert said.lower() in medium["error"].lower()
+        assert await rig.states() == {"archived": 2, "pending": 1}
+        assert len(await rig.media_keys("disk")) == 2
+
+        # Not before it is due, and then at once.
+        await rig.sync()
+        assert sim.count("audio") == 3
+        rig.advance(2 * SECOND)
+        await rig.sync()
+        assert sim.count("audio") == 4
+        assert await assert_archived(rig) == 3
+        assert await rig.happened(victim) == {"failed": 1}
+
+
+async def test_bytes_that_are_not_those_the_vendor_hashed_are_stored_nowhere(tmp_path, database, clock):
+    sim = a_recorder(ImagicleSimulator, 1)
+    sim.fault("wrong_hash", "detail", times=1)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        for wait in (0, 2, 3, 5):
+            rig.advance(wait * SECOND)
+            await rig.sync()
+        medium = await rig.medium()
+        assert (medium["state"], medium["attempts"]) == ("pending", 4)
+        assert "SHA-256" in medium["error"]
+        assert await rig.media_keys("disk") == []
+
+
+async def test_a_number_of_bytes_that_the_vendor_did_not_tell_is_stored_nowhere(tmp_path, database, clock):
+    sim = a_recorder(ChronicallSimulator, 2)
+    sim.calls[1].extra["row"] = {"size": 4711}
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.sync()
+        (bad,) = [m for d in (await rig.documents()).values() for m in d["media"] if m["state"] == "pending"]
+        assert "4711 bytes" in bad["error"]
+        assert bad["copies"] == []
+        assert len(await rig.media_keys("disk")) == (await rig.states())["archived"] == 2
+
+
+async def test_each_failure_doubles_the_wait_up_to_the_cap(tmp_path, database, clock):
+    sim = a_recorder(calls=1)
+    sim.fault("status", "audio", times=-1, value=500)
+    async with archiving(tmp_path, database, sim, clock=clock, retry={"first": "10s", "cap": "40s"}) as rig:
+        rig.feed.health.allowed = 1000
+        waits = []
+        for _ in range(5):
+            await rig.sync()
+            due = (await rig.catalog.due(["pbx"]))["pbx"]
+            waits.append((due - clock.now()).total_seconds())
+            rig.advance(due - clock.now())
+        assert sim.count("audio") == 5
+        for wait, expected in zip(waits, (10, 20, 40, 40, 40), strict=True):
+            assert 0.75 * expected <= wait <= 1.25 * expected
+        assert len({round(w / e, 4) for w, e in zip(waits, (10, 20, 40, 40, 40), strict=True)}) > 1, "no jitter"
+
+
+async def test_retry_after_is_honoured(tmp_path, database, clock):
+    sim = a_recorder(calls=1)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("retry_after", "audio", times=1, value=600)
+        await rig.sync()
+        assert "429" in (await rig.medium())["error"]
+        rig.advance(599 * SECOND)
+        await rig.sync()
+        assert sim.count("audio") == 1
+        rig.advance(2 * SECOND)
+        await rig.sync()
+        assert sim.count("audio") == 2
+        assert await assert_archived(rig) == 1
+
+
+async def test_retry_after_of_a_listing_is_waited_for(tmp_path, database, clock):
+    sim = a_recorder(calls=2)
+    async with archiving(tmp_path, database, sim, clock=clock, window="6h") as rig:
+        sim.fault("retry_after", "list", times=1, value=1)
+        began = asyncio.get_running_loop().time()
+        polled = await rig.poll()
+        assert asyncio.get_running_loop().time() - began >= 1
+        assert (polled.error, polled.new) == (None, 2)
+
+
+async def test_a_listing_that_breaks_leaves_a_gap_that_the_next_poll_closes(tmp_path, database, clock):
+    sim = a_recorder(calls=20)
+    async with archiving(tmp_path, database, sim, clock=clock, window="30m", lookback="1s") as rig:
+        # Each window is tried three times: this takes one of them out.
+        sim.fault("torn", "list", times=3)
+        polled = await rig.poll()
+        assert polled.more
+        assert "[2024-05-18T" in (polled.error or "")
+        status = (await rig.status())["sources"]["pbx"]
+        assert status["last_error"] == polled.error
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert sum((w.length for w in ledger["covered"]), timedelta()) < 3 * HOUR - SECOND
+        again = await rig.poll()
+        assert (again.error, again.more) == (None, False)
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert sum((w.length for w in ledger["covered"]), timedelta()) == 3 * HOUR - SECOND
+        await rig.transfer()
+        assert await assert_archived(rig) == 20
+
+
+async def test_many_failures_in_a_row_open_the_breaker_which_half_opens_by_itself(tmp_path, database, clock):
+    sim = a_recorder(calls=40)
+    async with archiving(tmp_path, database, sim, clock=clock, retry={"first": "1s", "cap": "2s"}) as rig:
+        outage = sim.fault("status", "audio", times=-1, value=502)
+        await rig.sync()
+        # Five failures open it; only what was under way already is wasted.
+        assert 5 <= sim.count("audio") <= 5 + 4
+        first = rig.feed.health.until
+        assert first is not None
+        assert 30 * SECOND <= first - clock.now() <= 8 * MINUTE
+        asked = sim.count("audio")
+        assert sum(m["attempts"] for d in (await rig.documents()).values() for m in d["media"]) == asked
+
+        # Half open: one try decides, and the wait grows.
+        rig.advance(first - clock.now() + SECOND)
+        await rig.sync()
+        assert sim.count("audio") == asked + 1
+        second = rig.feed.health.until
+        assert second is not None
+        assert second - clock.now() > 59 * SECOND
+
+        outage.times = 0
+        rig.advance(second - clock.now() + SECOND)
+        await rig.sync()
+        assert rig.feed.health.until is None
+        assert await assert_archived(rig) == 40
+        assert sim.count("audio") == asked + 1 + 40
+
+
+# -- not ready -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_404_on_a_fresh_call_is_no_attempt_and_has_its_own_slow_schedule(tmp_path, database, clock):
+    sim = a_recorder()
+    sim.add_call(NOON - 3 * MINUTE, 4 * SECOND, ready_at=NOON + HOUR)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        asked = []
+        for _ in range(70):
+            await rig.sync() if not asked else await rig.transfer()
+            asked.append(sim.count("audio"))
+            medium = await rig.medium()
+            if medium["state"] == "archived":
+                break
+            assert (medium["state"], medium["attempts"]) == ("pending", 0)
+            assert medium["error"].startswith("not ready: ")
+            due = (await rig.catalog.due(["pbx"]))["pbx"]
+            assert due - clock.now() >= 45 * SECOND
+            rig.advance(due - clock.now())
+        assert await assert_archived(rig) == 1
+        # An hour of waiting, a quarter of its age each time.
+        assert 6 <= sim.count("audio") <= 16
+        assert (await rig.medium())["attempts"] == 1
+        assert rig.feed.health.failures == 0
+
+
+async def test_a_pending_call_is_waited_for_and_then_archived(tmp_path, database, clock):
+    sim = a_recorder(ChronicallSimulator)
+    call = sim.add_call(NOON - 10 * MINUTE, 4 * SECOND, index=1, ready_at=NOON + 5 * MINUTE)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.sync()
+        ((recording_id, _),) = sim.expected(call).items()
+        medium = await rig.medium(recording_id)
+        assert (medium["state"], medium["attempts"]) == ("pending", 0)
+        assert medium["error"].startswith("not ready")
+        assert sim.count("audio") == 0
+        rig.advance(6 * MINUTE)
+        await rig.sync()
+        assert await assert_archived(rig) == 1
+        assert sim.count("audio") == 1
+
+
+async def test_a_call_that_still_runs_is_archived_once_it_has_ended(tmp_path, database, clock):
+    sim = a_recorder(NoojeeSimulator)
+    sim.shows_running = True
+    sim.add_call(NOON - 20 * MINUTE, 30 * MINUTE, extra={"legs": 3})
+    async with archiving(tmp_path, database, sim, clock=clock, start=NOON - 2 * HOUR) as rig:
+        await rig.sync()
+        rig.advance(HOUR)
+        await rig.sync()
+        assert await assert_archived(rig) == 3
+        assert sim.count("audio") == 3
+
+
+async def test_a_404_that_stays_is_gone_only_once_the_list_agrees_and_days_have_passed(tmp_path, database, clock):
+    sim = a_recorder()
+    call = sim.add_call(NOON - 30 * MINUTE, 4 * SECOND, ready_at=NOON + 400 * DAY)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.sync()
+        # Listed it is: however long that lasts, it is not given up.
+        for _ in range(6):
+            rig.advance(5 * DAY)
+            await rig.sync()
+        medium = await rig.medium()
+        assert (medium["state"], medium["attempts"]) == ("pending", 0)
+        # The recorder purges it; a listing must notice, and then days pass.
+        call.deleted_at = clock.now()
+        rig.advance(HOUR)
+        await rig.sync()
+        document = (await rig.documents())[file_of(sim)]
+        assert document["missing_since"] is not None
+        assert document["media"][0]["state"] == "pending"
+        rig.advance(GONE_AFTER - HOUR)
+        await rig.sync()
+        assert (await rig.medium())["state"] == "pending"
+        rig.advance(GONE_AFTER)
+        await rig.sync()
+        medium = await rig.medium()
+        assert medium["state"] == "gone"
+        assert "404" in medium["error"]
+        assert (await rig.status())["sources"]["pbx"]["gone"] == 1
+        assert (await rig.manifest_lines("disk"))[file_of(sim)][-1]["state"] == "gone"
+        # For good: nothing asks for it any more.
+        asked = sim.count("audio")
+        rig.advance(DAY)
+        (summary,) = (await rig.sync()).values()
+        assert summary.complete
+        assert sim.count("audio") == asked
+        # But should it turn up again, it is archived.
+        call.deleted_at, call.ready_at = None, call.end
+        polled = await rig.poll(wanted=None, relist=True)
+        assert polled.error is None
+        await rig.transfer()
+        assert await assert_archived(rig) == 1
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_account_pauses_the_source_with_one_reason_and_touches_no_medium(
+    tmp_path, database, clock, status
+):
+    sim = a_recorder(calls=20)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.poll()
+        refusal = sim.fault("status", "*", times=-1, value=status)
+        with capture_logs() as said:
+            await rig.transfer()
+        loud = [line for line in said if line["event"] == "source.refused"]
+        assert len(loud) == 1
+        assert loud[0]["log_level"] == "error"
+        assert str(status) in loud[0]["error"]
+        assert rig.feed.pauses == 1
+        assert sim.count("audio") <= 4
+        source = (await rig.status())["sources"]["pbx"]
+        assert str(status) in source["paused_why"]
+        assert source["paused_until"] == "2024-05-18T12:01:00.000Z"
+        assert await rig.states() == {"pending": 20}
+        assert {m["attempts"] for d in (await rig.documents()).values() for m in d["media"]} == {0}
+
+        # Nothing is asked while it is paused; then one look, which lengthens the pause.
+        asked = len(sim.seen)
+        rig.advance(59 * SECOND)
+        await rig.transfer()
+        assert len(sim.seen) == asked
+        rig.advance(2 * SECOND)
+        with pytest.raises(Refused):
+            await rig.poll()
+        assert len(sim.seen) == asked + 1
+        assert rig.feed.paused_until == clock.now() + 2 * MINUTE
+
+        refusal.times = 0
+        rig.advance(2 * MINUTE + SECOND)
+        (summary,) = (await rig.sync()).values()
+        assert summary.complete
+        assert await assert_archived(rig) == 20
+        source = (await rig.status())["sources"]["pbx"]
+        assert (source["paused_until"], source["paused_why"]) == (None, None)
+
+
+async def test_one_refused_recording_fails_with_that_reason_and_the_rest_goes_on(tmp_path, database, clock):
+    sim = a_recorder(calls=8)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("status", "audio", times=-1, value=403, match=file_of(sim, 3))
+        (summary,) = (await rig.sync()).values()
+        assert not summary.complete
+        assert (summary.archived, summary.failed) == (7, 1)
+        medium = await rig.medium(file_of(sim, 3))
+        assert (medium["state"], medium["copies"]) == ("failed", [])
+        assert medium["error"].startswith("refused: ")
+        assert "403" in medium["error"]
+        assert rig.feed.pauses == 0
+        status = (await rig.status())["sources"]["pbx"]
+        assert status["failed"] == 1
+        assert [r["error"] for r in status["reasons"]] == [medium["error"]]
+        assert (await rig.manifest_lines("disk"))[file_of(sim, 3)][-1]["state"] == "failed"
+        # No failure expires: it stays until somebody asks for it again.
+        rig.advance(400 * DAY)
+        await rig.transfer()
+        assert await rig.states() == {"archived": 7, "failed": 1}
+        sim.faults.clear()
+        assert await rig.catalog.retry("pbx", State.FAILED) == 1
+        await rig.transfer()
+        assert await assert_archived(rig) == 8
+
+
+# -- gone and empty --------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_source_says_was_deleted_is_gone_and_kept_as_evidence(tmp_path, database, clock):
+    sim = a_recorder(ChronicallSimulator)
+    told = sim.add_call(NOON - 30 * MINUTE, 4 * SECOND, index=1, extra={"status": "DELETED_TIME"})
+    later = sim.add_call(NOON - 20 * MINUTE, 4 * SECOND, index=2)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("status", "audio", times=1, value=410)
+        (summary,) = (await rig.sync()).values()
+        assert summary.complete
+        media = {d["recording_id"]: d["media"][0] for d in (await rig.documents()).values()}
+        assert len(media) == 2
+        assert {m["state"] for m in media.values()} == {"gone"}
+        assert "deleted" in media[f"{told.uuid}-{int(told.start.timestamp() * 1000)}"]["error"]
+        assert "410" in media[f"{later.uuid}-{int(later.start.timestamp() * 1000)}"]["error"]
+        assert {lines[-1]["state"] for lines in (await rig.manifest_lines("disk")).values()} == {"gone"}
+        assert (await rig.status())["sources"]["pbx"]["gone"] == 2
+
+
+async def test_audio_of_a_header_alone_is_empty_once_it_is_not_fresh_any_more(tmp_path, database, clock):
+    sim = a_recorder()
+    sim.add_call(NOON - 5 * MINUTE, 4 * SECOND)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("header_only", "audio", times=-1)
+        await rig.sync()
+        medium = await rig.medium()
+        assert (medium["state"], medium["attempts"]) == ("pending", 0)
+        assert medium["error"].startswith("not ready: ")
+        rig.advance(FRESH)
+        (summary,) = (await rig.sync()).values()
+        medium = await rig.medium()
+        assert (medium["state"], medium["copies"]) == ("empty", [])
+        assert summary.complete
+        assert summary.empty == 1
+        assert await rig.media_keys("disk") == []
+        assert (await rig.manifest_lines("disk"))[file_of(sim)][-1]["state"] == "empty"
+        asked = sim.count("audio")
+        rig.advance(DAY)
+        await rig.sync()
+        assert sim.count("audio") == asked
+
+
+# -- giving up -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_fails_for_too_long_is_given_up_visibly_and_can_be_replayed(tmp_path, database, clock):
+    sim = a_recorder(calls=2)
+    async with archiving(
+        tmp_path, database, sim, clock=clock, retry={"first": "1h", "cap": "6h", "give_up_after": "2d"}
+    ) as rig:
+        sim.fault("html", "audio", times=-1, match=file_of(sim, 1))
+        began = clock.now()
+        while (medium := await rig.medium(file_of(sim, 1)) if await rig.documents() else {}).get("state") != "failed":
+            assert clock.now() - began < 4 * DAY
+            await rig.sync()
+            due = (await rig.catalog.due(["pbx"])).get("pbx")
+            rig.advance((due or clock.now()) - clock.now())
+        assert 2 * DAY <= clock.now() - began <= 2 * DAY + 8 * HOUR
+        assert medium["error"].startswith("gave up: ")
+        assert "HTML" in medium["error"]
+        assert medium["attempts"] == audio_requests(sim)[f"/recording/records/{file_of(sim, 1)}/audio/download?"]
+        assert 8 <= medium["attempts"] <= 16
+        assert (await rig.status())["sources"]["pbx"]["failed"] == 1
+        assert (await rig.manifest_lines("disk"))[file_of(sim, 1)][-1]["state"] == "failed"
+        happened = await rig.happened(file_of(sim, 1))
+        assert (happened["gave up"], happened["failed"]) == (1, medium["attempts"] - 1)
+
+        sim.faults.clear()
+        rig.advance(30 * DAY)
+        await rig.transfer()
+        assert (await rig.states())["failed"] == 1
+        assert await rig.catalog.retry(None, State.FAILED) == 1
+        assert await rig.catalog.due(["pbx"]) == {"pbx": clock.now()}
+        await rig.transfer()
+        assert await rig.states() == {"archived": 2}
+        assert (await rig.happened(file_of(sim, 1)))["asked for again"] == 1
+
+
+# -- a store is down -------------------------------------------------------------------------------------------------
+
+
+def _full(folder):
+    """The folder, on a disk that is about to be full."""
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk")
+
+
+async def test_a_full_disk_pauses_transfers_and_loses_nothing(tmp_path, database, clock):
+    sim = a_recorder(calls=30)
+    disk = tmp_path / "disk"
+    _full(disk)
+    try:
+        async with archiving(tmp_path, database, sim, clock=clock) as rig:
+            await rig.poll()
+            await rig.transfer()
+            states = await rig.states()
+            assert states.get("archived", 0) < 30
+            assert states["pending"] == 30 - states.get("archived", 0)
+            # Every object that is there is whole.
+            objects = await rig.objects("disk")
+            assert all(size > 0 for size in objects.values())
+            asked = sim.count("audio")
+            assert asked <= states.get("archived", 0) + 2 * 4
+            reasons = [r["error"] for r in (await rig.status())["sources"]["pbx"]["reasons"]]
+            assert any("No space left" in (reason or "") for reason in reasons)
+            # The canary is what asks again, not a download.
+            for _ in range(3):
+                rig.advance(2 * MINUTE)
+                engine = asyncio.create_task(rig.archive.engine().run(until=lambda: None))
+                await asyncio.sleep(0.7)
+                engine.cancel()
+                await asyncio.gather(engine, return_exceptions=True)
+            assert sim.count("audio") == asked
+
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            rig.advance(2 * MINUTE)
+            await rig.sync()
+            await rig.sync()
+            assert await assert_archived(rig) == 30
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+@asynccontextmanager
+async def _unwritable(folder):
+    """The folder with a file in its place, which nobody can write below, root included."""
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    folder.write_bytes(b"")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+async def test_one_store_that_fails_keeps_no_other_from_its_copy_and_costs_no_second_download(
+    tmp_path, database, clock
+):
+    sim = a_recorder(calls=6)
+    stores = {name: {"kind": "file", "path": str(tmp_path / name)} for name in ("near", "far")}
+    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
+        await rig.poll()
+        (tmp_path / "far").mkdir()
+        async with _unwritable(tmp_path / "far"):
+            await rig.transfer()
+            held = [m for d in (await rig.documents()).values() for m in d["media"] if m["copies"]]
+            assert 1 <= len(held) <= 6
+            assert {m["state"] for m in held} == {"pending"}
+            assert all("store far: " in m["error"] for m in held)
+            assert all([c["store"] for c in m["copies"]] == ["near"] for m in held)
+            assert await rig.states() == {"pending": 6}
+            for copies in (m["copies"] for m in held):
+                body = (tmp_path / "near" / copies[0]["key"]).read_bytes()
+                assert hashlib.sha256(body).hexdigest() == copies[0]["sha256"]
+            asked = sim.count("audio")
+            assert asked == len(held)
+        rig.advance(2 * MINUTE)
+        await rig.sync()
+        assert await assert_archived(rig) == 6
+        # What one store held already came from there.
+        assert sim.count("audio") == 6
+
+
+async def test_audio_without_a_manifest_is_not_archived(tmp_path, database, clock):
+    sim = a_recorder(calls=4)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.poll()
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "disk" / "_manifests").write_bytes(b"in the way")
+        await rig.transfer()
+        assert await rig.states() == {"pending": 4}
+        assert {m["attempts"] for d in (await rig.documents()).values() for m in d["media"]} == {0}
+        (tmp_path / "disk" / "_manifests").unlink()
+        rig.advance(2 * MINUTE)
+        await rig.sync()
+        assert await assert_archived(rig) == 4
+
+
+async def test_a_store_that_is_gone_from_the_config_keeps_its_media_pending(tmp_path, database, clock):
+    sim = a_recorder(calls=2)
+    stores = {name: {"kind": "file", "path": str(tmp_path / name)} for name in ("near", "far")}
+    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
+        await rig.poll()
+    async with archiving(tmp_path, database, sim, stores={"near": stores["near"]}, clock=clock) as rig:
+        await rig.transfer()
+        assert await rig.states() == {"pending": 2}
+        assert all("store far is not in the config" in m["error"] for d in (await rig.documents()).values() for m in d["media"])
+
+
+# -- bad data --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_unreadable_row_is_quarantined_once_and_counted_each_time(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, window="6h") as rig:
+        sim.fault("bad_row", "list", times=-1, value={"id": None, "start": "2024-05-18 13:00:00", "evil": "\x00\ud800"})
+        for _ in range(3):
+            (summary,) = (await rig.sync()).values()
+            assert summary.polled.rejected >= 1
+            assert not summary.complete
+        (row,) = await rig.catalog.rejected("pbx")
+        assert row["times"] >= 3
+        assert "evil" in row["raw"]
+        assert await assert_archived(rig) == 3
+
+
+async def test_a_recorder_that_answers_nonsense_is_said_and_closes_no_window(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("json", "list", times=-1)
+        polled = await rig.poll()
+        assert polled.error is not None
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert ledger["covered"] == ()
+        assert (await rig.status())["sources"]["pbx"]["last_error"] == polled.error
+        (summary,) = (await rig.sync()).values()
+        assert not summary.complete

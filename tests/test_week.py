@@ -1,0 +1,157 @@
+"""A week of all five recorders at once: everything goes wrong on the way, nothing is lost, nothing is doubled."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from archiver import sync
+from archiver.model import Window
+from archiver.simulators.base import Clock as RecorderClock
+from archiver.simulators.base import Simulator
+from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.genesys import GenesysSimulator
+from archiver.simulators.imagicle import ImagicleSimulator
+from archiver.simulators.noojee import NoojeeSimulator
+from archiver.simulators.xivo import XivoSimulator
+from tests import servers
+from tests.engine import HOUR, MINUTE, Rig, archiving, assert_archived, kinds, s3_table
+from tests.factories import NOON
+
+DAY = 24 * HOUR
+END = NOON + 7 * DAY
+CALLS = 60
+#: What a recorder may do wrong: kind, where, how often, value.
+FAULTS = (
+    ("status", "list", 1, 503),
+    ("status", "list", 4, 500),
+    ("reset", "list", 1, None),
+    ("torn", "list", 1, None),
+    ("html", "list", 1, None),
+    ("truncate", "list", 2, None),
+    ("stall", "list", 1, None),
+    ("status", "audio", 3, 503),
+    ("reset", "audio", 2, None),
+    ("truncate", "audio", 2, None),
+    ("clean_cut", "audio", 2, None),
+    ("html", "audio", 2, None),
+    ("json", "audio", 1, None),
+    ("mislabel", "audio", 2, None),
+    ("retry_after", "audio", 1, 60),
+    ("stall", "audio", 1, None),
+)
+#: Where the recorder tells a hash, or the container has checksums, a changed byte is seen.
+HASHED = ("imagicle", "chronicall")
+#: The requests beside listing and audio.
+OTHERS = {"imagicle": "detail", "noojee": "unique_id"}
+SIMULATORS = (ChronicallSimulator, XivoSimulator, ImagicleSimulator, NoojeeSimulator, GenesysSimulator)
+
+
+@pytest.fixture(scope="module")
+def seaweed() -> Iterator[servers.Seaweed]:
+    with servers.seaweed() as server:
+        yield server
+
+
+def a_week(kind: type[Simulator], seed: int) -> Simulator:
+    """A recorder at the beginning of its week, with what will come: late rows, late audio, calls over every edge."""
+    sim = kind(seed=seed, clock=RecorderClock(NOON, speed=0))
+    sim.add_calls(NOON, END - 5 * HOUR, CALLS - 4, longest=4)
+    for call in sim.calls[::9]:
+        call.listed_at = call.end + 2 * HOUR
+        call.ready_at = call.listed_at
+    for call in sim.calls[4::9]:
+        call.ready_at = call.end + 30 * MINUTE
+    for day in range(4):
+        sim.add_call(NOON + day * DAY + 12 * HOUR - MINUTE, timedelta(seconds=95.5))
+    if sim.kind == "genesys":
+        for call in sim.calls[5::12]:
+            call.extra["later"] = [(call.end + 2 * HOUR, 2.0)]
+    return sim
+
+
+class Week:
+    def __init__(self, rig: Rig, seed: int) -> None:
+        self.rig = rig
+        self.engine = rig.archive.engine()
+        self.dice = random.Random(seed)
+
+    async def live(self) -> None:
+        """Hours pass, uneven ones; what went wrong is left to the next look."""
+        rig = self.rig
+        while rig.catalog.clock.now() < END:
+            rig.advance(min(self.dice.choice((2, 5, 8)) * HOUR, END - rig.catalog.clock.now()))
+            outage = NOON + 3 * DAY < rig.catalog.clock.now() < NOON + 3 * DAY + 10 * HOUR
+            for name, sim in rig.sims.items():
+                self.spoil(sim)
+                if (name == "xivo" and outage) is (sim._runner is not None):
+                    await (sim.stop() if outage else sim.start())
+            await self.look()
+
+    async def heal(self) -> None:
+        """The recorders behave; give what is due again its time."""
+        for sim in self.rig.sims.values():
+            sim.faults.clear()
+        for _ in range(3):
+            self.rig.advance(2 * HOUR)
+            await self.look()
+
+    def spoil(self, sim: Simulator) -> None:
+        faults = self.dice.sample(FAULTS, 3)
+        if sim.kind in HASHED and self.dice.random() < 0.3:
+            faults.append(("flip", "audio", 1, None))
+        if sim.kind in OTHERS and self.dice.random() < 0.3:
+            faults.append((self.dice.choice(("reset", "torn")), OTHERS[sim.kind], 1, None))
+        for kind, on, times, value in faults:
+            sim.fault(kind, on, times=times, value=value)
+
+    async def look(self) -> None:
+        async def poll(name: str) -> None:
+            async with self.engine.polling(name):
+                await sync.poll(self.rig.archive.feeds[name], self.rig.catalog, pause=0.001)
+
+        async with asyncio.TaskGroup() as group:
+            for name in self.rig.sims:
+                group.create_task(poll(name))
+        await self.engine.run(until=self.rig.catalog.clock.now)
+
+
+async def test_a_week_of_faults_loses_nothing_and_doubles_nothing(tmp_path, database, clock, seaweed):
+    sims = {kind.kind: a_week(kind, seed) for seed, kind in enumerate(SIMULATORS, 1)}
+    assert sorted(sims) == list(kinds())
+    stores = {
+        "disk": {"kind": "file", "path": str(tmp_path / "disk")},
+        "s3": s3_table(seaweed, "week", prefix="archive/"),
+    }
+    options = {
+        "start": NOON,
+        "window": "4h",
+        "lookback": "11h",
+        "timeout": "500ms",
+        "retry": {"first": "100ms", "cap": "1m"},
+    }
+    async with archiving(tmp_path, database, sims, stores=stores, clock=clock, **options) as rig:
+        week = Week(rig, seed=5)
+        await week.live()
+        hits = Counter((f.kind, f.on) for sim in sims.values() for f in sim.faults if f.hits)
+        await week.heal()
+
+        media = sum([await assert_archived(rig, name) for name in sims])
+        recordings = sum(len(sim.truth()) for sim in sims.values())
+        assert recordings >= len(sims) * CALLS
+        for store, table in stores.items():
+            folders = [key.removeprefix(table.get("prefix", "")).split("/")[0] for key in await rig.objects(store)]
+            assert sum(folder in sims for folder in folders) == media, store
+            assert {folder for folder in folders if not folder.startswith("_")} == set(sims), store
+        settled = rig.catalog.clock.now() - timedelta(seconds=1)
+        for row in await rig.catalog.sources():
+            assert row["covered"] == (Window(NOON, settled),), row["name"]
+            assert await rig.states(row["name"]) == {
+                "archived": sum(len(e.audio) for e in sims[row["name"]].truth().values())
+            }
+
+    assert {kind for kind, _ in hits} == {kind for kind, *_ in FAULTS} | {"flip"}
+    assert {on for _, on in hits} == {"list", "audio", *OTHERS.values()}
