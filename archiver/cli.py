@@ -583,9 +583,16 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
 @click.argument("recording_id")
 @click.argument("media_id", required=False)
 @click.option("-o", "--output", required=True, metavar="PATH", help="Where to write; - is standard output.")
-def get(source: str, recording_id: str, media_id: str | None, output: str) -> None:
-    """Write the archived bytes of a recording's audio, after checking their SHA-256."""
+@click.option("--raw", is_flag=True, help="The bytes as archived, encrypted ones too.")
+def get(source: str, recording_id: str, media_id: str | None, output: str, raw: bool) -> None:
+    """Write the archived bytes of a recording's audio, after checking their SHA-256.
+
+    Encrypted media are decrypted where the source's options hold the key (--raw: not even then).
+    """
+    from functools import partial
+
     from . import render, wiring
+    from .ports import Decrypts
 
     config = load()
 
@@ -601,7 +608,10 @@ def get(source: str, recording_id: str, media_id: str | None, output: str) -> No
             if wanted not in media:
                 return f'it has no medium "{wanted}"; it has {", ".join(media)}'
             copies = await archive.catalog.copies_of(source, recording_id, wanted)
-            return await _write(archive, copies, output)
+            feed, clear = archive.feeds.get(source), None
+            if not raw and feed is not None and isinstance(feed.source, Decrypts):
+                clear = partial(feed.source.decrypted, found[source, recording_id][0], wanted)
+            return await _write(archive, copies, output, clear)
 
     problem = run(work())
     if problem:
@@ -609,8 +619,10 @@ def get(source: str, recording_id: str, media_id: str | None, output: str) -> No
         sys.exit(INCOMPLETE)
 
 
-async def _write(archive: Any, copies: list[Copy], output: str) -> str | None:
+async def _write(archive: Any, copies: list[Copy], output: str, clear: Callable[[bytes], bytes] | None) -> str | None:
     """The newest content (an older one is not what was asked for) from the first store that has it whole."""
+    from .model import Body
+
     problems = []
     newest = max(copies, key=lambda c: c.archived_at).sha256 if copies else None
     for copy in (c for c in copies if c.sha256 == newest):
@@ -628,6 +640,8 @@ async def _write(archive: Any, copies: list[Copy], output: str) -> str | None:
             if body.sha256 != copy.sha256:
                 problems.append(f"store {copy.store}: the bytes of {copy.key} are not those that were archived")
                 continue
+            if clear is not None:
+                body = Body.of(clear(await asyncio.to_thread(body.read)))
             await asyncio.to_thread(_save, body, output)
             return None
     return "; ".join(problems) or "it is not archived yet; see `archiver why`"
@@ -706,5 +720,8 @@ def _fail(error: BaseException) -> None:
         sys.exit(UNREACHABLE)
     if isinstance(error, OSError):
         click.echo(redact(f"archiver: {error.strerror or error}: {error.filename or ''}".rstrip(": ")), err=True)
+        sys.exit(INCOMPLETE)
+    if isinstance(error, ArchiverError):
+        click.echo(plain(redact(f"archiver: {error}")), err=True)
         sys.exit(INCOMPLETE)
     raise error

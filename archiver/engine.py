@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from . import sync
-from .catalog import Catalog
+from .catalog import Catalog, Document
 from .errors import CatalogDown, SourceError, StoreError
 from .model import Claim, Download, Outcome, State
 from .ports import Acknowledges, FetchesBatches
@@ -57,7 +57,7 @@ class Lane:
     def blocked(self, now: datetime) -> datetime | None:
         """Until when nothing of this source can be transferred, if so."""
         feed = self.feed
-        until = [o.health.until for o in feed.outlets.values() if o.health.probing]
+        until = [o.health.until for o in feed.outlets.values() if o.health.probing and not o.health.trying]
         until += [feed.health.until] if feed.health.open(now) else []
         until += [feed.paused_until] if feed.paused_until and now < feed.paused_until else []
         moments = [moment for moment in until if moment is not None]
@@ -65,7 +65,7 @@ class Lane:
 
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
-        if self.feed.health.probing:
+        if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
             return 1 - self.running - len(self.queue)
         return self.feed.gate.limit * 3 * self.batch - self.running - len(self.queue)
 
@@ -193,8 +193,10 @@ class Engine:
             await self._pause(min(LOOK, max(0.05, (self._next(now) - now).total_seconds())))
 
     async def _pause(self, seconds: float) -> None:
+        # Not wait_for: Python 3.11's loses a cancellation that comes together with what it waits for.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     def _next(self, now: datetime) -> datetime:
         """When the next medium can be transferred, as far as is known."""
@@ -218,9 +220,12 @@ class Engine:
         now = self.catalog.clock.now()
         wanted: dict[str, int] = {}
         free = self.transfers * 2 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
-        for name, lane in self.lanes.items():
+        # A copy: sources may come and go while this waits.
+        for name, lane in list(self.lanes.items()):
             if lane.blocked(now) is not None:
-                await self._give_back(lane.queue)
+                if lane.queue:
+                    await self._give_back(lane.queue)
+                    self._looked = 0.0
                 continue
             if lane.due_at is None or lane.due_at > now:
                 continue
@@ -236,11 +241,13 @@ class Engine:
         claims = await self.catalog.claim(wanted, LEASE)
         got = Counter(claim.source for claim in claims)
         for name, count in wanted.items():
-            if got[name] < count:
+            if got[name] < count and name in self.lanes:
                 self.lanes[name].due_at = None
         for claim in claims:
             self._claims[claim.token] = claim
-            self.lanes[claim.source].queue.append(claim)
+            if claim.source in self.lanes:
+                self.lanes[claim.source].queue.append(claim)
+        await self._give_back([claim for claim in claims if claim.source not in self.lanes])
         return len(claims)
 
     def _start(self, group: asyncio.TaskGroup) -> int:
@@ -322,10 +329,9 @@ class Engine:
                 # With nothing else on its way there is nothing to wait for.
                 if left <= 0 or (self._results.empty() and not self._running):
                     break
-                try:
-                    group.append(await asyncio.wait_for(self._results.get(), min(left, 0.1)))
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, 0.1)):
+                        group.append(await self._results.get())
             await self._commit(group)
 
     async def _commit(self, group: Sequence[Download | Outcome]) -> None:
@@ -357,7 +363,7 @@ class Engine:
                 self.tally.bytes[claim.source] += finished.size
                 log.info("recording.archived", **who, bytes=finished.size, sha256=finished.sha256[:12])
             else:
-                log.warning("recording.stored_in_part", **who, error=finished.error)
+                log.warning("recording.stored_in_part", **who, error=finished.error or "a manifest is missing")
         elif state is State.PENDING:
             log.info("recording.deferred", **who, error=finished.error, due_at=finished.due_at.isoformat())
         else:
@@ -421,13 +427,14 @@ class Engine:
         now = self.catalog.clock.now()
         outlets = {id(o): o for lane in self.lanes.values() for o in lane.feed.outlets.values()}
         for outlet in outlets.values():
-            if outlet.health.probing and not outlet.health.open(now):
+            if outlet.health.probing and not outlet.health.trying and not outlet.health.open(now):
                 try:
                     await outlet.store.check()
                 except StoreError as error:
                     outlet.health.failed(self.catalog.clock.now(), str(error))
                 else:
-                    outlet.health.worked()
+                    # A canary is small: it fits on a disk that is full for recordings.
+                    outlet.health.trying = True
                     log.info("store.up", store=outlet.name)
                     self.nudge()
 
@@ -451,13 +458,27 @@ class Engine:
                 try:
                     async with self.polling(name):
                         if document is not None:
-                            await source.acknowledge(document[0])
+                            await source.acknowledge(self._located(document[0]))
                     await self.catalog.told(name, of, recording_id)
                 except SourceError as error:
                     later = next_try(attempts + 1, lane.feed.options.retry, 0.5)
                     due_at = self.catalog.clock.now() + later
                     await self.catalog.tell_later(name, of, recording_id, due_at, str(error))
                     log.info("acknowledge.deferred", source=name, recording_id=recording_id, error=str(error))
+
+    def _located(self, document: Document) -> Document:
+        """The document with each copy's place, as others reach it."""
+        outlets = {name: o for lane in self.lanes.values() for name, o in lane.feed.outlets.items()}
+        media = []
+        for medium in document["media"]:
+            copies = [
+                copy | {"location": outlets[copy["store"]].store.location(copy["key"])}
+                if copy["store"] in outlets
+                else copy
+                for copy in medium["copies"]
+            ]
+            media.append(medium | {"copies": copies})
+        return document | {"media": media}
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

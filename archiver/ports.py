@@ -88,7 +88,22 @@ class Acknowledges(Protocol):
     acknowledges: bool
 
     async def acknowledge(self, document: Mapping[str, Any]) -> None:
-        """Tell the source that this recording (its JSON) is archived; may be called again."""
+        """Tell the source that this recording (its JSON) is archived; may be called again.
+
+        A source with ``hears_all = True`` hears of the recordings of every source. Each copy in the document says
+        where it lies (``location``, see Store.location).
+        """
+
+
+@runtime_checkable
+class Decrypts(Protocol):
+    """A source whose media may be encrypted."""
+
+    def decrypted(self, document: Mapping[str, Any], media_id: str, data: bytes) -> bytes:
+        """The clear bytes of an archived medium of this recording (its JSON); as they are where they are clear.
+
+        Blocking. Raises ArchiverError.
+        """
 
 
 class Store(Protocol):
@@ -115,5 +130,8 @@ class Store(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove an object (the canary, a spoilt copy's remains); missing is fine."""
+
+    def location(self, key: str) -> dict[str, str]:
+        """Where others find the object: ``kind`` and, by kind, ``path``, ``bucket`` and ``key``, or ``url``."""
 
     async def close(self) -> None: ...

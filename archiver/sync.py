@@ -30,6 +30,7 @@ from .errors import (
     Overflow,
     Refused,
     SourceError,
+    StoreConflict,
     StoreError,
     StoreRefused,
     TooSlow,
@@ -51,7 +52,7 @@ from .model import (
     Window,
 )
 from .options import SourceOptions
-from .ports import Details, Follows, LooksUp, Source, Store
+from .ports import Acknowledges, Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
 from .windows import EPOCH, Piece, halve, next_look, next_try, plan
 
@@ -63,6 +64,8 @@ GONE_AFTER = timedelta(days=3)
 FRESH = timedelta(minutes=15)
 #: In a medium's ref: not to be fetched, for what its bytes must be is not known yet.
 UNDETAILED = "undetailed"
+#: What only an operator can mend is looked at again so often.
+STUCK = timedelta(minutes=15)
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
 
@@ -77,16 +80,19 @@ class Health:
     failures: int = 0
     until: datetime | None = None
     why: str = ""
+    #: There was a sign of life, and the one try that it allows decides.
+    trying: bool = False
 
     def failed(self, now: datetime, why: str, asked: timedelta | None = None) -> None:
         self.failures += 1
+        self.trying = False
         if self.failures >= self.allowed:
             doublings = min(self.failures - self.allowed, 20)
             self.until = now + max(min(self.cap, self.first * float(2**doublings)), asked or timedelta())
             self.why = why
 
     def worked(self) -> None:
-        self.failures, self.until, self.why = 0, None, ""
+        self.failures, self.until, self.why, self.trying = 0, None, "", False
 
     def open(self, now: datetime) -> bool:
         return self.until is not None and now < self.until
@@ -124,6 +130,7 @@ class Feed:
     pauses: int = 0
     #: When the account was last seen to work, so that a refused item does not cost a login each.
     welcome_at: datetime | None = None
+    logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
@@ -418,6 +425,9 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
 
 async def pause_source(feed: Feed, catalog: Catalog, why: str) -> None:
     """Our account is refused: leave the source alone for a while, longer each time; its queue stays as it is."""
+    if feed.paused_until is not None and catalog.clock.now() < feed.paused_until:
+        # Another request that was under way heard it first.
+        return
     feed.pauses += 1
     wait = min(timedelta(minutes=1) * 2 ** min(feed.pauses - 1, 10), timedelta(minutes=15))
     feed.paused_until, feed.paused_why, feed.welcome_at = catalog.clock.now() + wait, why, None
@@ -429,7 +439,9 @@ async def resume_source(feed: Feed, catalog: Catalog) -> None:
     if feed.paused_until is not None or feed.pauses:
         log.info("source.welcome", source=feed.name, pauses=feed.pauses)
     feed.paused_until, feed.paused_why, feed.pauses = None, "", 0
-    feed.health.worked()
+    if not feed.health.probing:
+        # That it lists does not show that it delivers: a download opened the breaker, and a download closes it.
+        feed.health.worked()
     await catalog.pause(feed.name, None, None)
 
 
@@ -494,18 +506,19 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
     copies = {c.store: c for c in claim.copies if c.sha256 == body.sha256}
     missing = [outlet for name, outlet in feed.outlets.items() if name in claim.stores and name not in copies]
     made = await asyncio.gather(*(_put(outlet, claim, catalog, body, found.ext) for outlet in missing))
-    problems = [result for result in made if isinstance(result, str)]
+    problems = [result for result in made if isinstance(result, _Unput)]
     copies |= {result.store: result for result in made if isinstance(result, Copy)}
-    now = catalog.clock.now()
-    lost = set(claim.stores) - set(feed.outlets)
-    problems += [f"store {name} is not in the config" for name in sorted(lost - set(copies))]
-    due_at = max((o.health.until for o in missing if o.health.until), default=now + timedelta(minutes=1))
+    stuck = catalog.clock.now() + STUCK
+    lost = set(claim.stores) - set(feed.outlets) - set(copies)
+    problems += [_Unput(f"store {name} is not in the config", stuck) for name in sorted(lost)]
+    error = "; ".join(problem.why for problem in problems)
+    due_at = max((problem.due_at for problem in problems), default=None)
     if not copies:
         return Outcome(
             claim=claim,
             state=State.PENDING,
-            due_at=due_at,
-            error="; ".join(problems),
+            due_at=due_at or stuck,
+            error=error,
             attempts=claim.attempts,
             failing_since=claim.failing_since,
             what="store failed",
@@ -517,12 +530,20 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
         content_type=found.content_type,
         duration=found.duration,
         copies=tuple(copies.values()),
-        error="; ".join(problems) or None,
-        due_at=due_at if problems else None,
+        error=error or None,
+        due_at=due_at,
     )
 
 
-async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | str:
+@dataclass(frozen=True, slots=True)
+class _Unput:
+    """Why a store did not take the bytes, and when to try again."""
+
+    why: str
+    due_at: datetime
+
+
+async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _Unput:
     key = layout.media_key(
         outlet.prefix,
         claim.source,
@@ -534,10 +555,13 @@ async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: 
     )
     try:
         await outlet.store.put(key, body)
+    except StoreConflict as error:
+        log.error("store.conflict", store=outlet.name, key=key, error=str(error))
+        return _Unput(f"store {outlet.name}: {error}", catalog.clock.now() + STUCK)
     except StoreError as error:
-        store_failed(outlet, catalog.clock.now(), error)
-        return f"store {outlet.name}: {error}"
-    outlet.health.worked()
+        now = catalog.clock.now()
+        store_failed(outlet, now, error)
+        return _Unput(f"store {outlet.name}: {error}", outlet.health.until or now + timedelta(minutes=1))
     return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())
 
 
@@ -589,21 +613,22 @@ async def explain(feed: Feed, claim: Claim, catalog: Catalog, error: SourceError
 
 async def _welcome(feed: Feed, catalog: Catalog) -> bool:
     """Was only this one item refused? Asks with a login, at most once a minute; a refused one pauses the source."""
-    now = catalog.clock.now()
-    if feed.paused_until is not None and now < feed.paused_until:
-        return False
-    if feed.welcome_at is not None and now - feed.welcome_at < timedelta(minutes=1):
+    async with feed.logging_in:
+        now = catalog.clock.now()
+        if feed.paused_until is not None and now < feed.paused_until:
+            return False
+        if feed.welcome_at is not None and now - feed.welcome_at < timedelta(minutes=1):
+            return True
+        try:
+            await feed.source.check()
+        except Refused as refusal:
+            await pause_source(feed, catalog, str(refusal))
+            return False
+        except SourceError as error:
+            feed.health.failed(now, str(error))
+            return False
+        feed.welcome_at = now
         return True
-    try:
-        await feed.source.check()
-    except Refused as refusal:
-        await pause_source(feed, catalog, str(refusal))
-        return False
-    except SourceError as error:
-        feed.health.failed(now, str(error))
-        return False
-    feed.welcome_at = now
-    return True
 
 
 # -- commit ------------------------------------------------------------------------------------------------------------
@@ -639,8 +664,13 @@ async def commit(
 
 def _hearers(feeds: dict[str, Feed], source: str) -> list[str]:
     """Who wants to hear that a recording of this source is archived."""
-    feed = feeds[source].source
-    return [source] if getattr(feed, "acknowledges", False) else []
+    return [
+        name
+        for name, feed in feeds.items()
+        if isinstance(feed.source, Acknowledges)
+        and feed.source.acknowledges
+        and (name == source or getattr(feed.source, "hears_all", False))
+    ]
 
 
 async def _describe(
@@ -661,6 +691,8 @@ async def _describe(
         except StoreError as error:
             store_failed(outlet, now, error)
             return source, store
+        # Not before: a store that takes audio and no manifests is of no use.
+        outlet.health.worked()
         return None
 
     failed = await asyncio.gather(*(one(source, store, documents) for (source, store), documents in lines.items()))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import os
+import selectors
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from archiver.simulators.base import Simulator
 
@@ -163,41 +171,42 @@ class Place:
             self.path.chmod(0o600)
         return self.path
 
-    async def start(
-        self, *arguments: str, config: bool = True, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> Running:
-        """Start a command; it is killed at the end of the test, where it still runs."""
-        if config:
-            self.write()
-        options = [*(("--config", str(self.path)) if config else ()), *self._level()]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ARCHIVER_")}
+    def _line(self, arguments: Iterable[str], config: bool) -> list[str]:
+        options = ("--config", str(self.write())) if config else ()
+        return [*options, *(("--log-level", self.log_level) if self.log_level else ()), *arguments]
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("ARCHIVER_")}
+        return inherited | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | self.env | dict(env or {})
+
+    async def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
+        """Start ``python -m archiver``; it is killed at the end of the test, where it still runs."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "archiver",
-            *options,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
+            *self._line(arguments, config=True),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | self.env | dict(env or {}),
-            cwd=cwd or self.folder,
+            env=self._environment(env),
+            cwd=self.folder,
         )
         self._running.append(Running(process))
         return self._running[-1]
 
-    def _level(self) -> Iterable[str]:
-        return ("--log-level", self.log_level) if self.log_level else ()
-
-    async def run(self, *arguments: str, stdin: bytes = b"", code: int | None = 0, **how: Any) -> Finished:
-        """Run a command to its end. Whatever it comes to, nobody is shown a traceback."""
-        running = await self.start(*arguments, **how)
-        assert running.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            running.process.stdin.write(stdin)
-            running.process.stdin.close()
-        finished = await running.end()
-        self._running.remove(running)
+    async def run(
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        code: int | None = 0,
+        config: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Finished:
+        """Run a command to its end in a process of its own. Whatever it comes to, nobody is shown a traceback."""
+        asked = {"line": self._line(arguments, config), "env": self._environment(env), "cwd": str(cwd or self.folder)}
+        finished = await nursery().run(asked, stdin)
         assert "Traceback" not in finished.err, finished
         assert code is None or finished.code == code, finished
         return finished
@@ -243,6 +252,122 @@ class Place:
         return sum(seen.on in on or not on for s in self.simulators.values() for seen in s.seen)
 
 
+# -- many short commands: importing everything anew for each would take most of the tests' time ------------------------
+
+
+class Nursery:
+    """A process that has the whole program imported, and is forked for each command."""
+
+    def __init__(self) -> None:
+        self._address = f"\0archiver-tests-{os.getpid()}-{time.monotonic_ns()}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.commands", self._address[1:]], cwd=ROOT, stdin=subprocess.PIPE
+        )
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    async def run(self, asked: Mapping[str, Any], stdin: bytes) -> Finished:
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            files[0].write(stdin)
+            files[0].seek(0)
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.setblocking(False)
+            await self._connect(connection)
+            question = json.dumps(asked).encode()
+            socket.send_fds(connection, [len(question).to_bytes(4, "big")], [file.fileno() for file in files])
+            await loop.sock_sendall(connection, question)
+            try:
+                code = await asyncio.wait_for(loop.sock_recv(connection, 16), PATIENCE)
+            except TimeoutError:
+                code = b""
+            out, err = (os.pread(file.fileno(), 64 << 20, 0) for file in files[1:])
+            finished = Finished(int(code or -1), out, err.decode("utf-8", "replace"), time.monotonic() - began)
+            assert code, f"{asked['line']} did not end, or was killed: {finished}"
+            return finished
+
+    async def _connect(self, connection: socket.socket) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await asyncio.get_running_loop().sock_connect(connection, self._address)
+            except (ConnectionRefusedError, BlockingIOError):
+                assert time.monotonic() < end
+                assert self._process.poll() is None
+                await asyncio.sleep(0.05)
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """This process's own."""
+    made = Nursery()
+    atexit.register(made.end)
+    return made
+
+
+def _serve(address: str) -> None:
+    """Fork for each connection, until standard input ends."""
+    from archiver import checks, cli, config, daemon, rebuild, render, report, verify, wiring  # noqa: F401
+
+    for group in ("archiver.sources", "archiver.stores"):
+        for kind in config.kinds(group).values():
+            kind.load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listening, selectors.DefaultSelector() as selector:
+        listening.bind(f"\0{address}")
+        listening.listen(64)
+        selector.register(listening, selectors.EVENT_READ)
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if listening not in ready:
+                return
+            connection, _ = listening.accept()
+            if os.fork() == 0:
+                selector.close()
+                listening.close()
+                _become(connection)
+            connection.close()
+
+
+def _become(connection: socket.socket) -> NoReturn:
+    """Run one command as a fresh process would, tell its exit code, and end."""
+    from archiver import cli
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, files, _, _ = socket.recv_fds(connection, 4, 3)
+    question = bytearray()
+    while len(question) < int.from_bytes(size, "big"):
+        question += connection.recv(1 << 20)
+    asked = json.loads(question)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    os.chdir(asked["cwd"])
+    sys.argv = ["archiver", *asked["line"]]
+    code: Any = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        connection.sendall(str(code).encode())
+        os._exit(0)
+
+
+# -- a place -----------------------------------------------------------------------------------------------------------
+
+
 @contextlib.asynccontextmanager
 async def place(folder: Path, database: str, **how: Any) -> AsyncIterator[Place]:
     made = Place(folder, database, **how)
@@ -278,3 +403,7 @@ def _value(value: Any) -> str:
     if isinstance(value, str | bool | int | float):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

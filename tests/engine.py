@@ -113,8 +113,11 @@ class Rig:
 
     async def poll(self, name: str = "pbx", **how: Any) -> Polled:
         """List only; a listing that fails is tried again at once."""
-        async with self.archive.engine([name]).polling(name):
-            return await sync.poll(self.archive.feeds[name], self.catalog, pause=0.001, **how)
+        try:
+            async with self.archive.engine([name]).polling(name):
+                return await sync.poll(self.archive.feeds[name], self.catalog, pause=0.001, **how)
+        finally:
+            await self.catalog.unshare([name])
 
     async def transfer(self) -> Engine:
         """Transfer what is due by now, and nothing more."""

@@ -1334,7 +1334,7 @@ class TestLostDatabase:
 
     async def test_a_connection_that_is_killed_midway_is_an_error_and_the_next_call_works(self, hq, db):
         await tell(hq, a_recording())
-        with pytest.raises(CatalogDown):
+        with pytest.raises(CatalogDown):  # noqa: PT012
             async with hq._transaction() as c:
                 await c.execute("UPDATE media SET error = 'half done'")
                 await db.execute("SELECT pg_terminate_backend($1)", c.get_server_pid())
@@ -1395,34 +1395,36 @@ class TestLostDatabase:
 # -- plans -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def large_database(postgres):
+    """The URL of a database with 20,000 recordings, most of them archived."""
+    url = postgres.create()
+    postgres.run(fill(url))
+    yield url
+    postgres.drop(url)
+
+
+async def fill(url: str) -> None:
+    async with another(url, ManualClock()) as catalog:
+        for source in (HQ, "branch"):
+            await catalog.source(source, "xivo", default_start=NOON, start=None)
+        async with catalog._connection() as db:
+            for source in (HQ, "branch"):
+                await many(db, 10_000, source=source)
+            await db.execute(
+                "UPDATE media SET state = 'archived', held = stores, size = 1, sha256 = repeat('a', 64),"
+                " archived_at = now() WHERE right(recording_id, 1) <> '7'"
+            )
+            await db.execute(
+                "INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)"
+                " SELECT 'main', source || recording_id, source, recording_id, media_id, 1, sha256, now()"
+                " FROM media WHERE state = 'archived'"
+            )
+            await db.execute("VACUUM ANALYZE")
+
+
 class TestPlans:
     """With many rows no hot statement reads a whole table."""
-
-    @pytest.fixture(scope="class")
-    def large_database(self, postgres):
-        url = postgres.create()
-        postgres.run(self.fill(url))
-        yield url
-        postgres.drop(url)
-
-    @staticmethod
-    async def fill(url: str) -> None:
-        async with another(url, ManualClock()) as catalog:
-            for source in (HQ, "branch"):
-                await catalog.source(source, "xivo", default_start=NOON, start=None)
-            async with catalog._connection() as db:
-                for source in (HQ, "branch"):
-                    await many(db, 10_000, source=source)
-                await db.execute(
-                    "UPDATE media SET state = 'archived', held = stores, size = 1, sha256 = repeat('a', 64),"
-                    " archived_at = now() WHERE right(recording_id, 1) <> '7'"
-                )
-                await db.execute(
-                    "INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)"
-                    " SELECT 'main', source || recording_id, source, recording_id, media_id, 1, sha256, now()"
-                    " FROM media WHERE state = 'archived'"
-                )
-                await db.execute("VACUUM ANALYZE")
 
     @pytest_asyncio.fixture
     async def large(self, large_database):

@@ -471,7 +471,7 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
 
 async def test_backfill_fetches_calls_by_their_ids(place):
     pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris")
-    await place.add("hq", ChronicallSimulator())
+    await place.add("hq", ImagicleSimulator())
     calls = [pbx.add_call(DAY + i * HOUR, timedelta(seconds=1)) for i in range(6)]
     ids = [pbx.call_id(call) for call in calls]
     (place.folder / "ids").write_text(f"# yesterday's\n{ids[0]}\n\n  {ids[1]}  \n")
@@ -483,7 +483,7 @@ async def test_backfill_fetches_calls_by_their_ids(place):
     wanted = {pbx.file_id(call) for call in calls[:3]}
     assert set(await place.held()) == {("pbx", recording_id, "audio") for recording_id in wanted}
     impossible = await place.run("backfill", "--source", "hq", "--ids", "-", stdin=b"1\n", code=2)
-    assert "a chronicall source can't be asked for single call ids" in impossible.err
+    assert "a imagicle source can't be asked for single call ids" in impossible.err
 
 
 async def test_what_is_pending_is_waited_for_when_asked_and_what_failed_is_retried(place):
@@ -677,10 +677,10 @@ async def test_get_passes_over_a_spoilt_copy_and_verify_mends_it(place):
     lost = await place.run("get", "hq", recording_id, "-o", "call.spx", code=1)
     assert lost.err.count("are not those that were archived") == 2
     assert not [path for path in place.folder.iterdir() if "call.spx" in path.name]
-    hopeless = await place.run("verify", "--json", code=1)
-    assert hopeless.json["complete"] is False
-    copies["twin"].write_bytes(data)
-    await place.run("verify")
+    mended = await place.json("verify")
+    assert mended["complete"] is True
+    assert [mended["stores"][name]["repaired"] for name in ("disk", "twin")] == [1, 1]
+    assert copies["twin"].read_bytes() == data
     assert copies["disk"].read_bytes() == data
     assert (await place.run("get", "hq", recording_id, "-o", "-")).raw == data
 

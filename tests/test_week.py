@@ -18,12 +18,12 @@ from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import servers
-from tests.engine import HOUR, MINUTE, Rig, archiving, assert_archived, kinds, s3_table
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, kinds, s3_table
 from tests.factories import NOON
 
 DAY = 24 * HOUR
 END = NOON + 7 * DAY
-CALLS = 60
+CALLS = 50
 #: What a recorder may do wrong: kind, where, how often, value.
 FAULTS = (
     ("status", "list", 1, 503),
@@ -130,7 +130,7 @@ async def test_a_week_of_faults_loses_nothing_and_doubles_nothing(tmp_path, data
         "start": NOON,
         "window": "4h",
         "lookback": "11h",
-        "timeout": "500ms",
+        "timeout": "300ms",
         "retry": {"first": "100ms", "cap": "1m"},
     }
     async with archiving(tmp_path, database, sims, stores=stores, clock=clock, **options) as rig:
@@ -155,3 +155,18 @@ async def test_a_week_of_faults_loses_nothing_and_doubles_nothing(tmp_path, data
 
     assert {kind for kind, _ in hits} == {kind for kind, *_ in FAULTS} | {"flip"}
     assert {on for _, on in hits} == {"list", "audio", *OTHERS.values()}
+
+
+@pytest.mark.parametrize("calls", [9, 10, 11])
+async def test_what_waits_behind_an_open_breaker_is_given_back(calls, tmp_path, database, clock):
+    """Also where nothing else of the source is due: a pass would wait for what nobody may fetch."""
+    sim = a_recorder(XivoSimulator, calls)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.poll()
+        fault = sim.fault("status", "audio", value=500, times=-1)
+        await asyncio.wait_for(rig.transfer(), 20)
+        assert rig.feed.health.open(clock.now())
+        fault.times = 0
+        rig.advance(HOUR)
+        await asyncio.wait_for(rig.transfer(), 20)
+        assert await assert_archived(rig) == calls

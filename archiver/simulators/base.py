@@ -80,7 +80,7 @@ class Fault:
     """Something that goes wrong.
 
     ``kind``: status (``value``: the code) · retry_after (429, ``value`` seconds) · reset · stall · html · json ·
-    empty · truncate (promises all, sends half) · clean_cut (sends half, promises nothing) · header_only (a 44-byte WAV) ·
+    empty · truncate (promises all, sends half) · clean_cut (sends half, promises nothing) · header_only (44-byte WAV) ·
     flip (one byte changed) · drip (``value`` seconds between pieces) · mislabel (right bytes, wrong Content-Type) ·
     redirect (to ``value``) · torn (half of a JSON answer, as whole) · or a vendor's own, by its simulator.
     """
@@ -334,7 +334,9 @@ class Simulator:
         return response
 
 
-HEADER_ONLY = b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00\x40\x1f\x00\x00\x80\x3e\x00\x00\x02\x00\x10\x00data\x00\x00\x00\x00"
+HEADER_ONLY = bytes.fromhex(
+    "52494646 24000000 57415645 666d7420 10000000 0100 0100 401f0000 803e0000 0200 1000 64617461 00000000"
+)
 
 
 def refused(status: int, **body: Any) -> web.Response:

@@ -16,11 +16,12 @@ from urllib.parse import quote
 from pydantic import Field, SecretStr, model_validator
 from yarl import URL
 
-from ..errors import BadData, NotReady, Overflow, SourceError, TryAgain
+from ..errors import BadData, NotReady, SourceError, TryAgain
 from ..http import Client
 from ..model import Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SourceOptions
 from ..ports import Sink
+from .genesys_register import Registrar
 from .genesys_rows import (
     AudioOnly,
     address,
@@ -35,6 +36,7 @@ from .genesys_rows import (
     rows_of,
     stopped,
     text,
+    too_deep,
 )
 from .genesys_storage import MediaOptions, Storage, basic, opened
 
@@ -67,7 +69,7 @@ class GenesysOptions(SourceOptions, MediaOptions):
     skip_registered: bool = False
     #: Use the internal twin for OPS admins, of this contact center.
     contact_center: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$")
-    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/registrar.py).
+    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (genesys_register.py).
     register_archived: bool = Field(default=False, alias="register")
     region: str | None = None
 
@@ -84,8 +86,13 @@ class Genesys:
     #: The session's and the load balancer's.
     cookies: ClassVar[bool] = True
 
+    #: What is registered may come from any recorder.
+    hears_all: ClassVar[bool] = True
+
     def __init__(self, name: str, options: GenesysOptions, http: Client) -> None:
         self.name = name
+        self.acknowledges = options.register_archived
+        self._registrar = Registrar(options, http)
         self._options = options
         self._http = http
         self._secret = options.password.get_secret_value()
@@ -152,6 +159,9 @@ class Genesys:
         told = (document.get("attributes") or {}).get("media", {}).get(media_id, {})
         return opened(self._options, told, data)
 
+    async def acknowledge(self, document: Mapping[str, Any]) -> None:
+        await self._registrar.acknowledge(document)
+
     # -- the search --------------------------------------------------------------------------------------------------
 
     async def _read(self, window: Window, rows: dict[str, Any]) -> bool:
@@ -180,7 +190,7 @@ class Genesys:
                 return steady
             offset, seen = offset + len(page), seen + len(page)
             if offset >= o.deepest_offset or seen > 2 * o.deepest_offset:
-                raise self._too_deep(window)
+                raise too_deep(window, o.longest_call, o.deepest_offset)
             # A page begins with the last row of the one before: is it not there, then rows have moved up.
             offset -= (back := 1 if len(page) > 1 else 0)
             path, params, before = self._path, {**asked, "offset": offset}, ids
@@ -191,14 +201,6 @@ class Genesys:
                 back = back if there is not None else 0
                 path = onward if there is None else str(URL(onward, encoded=True).update_query(offset=offset))
                 params = {}
-
-    def _too_deep(self, window: Window) -> TryAgain:
-        o = self._options
-        what = f"more than {o.deepest_offset} recordings from {window.start - o.longest_call} to {window.end}"
-        # The span begins longest_call earlier however short the window is: halving soon stops helping.
-        if window.length * 4 <= o.longest_call:
-            return TryAgain(f"{what}; shorten longest_call, or raise deepest_offset if the server allows it")
-        return Overflow(what)
 
     async def _search(self, path: str, params: Mapping[str, str | int]) -> Mapping[str, Any]:
         try:

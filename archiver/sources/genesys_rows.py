@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 from yarl import URL
 
-from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
-from ..model import Availability, CallEvent, Direction, Medium, Party, Recording
+from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TryAgain
+from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Window
 from ..ports import Sink
 from .genesys_storage import identity, is_encrypted
 
@@ -367,3 +367,11 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\0" not in data
+
+
+def too_deep(window: Window, longest_call: timedelta, deepest: int) -> TryAgain:
+    """Overflow; plain TryAgain where halving would not help, since the span begins longest_call earlier anyhow."""
+    what = f"more than {deepest} recordings from {window.start - longest_call} to {window.end}"
+    if window.length * 4 <= longest_call:
+        return TryAgain(f"{what}; shorten longest_call, or raise deepest_offset if the server allows it")
+    return Overflow(what)

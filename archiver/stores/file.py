@@ -71,6 +71,9 @@ class FileStore:
         self._threads: ThreadPoolExecutor | None = None
         self._durable: set[str] = set()
 
+    def location(self, key: str) -> dict[str, str]:
+        return {"kind": "file", "path": str(self.options.path / key)}
+
     async def close(self) -> None:
         threads, self._threads = self._threads, None
         if threads is not None:
@@ -161,10 +164,10 @@ class FileStore:
         folder = final[: final.rindex("/")]
         if os.path.lexists(final):
             return self._same(key, body, folder)
-        if folder not in self._durable:
-            self._make(folder)
         temporary = f"{folder}/{temporary_name()}"
         try:
+            if folder not in self._durable:
+                self._make(folder)
             file = _create(temporary)
         except FileNotFoundError:
             # Somebody removed the folder since we saw it.

@@ -192,6 +192,9 @@ class S3Store:
         self._sorted: bool | None = None
         self._lock_seen = options.object_lock is None
 
+    def location(self, key: str) -> dict[str, str]:
+        return {"kind": "s3", "bucket": self.options.bucket, "key": key}
+
     async def close(self) -> None:
         await self._wire.close()
 

@@ -70,6 +70,9 @@ class WebDavStore:
             login = f"{options.username}:{options.password.get_secret_value()}".encode()
             self._credentials["Authorization"] = "Basic " + base64.b64encode(login).decode()
 
+    def location(self, key: str) -> dict[str, str]:
+        return {"kind": "webdav", "url": self._url(key)}
+
     async def close(self) -> None:
         await self._wire.close()
 

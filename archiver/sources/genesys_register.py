@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import BadData, Refused, TryAgain
-from .http import Client
-from .sources.genesys import GenesysOptions
-from .sources.genesys_rows import MARK, judged, moment, moment_text
-from .sources.genesys_storage import aws_s3, basic, web_dav
+from ..errors import BadData, Refused, TryAgain
+from ..http import Client
+from .genesys_rows import MARK, judged, moment, moment_text
+from .genesys_storage import aws_s3, basic, web_dav
+
+if TYPE_CHECKING:
+    from .genesys import GenesysOptions
 
 __all__ = ["Registrar", "aws_s3", "posting", "web_dav"]
 
@@ -31,9 +33,7 @@ class Registrar:
     """Posts to one Web Services server. ``http`` keeps cookies: the CSRF token belongs to a session."""
 
     def __init__(self, options: GenesysOptions, http: Client) -> None:
-        if not options.region:
-            raise ValueError("region is mandatory when a recording is posted")
-        self._region = options.region
+        self._region = options.region or ""
         self._http = http
         self._secret = options.password.get_secret_value()
         twin = f"/ops/contact-centers/{options.contact_center}/recordings"
@@ -43,6 +43,18 @@ class Registrar:
         self._asking = asyncio.Lock()
         http.authorise(basic(options.username, self._secret))
 
+    async def acknowledge(self, document: Mapping[str, Any]) -> None:
+        """:meth:`register` each medium where its copy in S3 or else WebDAV lies; a file store can't be played from."""
+        descriptors: dict[str, Mapping[str, Any]] = {}
+        for medium in document.get("media") or ():
+            for copy in sorted(medium["copies"], key=lambda copy: str(copy.get("location", {}).get("kind"))):
+                where = copy.get("location", {})
+                if where.get("kind") == "s3":
+                    descriptors.setdefault(medium["media_id"], aws_s3(where["bucket"], where["key"]))
+                elif where.get("kind") == "webdav":
+                    descriptors.setdefault(medium["media_id"], web_dav(where["url"]))
+        await self.register(document, descriptors)
+
     async def register(self, document: Mapping[str, Any], descriptors: Mapping[str, Mapping[str, Any]]) -> bool:
         """Tell of one recording (its JSON): the archived media that have a descriptor, by media_id.
 
@@ -50,6 +62,8 @@ class Registrar:
         such medium, or a recording that was itself put there by :meth:`register`. May be called again.
         Raises TryAgain, Refused, BadData.
         """
+        if not self._region:
+            raise BadData("region is mandatory when a recording is posted")
         body = posting(document, descriptors, self._region)
         if body is None:
             return False

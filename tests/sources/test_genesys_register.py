@@ -13,7 +13,7 @@ from aiohttp import web
 from archiver.errors import BadData, Refused, TryAgain
 from archiver.http import Client
 from archiver.model import CallEvent, Direction, Party, Window, utc_text
-from archiver.registrar import Registrar, aws_s3, posting, web_dav
+from archiver.sources.genesys_register import Registrar, aws_s3, posting, web_dav
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.sources.genesys import Genesys, GenesysOptions
@@ -254,10 +254,10 @@ def test_a_recording_without_a_start_is_bad_data():
         posting(a_document(started_at=None), S3, "r")
 
 
-def test_a_region_is_mandatory():
+async def test_a_region_is_mandatory():
     options = GenesysOptions(kind="genesys", base_url="http://h/api/v2", username="u", password="p")
-    with pytest.raises(ValueError, match="region"):
-        Registrar(options, Client("http://h/api/v2"))
+    with pytest.raises(BadData, match="region"):
+        await Registrar(options, Client("http://h/api/v2")).register(a_document(), S3)
 
 
 # -- the CSRF token ----------------------------------------------------------------------------------------------------
