@@ -376,8 +376,9 @@ def check(offline: bool, as_json: bool) -> None:
 @click.option("--store", help="Only this store.")
 @click.option("--source", help="Only this source's copies.")
 @click.option("--budget", metavar="SIZE", help="Stop after reading so much, like 10GiB; the next run goes on there.")
+@click.option("--even-if-empty", is_flag=True, help="Repair a store in which not one copy is found.")
 @as_json
-def verify(store: str | None, source: str | None, budget: str | None, as_json: bool) -> None:
+def verify(store: str | None, source: str | None, budget: str | None, even_if_empty: bool, as_json: bool) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
     from . import render, wiring
     from .options import size
@@ -398,7 +399,7 @@ def verify(store: str | None, source: str | None, budget: str | None, as_json: b
             for name, outlet in archive.outlets.items():
                 if store in {None, name}:
                     how = archive.catalog, outlet, archive.outlets, archive.feeds, archive.spool
-                    found[name] = await read_back(*how, source=source, budget=left)
+                    found[name] = await read_back(*how, source=source, budget=left, even_if_empty=even_if_empty)
                     left = max(left - found[name].bytes, 0) if left is not None else None
             return found
 

@@ -96,23 +96,25 @@ class Embedded:
         self._users: int | None = None
 
     async def start(self) -> str:
-        """Find the server or start it; returns its URL. Raises CatalogDown.
+        """Find the server or start it (again, where it was killed meanwhile); returns its URL. Raises CatalogDown.
 
         The first start makes the database cluster (a second or two).
         """
-        if self._users is not None:
+        held = self._users
+        if held is not None and self.alive():
             return self._url
         try:
             programs = _programs()
             await asyncio.to_thread(self._make_folder)
             async with self._turn():
-                users = self._open("lock.users")
+                users = self._open("lock.users") if held is None else held
                 try:
                     fcntl.flock(users, fcntl.LOCK_SH)
                     account = await self._account(programs)
                     await self._begin(programs, account)
                 except BaseException:
-                    os.close(users)
+                    if held is None:
+                        os.close(users)
                     raise
                 self._users = users
         except OSError as error:

@@ -7,15 +7,19 @@ never to a URL that an answer named.
 from __future__ import annotations
 
 import asyncio
+import base64
+import html
 import json as jsonlib
+import re
 import ssl
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -27,6 +31,8 @@ from .options import SourceOptions
 from .ports import Sink
 
 JSON_LIMIT = 256 << 20
+#: So many bytes of an answer are looked at for a message.
+_QUOTED = 400
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -94,6 +100,39 @@ class Gate:
             self._leave()
 
 
+class _Hidden:
+    """What no message may repeat: credentials, also as HTML, JSON and URLs spell them."""
+
+    def __init__(self) -> None:
+        self._forms: list[str] = []
+
+    @property
+    def longest(self) -> int:
+        return len(self._forms[0]) if self._forms else 0
+
+    def add(self, values: Iterable[str]) -> None:
+        plain = set()
+        for value in values:
+            scheme, _, rest = value.partition(" ")
+            plain |= {value, rest}
+            if scheme.lower() == "basic":
+                with suppress(ValueError):
+                    login = base64.b64decode(rest).decode()
+                    plain |= {login, login.partition(":")[2]}
+        forms = set(self._forms)
+        for secret in plain:
+            forms |= {secret, html.escape(secret), html.escape(secret, quote=False), jsonlib.dumps(secret)[1:-1]}
+            forms |= {quote(secret), quote(secret, safe=""), quote_plus(secret)}
+        # What is shorter is no secret, and hiding it would hide the message.
+        self._forms = sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
+
+    def hide(self, text: str, *, whole: bool = True) -> str:
+        """``whole``: nothing of the text was cut off, and so no half of a secret stands at its end."""
+        for form in self._forms:
+            text = text.replace(form, "***")
+        return text if whole or not self._forms else text[: 1 - self.longest]
+
+
 class Client:
     """Speaks to one source. Raises only errors.SourceError."""
 
@@ -114,6 +153,7 @@ class Client:
         self._cookies = cookies
         self._largest = largest
         self._credentials: dict[str, str] = {}
+        self._hidden = _Hidden()
         self._session: aiohttp.ClientSession | None = None
         #: For other origins: a jar knows hosts, not ports, and the session's cookie is a credential too.
         self._elsewhere: aiohttp.ClientSession | None = None
@@ -136,6 +176,7 @@ class Client:
     def authorise(self, headers: Mapping[str, str]) -> None:
         """From now on these headers go with every request to the configured origin."""
         self._credentials.update(headers)
+        self._hidden.add(headers.values())
 
     async def close(self) -> None:
         for session in (self._session, self._elsewhere):
@@ -145,7 +186,10 @@ class Client:
 
     def url(self, path: str) -> URL:
         """A path below the base URL, or an absolute URL, as it goes on the wire (already encoded)."""
+        path = path.replace(" ", "%20")
         try:
+            if re.search(r"[\x00-\x20\x7f]", path):
+                raise ValueError(path)
             if path.startswith("/"):
                 return URL(f"{str(self.base).rstrip('/')}{path}", encoded=True)
             url = URL(path, encoded=True)
@@ -157,7 +201,7 @@ class Client:
 
     def is_ours(self, url: URL) -> bool:
         """Is this the configured origin (scheme, host and port)?"""
-        return url.origin() == self.base.origin()
+        return _origin(url) == _origin(self.base)
 
     @asynccontextmanager
     async def request(
@@ -213,7 +257,8 @@ class Client:
         try:
             return jsonlib.loads(bytes(body)) if len(body) < 1 << 20 else await asyncio.to_thread(_loads, body)
         except (ValueError, RecursionError):
-            raise TryAgain(f"the answer is no JSON: {self._excerpt(bytes(body[:200]))}") from None
+            start = bytes(body[: _QUOTED + self._hidden.longest])
+            raise TryAgain(f"the answer is no JSON: {self._excerpt(start, whole=len(start) == len(body))}") from None
 
     async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDictProxy[str]:
         """The body, byte for byte, into the sink; returns the answer's headers.
@@ -241,10 +286,13 @@ class Client:
                 if unpack is None:
                     yield chunk
                     continue
-                piece = unpack.decompress(chunk, 1 << 20)
-                while piece:
-                    yield piece
-                    piece = unpack.decompress(unpack.unconsumed_tail, 1 << 20)
+                while chunk:
+                    # A gzip file may be several, one after the other (RFC 1952, 2.2).
+                    unpack = zlib.decompressobj(47) if unpack.eof else unpack
+                    while piece := unpack.decompress(chunk, 1 << 20):
+                        yield piece
+                        chunk = unpack.unconsumed_tail
+                    chunk = unpack.unused_data
         except zlib.error:
             raise TryAgain(f"the body is no valid {encoding}") from None
         except aiohttp.ClientPayloadError:
@@ -293,11 +341,14 @@ class Client:
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
         """401, 403: Refused · 404: NotReady · 410: Gone · 504: TooSlow · 408, 425, 429, 5xx: TryAgain · BadData."""
         status = response.status
-        try:
-            excerpt = self._excerpt(await response.content.read(300))
-        except aiohttp.ClientError:
-            excerpt = ""
-        what = f"it answered {status} {response.reason or ''}".rstrip() + (f": {excerpt}" if excerpt else "")
+        body = bytearray()
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(self._timeout.total_seconds()):
+                while len(body) < _QUOTED + self._hidden.longest and (part := await response.content.read(_QUOTED)):
+                    body += part
+        excerpt = self._excerpt(bytes(body), whole=response.content.at_eof())
+        reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
+        what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")
         if status in {401, 403}:
             raise Refused(what)
         if status == 404:
@@ -310,12 +361,8 @@ class Client:
             raise TryAgain(what, retry_after=_retry_after(response.headers.get("Retry-After")))
         raise BadData(what)
 
-    def _excerpt(self, body: bytes) -> str:
-        text = body.decode("utf-8", "replace")
-        for secret in self._credentials.values():
-            text = text.replace(secret, "***")
-            if " " in secret:
-                text = text.replace(secret.split(" ", 1)[1], "***")
+    def _excerpt(self, body: bytes, *, whole: bool = True) -> str:
+        text = self._hidden.hide(body.decode("utf-8", "replace"), whole=whole)
         return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
 
     @contextmanager
@@ -337,6 +384,10 @@ class Client:
             raise TryAgain(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
+
+
+def _origin(url: URL) -> tuple[str, str, int | None]:
+    return url.scheme.lower(), (url.host or "").lower(), url.port
 
 
 def _loads(body: bytearray) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from . import manifests
 from .catalog import Catalog
 from .errors import ConfigError
+from .layout import safe
 from .model import ListingKey
 from .spool import Spool
 from .sync import Outlet
@@ -39,16 +40,20 @@ async def rebuild(
         raise ConfigError(["the catalog is not empty: rebuild fills an empty one only (point [database] at a new one)"])
     report = Rebuilt(damaged=[])
     assert report.damaged is not None
+    distrusted: set[str] = set()
     async for key, documents, problem in manifests.read(outlet.store, outlet.prefix, spool):
         if problem is not None:
             report.damaged.append(f"{key}: {problem}")
+            distrusted.add(key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0])
         report.recordings += await catalog.rebuild(documents, keys)
         report.manifests += 1
         report.lines += len(documents)
         if on_lines is not None:
             on_lines(len(documents))
     async for ledger in manifests.read_ledgers(outlet.store, outlet.prefix, spool):
-        await catalog.rebuild_ledger(ledger)
+        # What a damaged manifest told is unknown: its source is listed again from its start.
+        lost = safe(ledger["source"]) in distrusted
+        await catalog.rebuild_ledger(ledger | {"covered": [], "cursor": None} if lost else ledger)
         report.ledgers += 1
     await catalog.rebuilt()
     return report

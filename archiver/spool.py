@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -25,10 +27,10 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
-        """Remove what a killed process left behind (files whose process is gone)."""
+        """Remove what a killed process left behind: files that no process holds a lock on."""
         for file in self.folder.glob("*.part"):
-            pid = file.name.split("-")[0]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError), file.open("rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink(missing_ok=True)
 
     def sink(self) -> SpoolSink:
@@ -51,6 +53,7 @@ class SpoolSink:
         self._waiting = 0
         self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._path: Path | None = None
         self.length = 0
         self.content_type: str | None = None
 
@@ -73,10 +76,10 @@ class SpoolSink:
             self._hash.update(chunk)
         elif self._file is None:
             unhashed = self._chunks.pop()
-            await asyncio.to_thread(self._spill)
+            await _in_thread(self._spill)
             self._chunks, self._waiting = [unhashed], len(unhashed)
         elif self._waiting >= _STEP:
-            await asyncio.to_thread(self._append)
+            await _in_thread(self._append)
 
     async def restart(self) -> None:
         self._forget()
@@ -89,15 +92,13 @@ class SpoolSink:
             data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             self._chunks = [data]
             return Body(self.length, self._hash.hexdigest(), data=data)
-        await asyncio.to_thread(self._append)
-        await asyncio.to_thread(self._file.flush)
-        return Body(self.length, self._hash.hexdigest(), path=Path(self._file.name))
+        await _in_thread(self._append)
+        await _in_thread(self._file.flush)
+        return Body(self.length, self._hash.hexdigest(), path=self._path)
 
     def _spill(self) -> None:
         """What is hashed already moves from memory to a new file."""
-        handle, path = tempfile.mkstemp(prefix=f"{os.getpid()}-", suffix=".part", dir=self._spool.folder)
-        os.close(handle)
-        self._file = Path(path).open("wb")  # noqa: SIM115 - lives as long as the sink
+        self._file, self._path = _new_file(self._spool.folder)
         self._file.write(b"".join(self._chunks))
         self._give_back()
 
@@ -115,8 +116,30 @@ class SpoolSink:
     def _forget(self) -> None:
         self._give_back()
         self._chunks, self._waiting = [], 0
-        if self._file is not None:
-            self._file.close()
+        if self._file is not None and self._path is not None:
             with contextlib.suppress(OSError):
-                Path(self._file.name).unlink(missing_ok=True)
-            self._file = None
+                self._path.unlink(missing_ok=True)
+            # Raises where the disk is full: it writes what is left.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = self._path = None
+
+
+def _new_file(folder: Path) -> tuple[BinaryIO, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(suffix=".part", dir=folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if (path := Path(name)).exists():
+            return os.fdopen(handle, "wb"), path
+        # Another process's clear() was quicker.
+        os.close(handle)
+
+
+async def _in_thread(step: Callable[[], object]) -> None:
+    """To its end, also where the waiting is cancelled: the sink may not be left while a thread works on it."""
+    task = asyncio.ensure_future(asyncio.to_thread(step))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

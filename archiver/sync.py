@@ -691,8 +691,9 @@ async def _describe(
         except StoreError as error:
             store_failed(outlet, now, error)
             return source, store
-        # Not before: a store that takes audio and no manifests is of no use.
-        outlet.health.worked()
+        # Not before: a store that takes audio and no manifests is of no use. Nor for what was put before it failed.
+        if outlet.health.trying or not outlet.health.probing:
+            outlet.health.worked()
         return None
 
     failed = await asyncio.gather(*(one(source, store, documents) for (source, store), documents in lines.items()))

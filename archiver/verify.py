@@ -22,6 +22,8 @@ log = structlog.get_logger()
 Identity = tuple[str, str, str]
 #: Copies read at once, and looked up at a time.
 WIDTH = 8
+#: So many copies missing at once, and not one there, look like another disk.
+FEW = 4
 PAGE = 256
 
 
@@ -71,13 +73,20 @@ async def verify(
     *,
     source: str | None = None,
     budget: int | None = None,
+    even_if_empty: bool = False,
     on_read: Callable[[int], None] | None = None,
 ) -> Verified:
     """Read the store's copies back, the longest unread first, until all or ``budget`` bytes were read.
 
-    What was read is remembered at once, so that the next run goes on behind it.
+    What was read is remembered at once, so that the next run goes on behind it. A store in which not one copy is found
+    is taken for one that is not mounted, and left alone, unless ``even_if_empty``.
     """
     found = Verified()
+    try:
+        await outlet.store.check()
+    except StoreError as error:
+        found.error = f"store {outlet.name}: {error}"
+        return found
     began = catalog.clock.now()
     after: tuple[datetime, str] = (began.min.replace(tzinfo=began.tzinfo), "")
     while budget is None or found.bytes < budget:
@@ -94,6 +103,12 @@ async def verify(
                 problems = await asyncio.gather(*(read_back(outlet, copy) for _, copy in part))
             except StoreError as error:
                 found.error = f"store {outlet.name}: {error}"
+                return found
+            if not even_if_empty and found.good == 0 and len(part) >= FEW and set(problems) == {MISSING}:
+                found.error = (
+                    f"store {outlet.name}: not one of {len(part)} copies is there; is the right disk mounted, the right"
+                    " bucket named? Nothing was repaired (--even-if-empty does it all the same)"
+                )
                 return found
             results = []
             for (identity, copy), problem in zip(part, problems, strict=True):

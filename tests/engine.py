@@ -1,4 +1,4 @@
-"""A whole archive for tests: simulated recorders, real stores, a real database, the real wiring; and what it must hold."""
+"""A whole archive for tests: simulated recorders, real stores and database, the real wiring; and what it must hold."""
 
 from __future__ import annotations
 
@@ -143,9 +143,7 @@ class Rig:
 
     async def documents(self, name: str = "pbx") -> dict[str, Document]:
         """By recording_id, what `list --json` prints."""
-        return {
-            d["recording_id"]: json.loads(json.dumps(d)) async for d in self.catalog.find(Query(source=name, limit=None))
-        }
+        return {d["recording_id"]: json.loads(json.dumps(d)) async for d in self.catalog.find(Query(source=name))}
 
     async def medium(self, recording_id: str | None = None, name: str = "pbx") -> Document:
         """The only medium of that (or the only) recording."""
@@ -256,7 +254,10 @@ def _toml(
             "timeout": "2s",
             "retry": {"first": "1s", "cap": "1m"},
         }
-        lines += [f"[sources.{name}]", *(f"{k} = {_value(v)}" for k, v in {**sim.options(), **common, **options}.items())]
+        lines += [
+            f"[sources.{name}]",
+            *(f"{k} = {_value(v)}" for k, v in {**sim.options(), **common, **options}.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -323,7 +324,7 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
 
 
 def key_of(prefix: str, document: Document, media_id: str, key: str) -> str:
-    """The key that the contract gives a copy: ``{prefix}{source}/{YYYY}/{MM}/{DD}/{recording}/{medium}-{12 hex}.{ext}``."""
+    """The copy's key by contract: ``{prefix}{source}/{YYYY}/{MM}/{DD}/{recording}/{medium}-{12 hex}.{ext}``."""
     (sha256,) = {c["sha256"] for m in document["media"] for c in m["copies"] if c["key"] == key}
     day = document["started_at"][:10].replace("-", "/")
     names = (layout.safe(document["recording_id"]), layout.safe(media_id))

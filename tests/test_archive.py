@@ -214,7 +214,10 @@ async def test_rows_of_the_future_and_of_1970_are_kept_flagged_and_move_nothing(
         await rig.sync()
         await assert_archived(rig)
         flags = {d["raw"]["startTime"]: d["flags"] for d in (await rig.documents()).values() if d["flags"]}
-        assert flags == {int(future.start.timestamp() * 1000): ["future"], int(ancient.start.timestamp() * 1000): ["ancient"]}
+        assert flags == {
+            int(future.start.timestamp() * 1000): ["future"],
+            int(ancient.start.timestamp() * 1000): ["ancient"],
+        }
         folders = {k.rsplit("/", 2)[0] for k in await rig.media_keys("disk")}
         assert folders == {"pbx/1970/01/01", "pbx/2024/05/18", "pbx/2099/01/01"}
         status = (await rig.status())["sources"]["pbx"]

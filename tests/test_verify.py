@@ -1,0 +1,237 @@
+"""`verify` and `rebuild`: what lies in the stores is read back, mended, and enough to make the catalog again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from archiver.catalog import Catalog, Query
+from archiver.errors import ConfigError
+from archiver.model import ListingKey
+from archiver.rebuild import rebuild
+from archiver.simulators.genesys import GenesysSimulator
+from archiver.simulators.noojee import NoojeeSimulator
+from archiver.simulators.xivo import XivoSimulator
+from archiver.verify import verify
+from tests.engine import Rig, a_recorder, archiving
+
+
+def two(folder: Path):
+    return {name: {"kind": "file", "path": str(folder / name)} for name in ("one", "two")}
+
+
+async def check(rig: Rig, store: str, **how):
+    archive = rig.archive
+    return await verify(archive.catalog, archive.outlets[store], archive.outlets, archive.feeds, archive.spool, **how)
+
+
+@asynccontextmanager
+async def archived(folder: Path, database: str, calls: int = 6, stores=None):
+    async with archiving(folder, database, a_recorder(calls=calls, live=True), stores=stores) as rig:
+        await rig.sync()
+        yield rig
+
+
+def spoil(path: Path, how: str) -> None:
+    path.chmod(0o600)
+    data = path.read_bytes()
+    match how:
+        case "flipped":
+            path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+        case "cut":
+            path.write_bytes(data[: len(data) // 2])
+        case "replaced":
+            path.write_bytes(b"RIFF" * 10)
+        case "deleted":
+            path.unlink()
+
+
+async def file_of(rig: Rig, store: str) -> tuple[str, Path]:
+    key = min(await rig.media_keys(store))
+    return key, Path(rig.archive.config.stores[store].options.path) / key
+
+
+async def test_whole_copies_are_good_and_remembered_as_verified(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        found = await check(rig, "disk")
+        assert (found.read, found.good, found.bad, found.complete) == (6, 6, 0, True)
+        for document in (await rig.documents()).values():
+            assert all(c["verified_at"] for m in document["media"] for c in m["copies"])
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "replaced", "deleted"])
+async def test_a_spoilt_copy_is_repaired_from_another_store(tmp_path, database, how):
+    async with archived(tmp_path, database, stores=two(tmp_path)) as rig:
+        key, path = await file_of(rig, "one")
+        whole = path.read_bytes()
+        spoil(path, how)
+        await rig.sim.stop()
+        found = await check(rig, "one")
+        assert (found.bad, found.repaired, found.missing) == (1, 1, int(how == "deleted"))
+        assert found.complete
+        assert path.read_bytes() == whole
+        recording = next(d for d in (await rig.documents()).values() if key in json.dumps(d))
+        assert (await rig.happened(recording["recording_id"]))["copy repaired from store two"] == 1
+        assert (await rig.status())["stores"]["one"]["bad"] == 0
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "deleted"])
+async def test_without_another_store_the_source_gives_the_bytes_again(tmp_path, database, how):
+    async with archived(tmp_path, database) as rig:
+        _, path = await file_of(rig, "disk")
+        whole = path.read_bytes()
+        spoil(path, how)
+        found = await check(rig, "disk")
+        assert found.complete
+        assert path.read_bytes() == whole
+
+
+async def test_what_nobody_can_repair_stays_known_as_bad_until_it_is_right_again(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        _, path = await file_of(rig, "disk")
+        whole = path.read_bytes()
+        spoil(path, "flipped")
+        await rig.sim.stop()
+        found = await check(rig, "disk")
+        assert not found.complete
+        assert (await rig.status())["stores"]["disk"]["bad"] == 1
+        path.write_bytes(whole)
+        assert (await check(rig, "disk")).complete
+        assert (await rig.status())["stores"]["disk"]["bad"] == 0
+
+
+async def test_a_copy_is_never_repaired_with_bytes_that_are_spoilt_too(tmp_path, database):
+    async with archived(tmp_path, database, calls=1, stores=two(tmp_path)) as rig:
+        for store in ("one", "two"):
+            spoil((await file_of(rig, store))[1], "flipped")
+        await rig.sim.stop()
+        assert not (await check(rig, "one")).complete
+
+
+async def test_a_budget_reads_the_longest_unread_first_and_goes_on_there(tmp_path, database):
+    async with archived(tmp_path, database, calls=30) as rig:
+        read = 0
+        for _ in range(40):
+            found = await check(rig, "disk", budget=1)
+            read += found.read
+            unread = sum(
+                c["verified_at"] is None
+                for d in (await rig.documents()).values()
+                for m in d["media"]
+                for c in m["copies"]
+            )
+            if not unread:
+                break
+        assert unread == 0
+        assert read < 30 + 8, "what was read is not read again before the rest"
+
+
+async def test_a_store_without_a_single_copy_is_taken_for_another_disk_and_left_alone(tmp_path, database):
+    async with archived(tmp_path, database, stores=two(tmp_path)) as rig:
+        shutil.rmtree(tmp_path / "one")
+        (tmp_path / "one").mkdir()
+        found = await check(rig, "one")
+        assert found.error
+        assert (found.bad, found.repaired) == (0, 0)
+        assert await rig.media_keys("one") == []
+        assert (await check(rig, "one", even_if_empty=True)).complete
+        assert len(await rig.media_keys("one")) == 6
+
+
+async def test_a_store_that_is_lost_is_said_and_no_copy_is_called_bad(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        shutil.move(tmp_path / "disk", tmp_path / "away")
+        (tmp_path / "disk").write_text("a file in the way")
+        found = await check(rig, "disk")
+        assert found.error
+        assert found.bad == 0
+
+
+# -- rebuild -----------------------------------------------------------------------------------------------------------
+
+
+async def everything(catalog: Catalog) -> list[str]:
+    return [json.dumps(d) async for d in catalog.find(Query())]
+
+
+async def remade(rig: Rig, database: str, store: str, *, same: bool = True):
+    """The lines of `list --json` before and after the catalog was dropped and made again from that store."""
+    before = await everything(rig.catalog)
+    ledgers = {row["name"]: (row["covered"], row["cursor"]) for row in await rig.catalog.sources()}
+    totals = await rig.catalog.totals()
+    async with rig.catalog._connection() as c:
+        await c.execute("TRUNCATE sources, recordings, media, copies, totals, listings, history, rejected CASCADE")
+    keys = {name: feed.source.listing_key for name, feed in rig.archive.feeds.items()}
+    report = await rebuild(rig.catalog, rig.archive.outlets[store], keys, rig.archive.spool)
+    after = {row["name"]: (row["covered"], row["cursor"]) for row in await rig.catalog.sources()}
+    assert not same or await rig.catalog.totals() == totals
+    return before, await everything(rig.catalog), ledgers, after, report
+
+
+@pytest.mark.parametrize("store", ["one", "two"])
+async def test_the_catalog_comes_back_from_any_one_store_byte_for_byte(tmp_path, database, store):
+    sims = {
+        "xivo": a_recorder(XivoSimulator, 12, live=True),
+        "noojee": a_recorder(NoojeeSimulator, 8, live=True),
+        "genesys": a_recorder(GenesysSimulator, 8, live=True),
+    }
+    async with archiving(tmp_path, database, sims, stores=two(tmp_path)) as rig:
+        await rig.sync()
+        before, after, ledgers, ledgers_after, report = await remade(rig, database, store)
+        assert len(before) >= 20
+        assert before == after
+        assert ledgers == ledgers_after
+        assert report.damaged == []
+        before_requests = {name: sim.count("audio") for name, sim in sims.items()}
+        await rig.sync()
+        assert {name: sim.count("audio") for name, sim in sims.items()} == before_requests, "nothing is fetched again"
+
+
+async def test_what_was_not_archived_yet_is_found_again_after_a_rebuild(tmp_path, database):
+    sim = a_recorder(calls=8, live=True)
+    sim.fault("status", "audio", value=500, times=-1, match="13003")
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.sync()
+        assert (await rig.states()).get("pending") == 1
+        sim.faults.clear()
+        before, after, *_ = await remade(rig, database, "disk")
+        assert len(before) == len(after)
+        await rig.sync(wait=timedelta(seconds=5))
+        assert await rig.states() == {"archived": 8}
+
+
+async def test_gone_and_metadata_changes_survive_a_rebuild(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        call = rig.sim.calls[0]
+        call.agent = ("Somebody Else", "1999")
+        await rig.sync()
+        before, after, *_ = await remade(rig, database, "disk")
+        assert before == after
+        assert any("Somebody Else" in row for row in after)
+
+
+async def test_rebuild_refuses_a_catalog_that_holds_something(tmp_path, database):
+    async with archived(tmp_path, database, calls=1) as rig:
+        with pytest.raises(ConfigError, match="not empty"):
+            await rebuild(rig.catalog, rig.archive.outlets["disk"], {"pbx": ListingKey.START}, rig.archive.spool)
+
+
+async def test_a_damaged_manifest_costs_its_own_lines_only_and_is_named(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        manifests = sorted(k for k in await rig.objects("disk") if k.startswith("_manifests/"))
+        path = tmp_path / "disk" / manifests[0]
+        path.chmod(0o600)
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(lines[0][: len(lines[0]) // 2] + b"\n" + b"".join(lines[1:]))
+        before, after, _, ledgers, report = await remade(rig, database, "disk", same=False)
+        assert len(after) == len(before) - 1
+        assert len(report.damaged) == 1
+        assert manifests[0] in report.damaged[0]
+        assert ledgers == {"pbx": ((), None)}, "listed again, or the lost line would never be found"
+        await rig.sync()
+        assert len(await rig.documents()) == len(before)
