@@ -221,7 +221,7 @@ def backfill(
     if ids is not None:
         if not issubclass(config.sources[source].cls, LooksUp):
             kind = config.sources[source].options.kind
-            raise click.UsageError(f"a {kind} source can't be asked for single call ids; use --from and --to")
+            raise click.UsageError(f"{source} can't be asked for single call ids ({kind}); use --from and --to")
         if start or end or relist or dry_run:
             raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
         call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]

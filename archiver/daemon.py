@@ -98,6 +98,7 @@ async def run_once(
         while True:
             before = feed.gate.started
             async with engine.polling(name):
+                await engine.admitted(name)
                 try:
                     if call_ids is not None:
                         polled = await sync.look_up(feed, catalog, call_ids)
@@ -267,6 +268,7 @@ class Daemon:
             return False
         began = time.monotonic()
         async with self.engine.polling(name):
+            await self.engine.admitted(name)
             polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:
             return False

@@ -28,6 +28,8 @@ from .model import Download, Outcome, State
 from .simulators.base import Simulator
 from .wiring import Archive, opened
 
+#: How a demo's config begins.
+_WRITTEN = "# Written by `archiver demo`"
 #: How long the archive may take to hold everything, in seconds.
 PATIENCE = 170.0
 #: What goes wrong on the way: kind, where, how often, value.
@@ -42,12 +44,18 @@ FAULTS: tuple[tuple[str, str, int, object, str], ...] = (
 
 def main(folder: Path, calls: int) -> int:
     """Run the demo in ``folder`` (made anew); the exit code: 0 when every call was archived."""
-    if folder.exists() and not (folder / "archiver.toml").exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not _is_demo(folder):
         click.echo(f"{folder} holds something that is not a demo; name another --folder", err=True)
         return 2
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return asyncio.run(_demo(folder.resolve(), calls))
+
+
+def _is_demo(folder: Path) -> bool:
+    """Did a demo make it? A folder with a config of somebody's own is not made anew."""
+    config = folder / "archiver.toml"
+    return config.is_file() and config.read_text("utf-8", "replace").startswith(_WRITTEN)
 
 
 async def _demo(folder: Path, calls: int) -> int:
@@ -82,7 +90,7 @@ async def _recorders(stack: contextlib.AsyncExitStack, calls: int) -> dict[str, 
 def _config(simulators: dict[str, Simulator]) -> str:
     start = (datetime.now(UTC) - timedelta(days=1)).date()
     lines = [
-        "# Written by `archiver demo`. Try, from another terminal:",
+        f"{_WRITTEN}. Try, from another terminal:",
         "#   archiver --config THIS_FILE status",
         "",
         'data_dir = "var"',
@@ -121,7 +129,7 @@ async def _run(console: Console, archive: Archive, simulators: dict[str, Simulat
         if running.done():
             await running
         seen.healed(simulators)
-        held = sum(len(s.truth()) for s in simulators.values()) - len(missing)
+        held = sum(len(s.truth()) for s in simulators.values()) - len({line.rpartition(" ")[0] for line in missing})
         console.print(
             f"\n[bold]{held} recordings archived and compared byte for byte[/] in {time.monotonic() - began:.1f} s"
         )

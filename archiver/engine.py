@@ -17,7 +17,7 @@ import structlog
 
 from . import sync
 from .catalog import Catalog, Document
-from .errors import CatalogDown, SourceError, StoreError
+from .errors import CatalogDown, SourceError, SpoolDown, StoreError
 from .model import Claim, Download, Outcome, State
 from .ports import Acknowledges, FetchesBatches
 from .spool import Spool, SpoolSink
@@ -138,6 +138,11 @@ class Engine:
             yield
         finally:
             self._polling[name] -= 1
+
+    async def admitted(self, name: str) -> None:
+        """Within :meth:`polling`, while :meth:`run` runs: wait until others leave this process a share."""
+        while name in self.lanes and self.lanes[name].feed.gate.limit < 1:  # noqa: ASYNC110 - shares have their rhythm
+            await asyncio.sleep(0.2)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -300,7 +305,7 @@ class Engine:
             sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
             try:
                 delivered = await source.fetch_batch([c.medium for c in claims], sinks)
-            except SourceError as error:
+            except (SourceError, SpoolDown) as error:
                 log.info("batch.failed", source=feed.name, error=str(error))
                 return claims
             for claim in claims:
@@ -315,6 +320,8 @@ class Engine:
             found = await sync.verified(claim.medium, body)
         except SourceError as error:
             return await sync.explain(feed, claim, self.catalog, error)
+        except SpoolDown as error:
+            return sync.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
         feed.health.worked()
         return await sync.deliver(feed, claim, self.catalog, body, found)
 

@@ -14,6 +14,7 @@ ArchiverError
 │   └── BadData             an answer that nobody can read
 └── StoreError
     ├── StoreDown           will pass by itself: unreachable, full, 5xx
+    │   └── SpoolDown       the spool's disk is full or broken
     ├── StoreRefused        our account, bucket or path is refused: an operator must act
     ├── StoreMissing        no object under that key
     └── StoreConflict       other bytes lie under that key
@@ -93,6 +94,10 @@ class StoreError(ArchiverError):
 
 class StoreDown(StoreError):
     """The store can't be reached."""
+
+
+class SpoolDown(StoreDown):
+    """The spool can't take it."""
 
 
 class StoreRefused(StoreError):

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 18
+#: Bytes that an id may have; an index row of PostgreSQL holds two of them.
+LONGEST_ID = 800
 
 
 class ListingKey(StrEnum):
@@ -147,6 +149,15 @@ class Recording:
         if listing_key is ListingKey.END and self.ended_at is not None:
             return self.ended_at
         return self.started_at
+
+    def problem(self) -> str | None:
+        """Why no catalog could hold it, if so: ids and sizes that a row must not have."""
+        for name, told in (("recording", self.recording_id), *(("medium", m.media_id) for m in self.media)):
+            if not told or len(told.encode("utf-8", "surrogatepass")) > LONGEST_ID:
+                return f"the {name}'s id is empty or longer than {LONGEST_ID} bytes"
+        if any(m.size is not None and not 0 <= m.size < 1 << 63 for m in self.media):
+            return "a size that no file has"
+        return None
 
     def digest(self) -> bytes:
         """16 bytes that change when anything the source told changes."""

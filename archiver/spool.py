@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from .errors import SpoolDown
 from .model import Body
 
 _STEP = 1 << 20
@@ -143,3 +144,5 @@ async def _in_thread(step: Callable[[], object]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+    except OSError as error:
+        raise SpoolDown(f"the spool in data_dir can't be written: {error.strerror or error}") from error

@@ -10,9 +10,10 @@ It knows nouns and seams only. What goes wrong is decided in one place, ``explai
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,6 +31,7 @@ from .errors import (
     Overflow,
     Refused,
     SourceError,
+    SpoolDown,
     StoreConflict,
     StoreError,
     StoreRefused,
@@ -48,6 +50,7 @@ from .model import (
     Medium,
     Outcome,
     Recording,
+    Rejected,
     State,
     Window,
 )
@@ -145,7 +148,7 @@ class Polled:
     rejected: int = 0
     bytes: int = 0
     error: str | None = None
-    #: Another process was polling this source.
+    #: Another process was polling this source, or had all of it.
     busy: bool = False
     #: There are gaps left to list.
     more: bool = False
@@ -181,7 +184,8 @@ async def poll(
         feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start
     )
     async with catalog.only_one(f"poll:{feed.name}") as mine:
-        if not mine:
+        # Without a share of the source it would wait, and keep those waiting that have one.
+        if not mine or feed.gate.limit < 1:
             report.busy = True
             return report
         try:
@@ -268,7 +272,10 @@ async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *,
 async def listed(
     feed: Feed, window: Window, *, pause: float = 1.0, depth: int = 0
 ) -> AsyncIterator[tuple[Window, Listing]]:
-    """What the source tells of the window; halved, newest half first, where it can't answer it whole."""
+    """What the source tells of the window; halved where it can't answer it whole.
+
+    The older half comes first: a window may hold the lookback of a gap before the gap.
+    """
     try:
         listing = await _ask(feed, window, pause)
     except Overflow as error:
@@ -276,7 +283,7 @@ async def listed(
         if halves is None or (isinstance(error, TooSlow) and depth >= TRIES):
             raise
         log.info("window.halved", source=feed.name, window=str(window), reason=str(error))
-        for half in reversed(halves):
+        for half in halves:
             async for part in listed(feed, half, pause=pause, depth=depth + 1):
                 yield part
     else:
@@ -308,7 +315,10 @@ async def _record(
     cursor: str | None = None,
 ) -> None:
     unique = {recording.recording_id: recording for recording in listing.recordings}
-    listing = Listing(list(unique.values()), listing.rejected)
+    odd = [(recording, reason) for recording in unique.values() if (reason := recording.problem()) is not None]
+    rejected = [Rejected(raw=json.dumps(r.raw, default=str)[:4096], reason=reason) for r, reason in odd]
+    kept = [recording for recording in unique.values() if recording.problem() is None] if odd else list(unique.values())
+    listing = Listing(kept, [*listing.rejected, *rejected])
     unknown = await catalog.unknown(feed.name, listing.recordings)
     news = [(recording, recording.digest()) for recording in unknown]
     if isinstance(feed.source, Details):
@@ -455,6 +465,8 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
             body, found = await obtain(feed, claim, sink)
         except SourceError as error:
             return await explain(feed, claim, catalog, error)
+        except SpoolDown as error:
+            return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
         return await deliver(feed, claim, catalog, body, found)
 
 
@@ -514,15 +526,7 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
     error = "; ".join(problem.why for problem in problems)
     due_at = max((problem.due_at for problem in problems), default=None)
     if not copies:
-        return Outcome(
-            claim=claim,
-            state=State.PENDING,
-            due_at=due_at or stuck,
-            error=error,
-            attempts=claim.attempts,
-            failing_since=claim.failing_since,
-            what="store failed",
-        )
+        return postponed(claim, due_at or stuck, error)
     return Download(
         claim=claim,
         sha256=body.sha256,
@@ -541,6 +545,19 @@ class _Unput:
 
     why: str
     due_at: datetime
+
+
+def postponed(claim: Claim, due_at: datetime, why: str) -> Outcome:
+    """Nothing is wrong with this medium: it is due again then, and no attempt is counted."""
+    return Outcome(
+        claim=claim,
+        state=State.PENDING,
+        due_at=due_at,
+        error=why,
+        attempts=claim.attempts,
+        failing_since=claim.failing_since,
+        what="store failed",
+    )
 
 
 async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _Unput:
@@ -654,7 +671,7 @@ async def commit(
         }
         revisions = {key: revision for key, (_, revision, _) in known.items()}
         lost = await _describe(feeds, catalog, described)
-        downloads, without = _without(downloads, lost, catalog.clock.now())
+        downloads, without = _without(downloads, lost)
         outcomes += without
         if lost:
             revisions = {key: revision for key, revision in revisions.items() if key[0] not in {s for s, _ in lost}}
@@ -675,33 +692,37 @@ def _hearers(feeds: dict[str, Feed], source: str) -> list[str]:
 
 async def _describe(
     feeds: dict[str, Feed], catalog: Catalog, described: dict[tuple[str, str], tuple[Document, list[str]]]
-) -> set[tuple[str, str]]:
-    """One manifest per source and store; the (source, store) pairs that failed."""
+) -> dict[tuple[str, str], datetime]:
+    """One manifest per source and store; the (source, store) pairs that failed, and when to try them again."""
     lines: dict[tuple[str, str], list[Document]] = defaultdict(list)
+    lost: dict[tuple[str, str], datetime] = {}
+    now = catalog.clock.now()
     for (source, _), (document, stores) in described.items():
         for store in stores:
-            if source in feeds and store in feeds[source].outlets:
+            if source not in feeds:
+                # It left the config while its last media were on their way.
+                lost[source, store] = now
+            elif store in feeds[source].outlets:
                 lines[source, store].append(document)
-    now = catalog.clock.now()
 
-    async def one(source: str, store: str, documents: list[Document]) -> tuple[str, str] | None:
+    async def one(source: str, store: str, documents: list[Document]) -> None:
         outlet = feeds[source].outlets[store]
         try:
             await manifests.write(outlet.store, outlet.prefix, source, documents, now)
         except StoreError as error:
             store_failed(outlet, now, error)
-            return source, store
+            lost[source, store] = outlet.health.until or now + timedelta(seconds=10)
+            return
         # Not before: a store that takes audio and no manifests is of no use. Nor for what was put before it failed.
         if outlet.health.trying or not outlet.health.probing:
             outlet.health.worked()
-        return None
 
-    failed = await asyncio.gather(*(one(source, store, documents) for (source, store), documents in lines.items()))
-    return {pair for pair in failed if pair is not None}
+    await asyncio.gather(*(one(source, store, documents) for (source, store), documents in lines.items()))
+    return lost
 
 
 def _without(
-    downloads: Sequence[Download], lost: set[tuple[str, str]], now: datetime
+    downloads: Sequence[Download], lost: Mapping[tuple[str, str], datetime]
 ) -> tuple[list[Download], list[Outcome]]:
     """The downloads less the copies that no manifest describes; those with none left as outcomes."""
     kept, gone = [], []
@@ -710,21 +731,12 @@ def _without(
         if len(copies) == len(d.copies):
             kept.append(d)
             continue
-        due_at, error = now + timedelta(seconds=10), "no manifest could be written"
+        due_at = max(lost[d.claim.source, c.store] for c in d.copies if (d.claim.source, c.store) in lost)
+        error = "no manifest could be written"
         if copies:
             kept.append(replace(d, copies=copies, error=error, due_at=due_at))
         else:
-            gone.append(
-                Outcome(
-                    claim=d.claim,
-                    state=State.PENDING,
-                    due_at=due_at,
-                    error=error,
-                    attempts=d.claim.attempts,
-                    failing_since=d.claim.failing_since,
-                    what="store failed",
-                )
-            )
+            gone.append(postponed(d.claim, due_at, error))
     return kept, gone
 
 

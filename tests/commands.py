@@ -22,6 +22,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import asyncpg
+
 from archiver.simulators.base import Simulator
 
 #: The day of the calls in these tests, long past: nothing of it changes any more.
@@ -375,6 +377,21 @@ async def place(folder: Path, database: str, **how: Any) -> AsyncIterator[Place]
         yield made
     finally:
         await made.close()
+
+
+async def tables(database: str) -> dict[str, list[str]]:
+    """Every row of every table, as JSON text."""
+    connection = await asyncpg.connect(database)
+    try:
+        names = [
+            row[0] for row in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        ]
+        return {
+            name: [row[0] for row in await connection.fetch(f'SELECT to_jsonb(t)::text FROM "{name}" t')]
+            for name in names
+        }
+    finally:
+        await connection.close()
 
 
 # -- TOML ------------------------------------------------------------------------------------------------------------

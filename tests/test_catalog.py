@@ -154,6 +154,20 @@ async def found(catalog: Catalog, **filters: Any) -> list[str]:
     return [d["recording_id"] async for d in catalog.find(Query(**filters))]
 
 
+@contextlib.asynccontextmanager
+async def spoilt(db, table: str):
+    """Meanwhile no transaction that wrote to this table can be committed."""
+    await db.execute(
+        f"""
+        CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'spoilt'; END $$;
+        CREATE CONSTRAINT TRIGGER spoiling AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION spoil();
+        """
+    )
+    yield
+    await db.execute("DROP FUNCTION spoil CASCADE")
+
+
 async def happened(catalog: Catalog, recording_id: str) -> list[str]:
     return [entry["what"] for entry in await catalog.history(HQ, recording_id)]
 
@@ -273,6 +287,19 @@ class TestRecord:
             await tell(hq, good, bad, window=a_window("11:00", "12:00"), cursor="next")
         assert await db.fetchval("SELECT count(*) FROM recordings") == 0
         assert await db.fetchval("SELECT count(*) FROM listings") == 0
+        assert await covered(hq) == ()
+        assert (await hq.sources())[0]["cursor"] is None
+
+    @pytest.mark.parametrize("table", ["recordings", "media", "sources", "listings", "rejected"])
+    async def test_a_listing_whose_commit_fails_leaves_nothing_whichever_part_it_was(self, hq, db, table):
+        async with spoilt(db, table):
+            with pytest.raises(asyncpg.RaiseError):
+                await tell(
+                    hq, a_recording(), window=a_window("11:00", "12:00"), cursor="7",
+                    rejected=(Rejected(raw="?", reason="odd"),),
+                )  # fmt: skip
+        for each in ("recordings", "media", "listings", "rejected"):
+            assert await db.fetchval(f"SELECT count(*) FROM {each}") == 0
         assert await covered(hq) == ()
         assert (await hq.sources())[0]["cursor"] is None
 
@@ -710,6 +737,25 @@ class TestClaim:
         await hq.release([first])
         assert await claim(hq) == []
 
+    async def test_when_the_last_lease_ends_is_known(self, hq, clock):
+        await tell(hq, a_recording(), a_recording())
+        assert await hq.leased([HQ]) is None
+        _, second = await claim(hq)
+        clock.advance(minutes=1)
+        await hq.renew([second], LEASE)
+        assert await hq.leased([HQ]) == at("12:03")
+        assert await hq.leased(["branch"]) is None
+        await hq.release([second])
+        assert await hq.leased([HQ]) == at("12:02")
+        clock.set(at("12:02"))
+        assert await hq.leased([HQ]) is None
+
+    async def test_a_medium_is_found_with_what_is_needed_to_fetch_it_again(self, hq):
+        medium = a_medium(recording_id="r", size=7, ref={"path": "x"}, urgent=True)
+        await tell(hq, a_recording(recording_id="r", media=(medium,)))
+        assert await hq.medium(HQ, "r", "m1") == medium
+        assert await hq.medium(HQ, "r", "m2") is None
+
     async def test_nothing_is_due_where_nothing_is_pending(self, hq):
         await archived(hq, a_recording())
         assert await hq.due([HQ, "nowhere"]) == {}
@@ -791,6 +837,18 @@ class TestSettle:
         assert await media(db) == ["pending", "pending"]
         assert await hq.totals() == {}
         assert await db.fetchval("SELECT count(*) FROM copies") == 0
+
+    @pytest.mark.parametrize("table", ["media", "copies", "totals", "history", "outbox"])
+    async def test_a_settle_whose_commit_fails_writes_nothing_whichever_part_it_was(self, hq, db, table):
+        await tell(hq, a_recording(), a_recording())
+        one, other = await claim(hq)
+        async with spoilt(db, table):
+            with pytest.raises(asyncpg.RaiseError):
+                await settle(hq, a_download(one), an_outcome(other), targets={HQ: ["pbx"]})
+        assert await media(db) == ["pending", "pending"]
+        for each in ("copies", "totals", "history", "outbox"):
+            assert await db.fetchval(f"SELECT count(*) FROM {each}") == 0
+        assert len(await settle(hq, a_download(one), an_outcome(other))) == 2
 
     @pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.GONE, State.EMPTY])
     async def test_an_outcome_is_written_down_as_it_is(self, hq, db, state):

@@ -1,6 +1,7 @@
 """Every command as users run it: what it prints, where, and the exit code (contract: "Commands")."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -9,19 +10,25 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from archiver import __version__
+from archiver.catalog import Catalog
 from archiver.cli import cli
+from archiver.engine import Engine
 from archiver.model import Direction
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.spool import Spool
 from tests import commands
 from tests.commands import DAY, HOUR, ROOT, WHOLE_DAY, Place, until
+from tests.factories import ManualClock
 from tests.servers import free_ports
 
 RECORDING = {
@@ -379,6 +386,50 @@ async def test_a_reader_that_leaves_early_or_knows_no_umlauts_sees_no_traceback(
     assert [json.loads(line)["caller"] for line in ascii_only.stdout.splitlines()].count(HOSTILE) == 3
 
 
+def on_a_terminal(command: list[str], stream: str) -> tuple[int, str, str]:
+    """Exit code, what the terminal showed of that stream, and the other stream (a pipe)."""
+    ours, theirs = os.openpty()
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "150"}
+    streams = {stream: theirs, other: subprocess.PIPE}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, **streams)
+    os.close(theirs)
+    shown = bytearray()
+
+    def read() -> None:
+        # The terminal hangs up (EIO) when the command has ended.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 1 << 16):
+                shown.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    out, err = process.communicate(timeout=60)
+    reader.join()
+    os.close(ours)
+    return process.returncode, shown.decode(), (out if other == "stdout" else err).decode()
+
+
+async def test_a_terminal_gets_a_progress_bar_and_a_list_that_ends(place):
+    pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris")
+    pbx.add_calls(DAY, DAY + 2 * HOUR, 105, shortest=1, longest=2)
+    program = [sys.executable, "-m", "archiver", "--config", str(place.write())]
+    line = ["backfill", "--source", "pbx", "--from", "2024-05-17", "--to", "2024-05-17T03:00", "--json"]
+    code, progress, answer = await asyncio.to_thread(on_a_terminal, [*program, *line], "stderr")
+    assert code == 0
+    assert json.loads(answer)["sources"]["pbx"]["archived"] == 105
+    assert "archived" in progress
+    assert "\x1b[" in progress
+    code, table, hint = await asyncio.to_thread(on_a_terminal, [*program, "list"], "stdout")
+    assert code == 0
+    assert table.count("xivocc_gateway-") == 100
+    assert hint == "there are more: give a --limit, or filters\n"
+    everything = await place.run("list")
+    assert everything.out.count("xivocc_gateway-") == 105
+    assert "\x1b" not in everything.out
+    assert not everything.err
+
+
 # -- doing: backfill -------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +452,8 @@ async def test_backfill_lists_once_archives_all_and_then_asks_for_nothing(place)
     assert (hq.count("list"), hq.count("audio")) == (24, 0)
     assert not (await place.run("list", "--json")).rows
     assert (await place.json("status"))["sources"]["hq"]["covered_to"] is None
-    assert place.store.exists() is False or place.objects() == {}
+    assert not place.store.exists()
+    assert {name for name, rows in (await commands.tables(place.database)).items() if rows} == {"schema_version"}
     for_people = await place.run(*backfill, "--dry-run")
     assert f"{len(truth)} recordings in 24 windows" in for_people.out
     assert "nothing was written" in for_people.out
@@ -469,6 +521,22 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
     assert await place.held() == place.truth()
 
 
+async def test_an_interruption_that_comes_with_other_news_is_not_lost():
+    """asyncio.wait_for of Python 3.11 loses it: Ctrl-C was passed over now and then."""
+    engine = Engine(Catalog("", None, ManualClock()), {}, Spool(Path(tempfile.gettempdir()), 0))
+    for hops in range(4):
+        waiting = asyncio.create_task(engine._pause(30))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        engine._wake.set()
+        for _ in range(hops):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        engine._wake.clear()
+
+
 async def test_backfill_fetches_calls_by_their_ids(place):
     pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris")
     await place.add("hq", ImagicleSimulator())
@@ -483,7 +551,7 @@ async def test_backfill_fetches_calls_by_their_ids(place):
     wanted = {pbx.file_id(call) for call in calls[:3]}
     assert set(await place.held()) == {("pbx", recording_id, "audio") for recording_id in wanted}
     impossible = await place.run("backfill", "--source", "hq", "--ids", "-", stdin=b"1\n", code=2)
-    assert "a imagicle source can't be asked for single call ids" in impossible.err
+    assert "hq can't be asked for single call ids (imagicle)" in impossible.err
 
 
 async def test_what_is_pending_is_waited_for_when_asked_and_what_failed_is_retried(place):
@@ -782,6 +850,20 @@ async def test_commands_work_beside_a_daemon_with_an_embedded_database(short_fol
         # The last one to leave stops the database; the next command starts it again by itself.
         assert not (short_folder / "var/postgres/pgdata/postmaster.pid").exists()
         assert len((await place.run("list", "--json")).rows) == len(place.truth())
+
+
+async def test_a_pass_ends_only_when_what_another_process_had_in_hand_is_archived(place):
+    hq = await place.add("hq", ChronicallSimulator(), retry={"first": "1h"})
+    hq.add_call(datetime.now(UTC) - HOUR, timedelta(seconds=1), index=1)
+    hq.fault("status", "audio", value=503)
+    assert (await place.json("sync", code=1))["sources"]["hq"]["pending"] == 1
+    # A process claimed it and was killed: nobody knows before its lease has run out.
+    connection = await asyncpg.connect(place.database)
+    await connection.execute("UPDATE media SET claim = nextval('claims'), due_at = now() + interval '4 seconds'")
+    await connection.close()
+    passed = await place.run("sync", "--json")
+    assert (passed.json["sources"]["hq"]["archived"], passed.json["complete"]) == (1, True)
+    assert await place.held() == place.truth()
 
 
 async def test_a_medium_of_a_source_with_hashes_and_names_beyond_ascii_goes_round(place):

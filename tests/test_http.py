@@ -209,15 +209,15 @@ class TestStatus:
 class TestProgress:
     async def test_a_slow_drip_that_goes_on_is_no_stall(self, server):
         async def drip(request, writer):
-            writer.write(answer(Content_Length="8"))
-            for _ in range(8):
+            writer.write(answer(Content_Length="10"))
+            for _ in range(10):
                 writer.write(b"x")
                 await writer.drain()
                 await asyncio.sleep(0.1)
 
         server.answer = drip
-        async with speaking(server, timeout=timedelta(seconds=0.4)) as client:
-            assert await get(client) == b"xxxxxxxx"
+        async with speaking(server, timeout=timedelta(seconds=0.8)) as client:
+            assert await get(client) == b"x" * 10
 
     @pytest.mark.parametrize("sent", [b"", answer(Content_Length="8") + b"xxx"], ids=["before the answer", "midway"])
     async def test_no_progress_is_too_slow(self, server, sent):

@@ -22,7 +22,7 @@ from tests import commands, servers
 from tests.commands import DAY, HOUR, WHOLE_DAY, Finished, Place, Running
 
 #: Recordings of a backfill that is killed so often.
-SIZES = {"file": (2000, 10), "s3": (240, 3)}
+SIZES = {"file": (2000, 10), "s3": (160, 2)}
 
 
 class Bucket:
@@ -113,7 +113,7 @@ async def test_a_backfill_that_is_killed_again_and_again_archives_everything_onc
             simulator.seen.clear()
 
         # Some of them while it still lists, the others at any time.
-        some = [dice.randrange(1, lists) for _ in range(kills * 3 // 10)]
+        some = [dice.randrange(1, lists) for _ in range(-(-kills * 3 // 10))]
         moments = sorted([*some, *(dice.randrange(lists, lists + recordings - 40) for _ in range(kills - len(some)))])
         for number, at in enumerate(moments, 1):
             await run_and_kill(place, at)

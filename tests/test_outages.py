@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -63,7 +63,7 @@ async def reached(rig: Rig, count: int) -> None:
 async def assert_whole(rig: Rig, at_work: Daemon) -> None:
     """Everything is archived, once, and the recorder was hardly asked twice for anything."""
     assert await assert_archived(rig) == CALLS
-    assert set((await rig.states())) == {"archived"}
+    assert set(await rig.states()) == {"archived"}
     for store in rig.archive.outlets:
         assert len(await rig.media_keys(store)) == CALLS
     asked = audio_requests(rig.sim)
@@ -94,7 +94,7 @@ async def test_the_database_is_killed_twice_and_comes_back(folder, monkeypatch):
                     await reached(rig, CALLS // 2)
                     _kill(database, folder)
                     await reached(rig, CALLS)
-                    await assert_whole(rig, at_work)
+            await assert_whole(rig, at_work)
             down = [line for line in said if line["event"] == "catalog.down"]
             assert 2 <= len(down) <= LINES
             assert "database.restarting" in {line["event"] for line in said}
@@ -110,38 +110,39 @@ def _kill(database: Embedded, folder: Path) -> None:
         assert asyncio.get_running_loop().time() < end
 
 
-async def test_the_s3_server_is_killed_and_comes_back(tmp_path, database):
-    with servers.seaweed() as seaweed:
-        await _a_store_goes_away(tmp_path, database, seaweed, {"far": s3_table(seaweed, "calls", timeout="5s")})
-
-
-async def test_the_webdav_server_is_stopped_and_comes_back(tmp_path, database):
-    with servers.apache() as apache:
-        await _a_store_goes_away(tmp_path, database, apache, {"far": dav_table(apache, timeout="5s")})
-
-
-async def _a_store_goes_away(tmp_path, database, server, stores) -> None:
+async def test_the_s3_server_is_killed_and_the_webdav_server_is_stopped_and_both_come_back(tmp_path, database):
     sim = a_recorder(calls=CALLS, live=True, longest=2.0)
-    stores = {"near": {"kind": "file", "path": str(tmp_path / "near")}, **stores}
-    async with archiving(tmp_path, database, sim, stores=stores, timeout="5s") as rig:
-        hasten(rig.archive)
-        with capture_logs() as said:
-            async with rig.running() as at_work:
-                await reached(rig, CALLS // 4)
-                await asyncio.to_thread(server.kill if isinstance(server, servers.Seaweed) else server.stop)
-                await eventually(lambda: _is(rig.archive.outlets["far"].health.probing), within=10)
-                await asyncio.sleep(0.5)
-                # Transfers pause: nothing is fetched that could not be stored.
-                asked = sim.count("audio")
-                await asyncio.sleep(1.5)
-                assert sim.count("audio") == asked
-                assert at_work.engine.busy == 0
-                assert await archived(rig) < CALLS
-                await asyncio.to_thread(server.start)
-                await reached(rig, CALLS)
-                await assert_whole(rig, at_work)
-        assert sum(1 for line in said if line["event"] == "store.down") <= LINES
-        assert "store.up" in {line["event"] for line in said}
+    with servers.seaweed() as seaweed, servers.apache() as apache:
+        stores = {
+            "near": {"kind": "file", "path": str(tmp_path / "near")},
+            "s3": s3_table(seaweed, "calls", timeout="5s"),
+            "dav": dav_table(apache, timeout="5s"),
+        }
+        async with archiving(tmp_path, database, sim, stores=stores, timeout="5s") as rig:
+            hasten(rig.archive)
+            with capture_logs() as said:
+                async with rig.running() as at_work:
+                    await reached(rig, CALLS // 5)
+                    await _goes_away(rig, at_work, "s3", seaweed.kill, seaweed.start)
+                    await reached(rig, CALLS // 2)
+                    await _goes_away(rig, at_work, "dav", apache.stop, apache.start)
+                    await reached(rig, CALLS)
+            await assert_whole(rig, at_work)
+    assert sum(1 for line in said if line["event"] == "store.down") <= LINES
+    assert [line["store"] for line in said if line["event"] == "store.up"][0] == "s3"
+    assert [line["store"] for line in said if line["event"] == "store.up"][-1] == "dav"
+
+
+async def _goes_away(rig: Rig, at_work: Daemon, store: str, end: Callable[[], None], begin: Callable[[], None]) -> None:
+    """Meanwhile transfers pause: nothing is fetched that could not be stored."""
+    await asyncio.to_thread(end)
+    await eventually(lambda: _is(rig.archive.outlets[store].health.probing), within=10)
+    await eventually(lambda: _is(at_work.engine.busy == 0), within=10)
+    asked = rig.sim.count("audio")
+    await asyncio.sleep(1)
+    assert rig.sim.count("audio") == asked
+    assert await archived(rig) < CALLS
+    await asyncio.to_thread(begin)
 
 
 async def _is(value: bool) -> bool:
@@ -165,8 +166,8 @@ async def test_the_recorder_is_stopped_and_comes_back(tmp_path, database):
                 assert status["failed"] == 0
                 await sim.start()
                 await reached(rig, CALLS)
-                await assert_whole(rig, at_work)
                 await eventually(lambda: _no_error(rig), within=10)
+        await assert_whole(rig, at_work)
         attempts = [m["attempts"] for d in (await rig.documents()).values() for m in d["media"]]
         assert sum(attempts) <= CALLS + WASTE
         assert sum(1 for line in said if line["log_level"] in {"warning", "error"}) <= LINES

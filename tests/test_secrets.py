@@ -2,18 +2,17 @@
 
 import asyncio
 import base64
-import contextlib
+import html
+import itertools
 import json
 import secrets
 import signal
 import string
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote, quote_plus, unquote_plus
 
-import asyncpg
 import pytest
 from aiohttp import web
 from pydantic import BaseModel, SecretStr
@@ -46,15 +45,26 @@ class Echo(Simulator):
         return web.Response(status=fault.value, text=await echo(request))
 
 
+_turns = itertools.count()
+
+
 async def echo(request: web.Request) -> str:
-    """What came, as a chatty server would print it; again and again, so that an excerpt ends within a secret."""
-    told = [f"{k}: {v}" for k, v in request.headers.items()]
-    told += [request.path_qs, unquote_plus(request.path_qs), (await request.read()).decode("utf-8", "replace")[:200]]
-    given = request.headers.get("Authorization", "")
-    if given.startswith("Basic "):
-        told.insert(0, base64.b64decode(given[6:]).decode())
-    given = [v for k, v in request.headers.items() if k in {"Authorization", "X-Auth-Token"}]
-    return "\n".join([*(g for g in given for _ in range(9)), *told, unquote_plus(request.query_string) * 9])
+    """What came, as a chatty server would print it: each time something else of it comes first.
+
+    Things are told several times, so that an excerpt that is cut off ends within a secret.
+    """
+    told = [f"{k}: {v}" for k, v in request.headers.items() if k in {"Authorization", "X-Auth-Token", "Cookie"}]
+    told += [repr(dict(request.headers)), request.path_qs, unquote_plus(request.path_qs)]
+    told += [(await request.read()).decode("utf-8", "replace")[:200]]
+    for header in ("Authorization", "X-Auth-Token"):
+        given = request.headers.get(header, "")
+        told += [given.rpartition(" ")[2] * 12]
+        if given.startswith("Basic "):
+            decoded = base64.b64decode(given[6:]).decode()
+            told += [decoded, decoded.partition(":")[2] * 12, f"no such user or wrong password: {decoded}"]
+    told = [text for text in told if text]
+    first = next(_turns) % len(told)
+    return "\n".join([*told[first:], *told[:first]])
 
 
 class EchoingChronicall(Echo, ChronicallSimulator):
@@ -259,7 +269,7 @@ async def test_stores_that_print_our_requests_learn_nothing_for_others(place, ho
     async def refuse(request: web.Request) -> web.Response:
         told = await echo(request)
         if request.query_string or request.path.startswith("/bucket"):
-            told = f"<Error><Code>Trouble</Code><Message>{told.replace('<', ' ').replace('&', ' ')}</Message></Error>"
+            told = f"<Error><Code>Trouble</Code><Message>{html.escape(told)}</Message></Error>"
         return web.Response(status=status, text=told, content_type="application/xml")
 
     app = web.Application()
@@ -293,7 +303,7 @@ async def test_stores_that_print_our_requests_learn_nothing_for_others(place, ho
             for line in (["check"], ["check", "--json"], ["sync"], ["run"]):
                 done = await place.run(*line, code=3)
                 hoard.heard(f"{' '.join(line)} ({status})", done)
-                assert str(status) in done.out + done.err, done
+                assert "store s3" in done.out + done.err or "store dav" in done.out + done.err, done
         hoard.heard("verify", await place.run("verify", code=None))
     finally:
         await runner.cleanup()
@@ -323,16 +333,11 @@ async def test_a_config_that_is_wrong_is_refused_without_its_secrets(place, hoar
 
 
 async def texts(database: str) -> dict[str, str]:
-    """Every row of every table, as text."""
-    connection = await asyncpg.connect(database)
-    with contextlib.closing(connection) if False else contextlib.nullcontext():
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        found = {}
-        for (table,) in tables:
-            rows = await connection.fetch(f'SELECT to_jsonb(t)::text FROM "{table}" t')
-            found[table] = "\n".join(json.dumps(json.loads(row[0]), ensure_ascii=False) for row in rows)
-    await connection.close()
-    return found
+    """By table all that it holds, as it was written."""
+    found = await commands.tables(database)
+    return {
+        name: "\n".join(json.dumps(json.loads(row), ensure_ascii=False) for row in rows) for name, rows in found.items()
+    }
 
 
 def test_what_is_looked_for_would_be_found(hoard):
@@ -350,6 +355,3 @@ def test_what_is_looked_for_would_be_found(hoard):
             hoard.assert_unknown()
     hoard.said = {"somewhere": "it answered 500: ***"}
     hoard.assert_unknown()
-
-
-_ = Path

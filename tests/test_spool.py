@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archiver.errors import SpoolDown
 from archiver.model import Body
 from archiver.spool import Spool
 
@@ -198,7 +199,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, chunks):
     _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (193_000, most))
     try:
-        with pytest.raises(OSError, match="File too large"), spool.sink() as sink:
+        with pytest.raises(SpoolDown, match="File too large"), spool.sink() as sink:
             await filled(sink, *map(bytes, chunks))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -22,7 +22,7 @@ from tests.factories import NOON, ManualClock
 
 DAY = 24 * HOUR
 END = NOON + 7 * DAY
-CALLS = 50
+CALLS = 40
 #: What a recorder may do wrong: kind, where, how often, value.
 FAULTS = (
     ("status", "list", 1, 503),
@@ -63,7 +63,7 @@ class TickingClock(ManualClock):
 
 
 def a_week(kind: type[Simulator], seed: int, *, late: bool = True) -> Simulator:
-    """A recorder at the beginning of its week, with what will come: late rows, late audio, calls over window's edges."""
+    """A recorder at the beginning of its week, with what will come: late rows, late audio, calls over every edge."""
     sim = kind(seed=seed, clock=RecorderClock(NOON, speed=0))
     sim.add_calls(NOON, END - 5 * HOUR, CALLS - 4, longest=4)
     for call in sim.calls[::9] if late else ():
@@ -89,7 +89,7 @@ class Week:
         """Hours pass, uneven ones; what went wrong is left to the next look."""
         rig = self.rig
         while rig.catalog.clock.now() < END:
-            rig.advance(min(self.dice.choice((2, 5, 8)) * HOUR, END - rig.catalog.clock.now()))
+            rig.advance(min(self.dice.choice((3, 7, 8)) * HOUR, END - rig.catalog.clock.now()))
             outage = NOON + 3 * DAY < rig.catalog.clock.now() < NOON + 3 * DAY + 30 * HOUR
             for name, sim in rig.sims.items():
                 self.spoil(sim)

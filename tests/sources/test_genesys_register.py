@@ -13,10 +13,10 @@ from aiohttp import web
 from archiver.errors import BadData, Refused, TryAgain
 from archiver.http import Client
 from archiver.model import CallEvent, Direction, Party, Window, utc_text
-from archiver.sources.genesys_register import Registrar, aws_s3, posting, web_dav
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.sources.genesys import Genesys, GenesysOptions
+from archiver.sources.genesys_register import Registrar, aws_s3, posting, web_dav
 from archiver.testing.sources import NOW, Kept, opened
 from tests.sources.test_genesys import scripted
 

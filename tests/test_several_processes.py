@@ -1,0 +1,296 @@
+"""Several processes, on as many hosts, share one database, one recorder and the same stores: no leader, no broker."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from archiver import engine
+from archiver.engine import Engine
+from archiver.model import State
+from archiver.simulators.xivo import XivoSimulator
+from tests.engine import MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
+from tests.factories import NOON
+
+SECOND = timedelta(seconds=1)
+
+
+class Watched(XivoSimulator):
+    """Counts listings that run at once, notes when requests came, and holds downloads back while told to."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.listing = self.most_listing = 0
+        self.came: list[float] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.waiting = 0
+
+    async def _search(self, request):
+        self.came.append(asyncio.get_running_loop().time())
+        self.listing += 1
+        self.most_listing = max(self.most_listing, self.listing)
+        try:
+            await asyncio.sleep(0.02)
+            return await super()._search(request)
+        finally:
+            self.listing -= 1
+
+    async def _audio(self, request):
+        self.came.append(asyncio.get_running_loop().time())
+        if not self.open.is_set():
+            self.waiting += 1
+            try:
+                await self.open.wait()
+            finally:
+                self.waiting -= 1
+        else:
+            await asyncio.sleep(0.03)
+        return await super()._audio(request)
+
+
+@contextlib.asynccontextmanager
+async def processes(count, tmp_path, database, sim, clock=None, **options):
+    """So many archives with nothing in common but the database, the recorder and the store."""
+    stores = {"shared": {"kind": "file", "path": str(tmp_path / "shared")}}
+    async with AsyncExitStack() as stack:
+        rigs: list[Rig] = []
+        for number in range(count):
+            folder = tmp_path / f"host-{number}"
+            folder.mkdir()
+            opened = archiving(folder, database, sim, stores=stores, clock=clock, **options)
+            rigs.append(await stack.enter_async_context(opened))
+        assert len({rig.catalog.process for rig in rigs}) == count
+        yield rigs
+
+
+def killed(at_work: Engine, run: asyncio.Task) -> None:
+    """The process is gone: nothing is given back."""
+
+    async def nothing() -> None:
+        pass
+
+    at_work._abandon = nothing
+    run.cancel()
+
+
+@pytest.fixture
+def _short_shares(monkeypatch):
+    """A newcomer's share comes after half a second, not after five."""
+    monkeypatch.setattr(engine, "SHARE", 2 * SECOND)
+
+
+@pytest.mark.usefixtures("_short_shares")
+async def test_three_processes_fetch_everything_once_within_the_source_s_limit(tmp_path, database):
+    sim = a_recorder(Watched, 300, live=True, longest=2.0)
+    async with processes(3, tmp_path, database, sim, concurrency=5, timeout="10s") as rigs, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(rigs[0].running())
+        await eventually(lambda: _truly(sim.count("audio") > 20), within=20)
+        at_work = [first, *[await stack.enter_async_context(rig.running()) for rig in rigs[1:]]]
+
+        async def all_archived() -> bool:
+            return await rigs[0].states() == {"archived": 300}
+
+        await eventually(all_archived, within=40)
+        assert await assert_archived(rigs[0]) == 300
+        assert set(audio_requests(sim).values()) == {1}
+        assert len(await rigs[0].media_keys("shared")) == 300
+        assert 4 <= sim.most_running <= 5
+        assert sim.most_listing == 1
+        done = [d.engine.tally.states["pbx", State.ARCHIVED] for d in at_work]
+        assert sum(done) == 300
+        assert min(done) > 10
+        assert (await rigs[0].catalog.totals())["pbx", "shared"][0] == 300
+
+
+async def _truly(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.usefixtures("_short_shares")
+async def test_the_rate_of_a_source_holds_over_all_processes(tmp_path, database):
+    sim = a_recorder(Watched, 30, live=True, longest=2.0)
+    async with (
+        processes(3, tmp_path, database, sim, rate="25/s", concurrency=10, window="1d") as rigs,
+        AsyncExitStack() as stack,
+    ):
+        for rig in rigs:
+            await stack.enter_async_context(rig.running())
+
+        async def all_archived() -> bool:
+            return await rigs[0].states() == {"archived": 30}
+
+        await eventually(all_archived, within=30)
+    came = sorted(sim.came)
+    assert len(came) >= 33
+    # One in 40 ms; what a busy machine delays may come in a bunch, but never more over any while.
+    spans = [later - earlier for earlier, later in zip(came, came[20:], strict=False)]
+    assert min(spans) >= 20 * 0.04 - 0.25
+    assert came[-1] - came[0] >= (len(came) - 1) * 0.04 - 0.25
+
+
+async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_path, database, clock):
+    sim = a_recorder(Watched, 20)
+    async with processes(2, tmp_path, database, sim, clock) as (killed_one, other):
+        await killed_one.poll()
+        sim.open.clear()
+        at_work = killed_one.archive.engine()
+        run = asyncio.create_task(at_work.run())
+        await eventually(lambda: _truly(sim.waiting == 4))
+        in_hand = len(at_work._claims)
+        assert 4 <= in_hand < 20
+        killed(at_work, run)
+        with contextlib.suppress(asyncio.CancelledError):
+            await run
+        await eventually(lambda: _truly(sim.waiting == 0))
+        sim.open.set()
+
+        # Its share of the source goes first, its media later.
+        clock.advance(engine.SHARE + SECOND)
+        await other.transfer()
+        assert await other.states() == {"archived": 20 - in_hand, "pending": in_hand}
+        clock.advance(engine.LEASE - engine.SHARE - 2 * SECOND)
+        await other.transfer()
+        assert (await other.states())["pending"] == in_hand
+        clock.advance(2 * SECOND)
+        await other.transfer()
+        assert await assert_archived(other) == 20
+        asked = audio_requests(sim)
+        assert Counter(asked.values()) == {1: 16, 2: 4}
+        assert {m["attempts"] for d in (await other.documents()).values() for m in d["media"]} == {1}
+
+
+async def test_a_living_process_renews_what_it_has_in_hand(tmp_path, database, clock, monkeypatch):
+    monkeypatch.setattr(engine, "LEASE", SECOND)
+    sim = a_recorder(Watched, 8)
+    async with processes(2, tmp_path, database, sim, clock, timeout="20s") as (slow, other):
+        await slow.poll()
+        sim.open.clear()
+        run = asyncio.create_task(slow.archive.engine().run(until=clock.now))
+        await eventually(lambda: _truly(sim.waiting == 4))
+        for _ in range(4):
+            clock.advance(SECOND / 2)
+            # Two renewals of real time.
+            await asyncio.sleep(0.6)
+            await other.transfer()
+        sim.open.set()
+        await run
+        assert await assert_archived(other) == 8
+        assert set(audio_requests(sim).values()) == {1}
+
+
+async def test_a_commit_under_a_lost_claim_is_refused_and_harms_nothing(tmp_path, database, clock):
+    sim = a_recorder(Watched, 1)
+    async with processes(2, tmp_path, database, sim, clock) as (frozen, other):
+        await frozen.poll()
+        sim.open.clear()
+        at_work = frozen.archive.engine()
+        settled = []
+        at_work.on_settled = lambda finished, state: settled.append((finished, state))
+        run = asyncio.create_task(at_work.run(until=clock.now))
+        await eventually(lambda: _truly(sim.waiting == 1))
+        # It hangs for longer than its lease (a suspended host), and another takes over.
+        clock.advance(engine.LEASE + SECOND)
+        sim.open.set()
+        with capture_logs() as said:
+            other_engine = other.archive.engine()
+            fetched = asyncio.create_task(other_engine.run(until=clock.now))
+            await asyncio.gather(fetched, run)
+        assert [line["event"] for line in said].count("claim.lost") + len(settled) == 1
+        assert await assert_archived(other) == 1
+        medium = await other.medium()
+        assert medium["attempts"] == 1
+        assert len(medium["copies"]) == 1
+        assert (await other.catalog.totals())["pbx", ""] == (1, medium["size"])
+        assert (await other.catalog.totals())["pbx", "shared"] == (1, medium["size"])
+
+
+async def test_the_slower_one_of_two_that_hold_one_medium_is_refused(tmp_path, database, clock):
+    sim = a_recorder(Watched, 1)
+    async with processes(2, tmp_path, database, sim, clock) as (frozen, other):
+        await frozen.poll()
+        sim.open.clear()
+        at_work = frozen.archive.engine()
+        settled = []
+        at_work.on_settled = lambda finished, state: settled.append(state)
+        run = asyncio.create_task(at_work.run(until=clock.now))
+        await eventually(lambda: _truly(sim.waiting == 1))
+        clock.advance(engine.LEASE + SECOND)
+        held = asyncio.Event()
+        commit, at_work._commit = at_work._commit, None
+
+        async def late(group):
+            held.set()
+            await done.wait()
+            await commit(group)
+
+        done = asyncio.Event()
+        at_work._commit = late
+        sim.open.set()
+        await held.wait()
+        await other.transfer()
+        assert await assert_archived(other) == 1
+        before = await other.documents()
+        with capture_logs() as said:
+            done.set()
+            await run
+        assert settled == []
+        assert [line["event"] for line in said if line["log_level"] == "warning"] == ["claim.lost"]
+        # Its manifest says the same of the same bytes; the catalog counts them once.
+        assert await other.documents() == before
+        assert len(await other.media_keys("shared")) == 1
+        assert (await other.catalog.totals())["pbx", "shared"][0] == 1
+        assert sim.count("audio") == 2
+
+
+async def test_a_process_without_a_share_does_not_hold_the_listing_up(tmp_path, database, clock):
+    sim = a_recorder(Watched, 6)
+    async with (
+        asyncio.timeout(10),
+        processes(2, tmp_path, database, sim, clock, concurrency=1) as (first, second),
+        first.archive.engine().polling("pbx"),
+    ):
+        assert first.feed.gate.limit == 1
+        report = await second.poll()
+        assert second.feed.gate.limit == 0
+        assert report.busy
+        assert sim.count("list") == 0
+        assert (await first.poll()).new == 6
+
+
+async def test_one_poll_at_a_time_whoever_begins_it(tmp_path, database, clock):
+    sim = a_recorder(Watched, 10)
+    async with processes(3, tmp_path, database, sim, clock, concurrency=30, window="10m") as rigs:
+        reports = await asyncio.gather(*(rig.poll() for rig in rigs))
+        assert sorted(report.busy for report in reports) == [False, True, True]
+        assert sum(report.new for report in reports) == 10
+        assert sim.most_listing == 1
+
+
+async def test_the_lock_of_a_process_that_dies_while_it_lists_is_free_at_once(tmp_path, database, clock):
+    sim = a_recorder(Watched, 10)
+    async with processes(2, tmp_path, database, sim, clock, timeout="30s") as (dying, other):
+        sim.fault("stall", "list")
+        listing = asyncio.create_task(dying.poll())
+        await eventually(lambda: _truly(sim.running == 1))
+        clock.advance(engine.SHARE + SECOND)
+        assert (await other.poll()).busy
+        assert other.feed.gate.limit > 0
+        # As the kernel does it for a killed process: its connections are closed.
+        dying.catalog._locks.terminate()
+        await eventually(lambda: _not_busy(other), within=5)
+        listing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await listing
+        await other.transfer()
+        assert await assert_archived(other) == 10
+        (ledger,) = await other.catalog.sources(["pbx"])
+        assert sum((w.length for w in ledger["covered"]), timedelta()) == clock.now() - SECOND - (NOON - 180 * MINUTE)
+
+
+async def _not_busy(rig: Rig) -> bool:
+    return not (await rig.poll()).busy
