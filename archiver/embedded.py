@@ -363,7 +363,9 @@ class Embedded:
         uid, gid = entry.pw_uid, entry.pw_gid
         drop = ("--reuid", str(uid), "--regid", str(gid), "--clear-groups")
         # A capability gets the user through folders that are closed to it (a venv below /root), only where it must.
-        # Containers mostly lack the weaker one.
+        # Containers mostly lack the weaker one. initdb asks access(2), which would lay capabilities aside for another
+        # user, were it not for no_setuid_fixup; what else root may do ends with the exec.
+        drop = (*drop, "--securebits", "+no_setuid_fixup")
         capable = [
             _Account(uid, gid, prefix=("setpriv", *drop, "--inh-caps", cap, "--ambient-caps", cap))
             for cap in ("+dac_read_search", "+dac_override")

@@ -18,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from archiver import embedded
 from archiver.embedded import Embedded
 from archiver.errors import CatalogDown
 
@@ -50,12 +51,12 @@ def folder():
 
 @asynccontextmanager
 async def running(folder: Path, **settings: str) -> AsyncIterator[tuple[Embedded, str]]:
-    embedded = Embedded(folder, {**FAST, **settings})
-    url = await embedded.start()
+    server = Embedded(folder, {**FAST, **settings})
+    url = await server.start()
     try:
-        yield embedded, url
+        yield server, url
     finally:
-        await embedded.stop()
+        await server.stop()
 
 
 async def query(url: str, sql: str):
@@ -399,6 +400,27 @@ async def test_below_a_closed_folder_root_still_gets_a_server(folder):
     async with running(closed / "db") as (_, url):
         assert await query(url, "SELECT 1") == 1
         assert Path(f"/proc/{postmaster(closed / 'db')}").stat().st_uid != 0
+
+
+@pytest.mark.skipif(not ROOT, reason="only root may change users")
+async def test_programs_in_a_folder_closed_to_others_serve_root_too(folder, monkeypatch):
+    closed = folder.parent / "closed"
+    closed.mkdir(mode=0o700)
+    programs = embedded._programs()
+    package = programs.parent.parent
+    for part in (programs.parent, package.with_name(f"{package.name}.libs")):
+        target = closed / part.relative_to(package.parent)
+        shutil.copytree(part, target, symlinks=True, copy_function=hard_link)
+    monkeypatch.setattr(embedded, "_programs", lambda: closed / programs.relative_to(package.parent))
+    async with running(folder) as (_, url):
+        assert await query(url, "SELECT 1") == 1
+
+
+def hard_link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @pytest.mark.skipif(not ROOT, reason="only root may change users")

@@ -86,25 +86,25 @@ def _short_shares(monkeypatch):
 
 @pytest.mark.usefixtures("_short_shares")
 async def test_three_processes_fetch_everything_once_within_the_source_s_limit(tmp_path, database):
-    sim = a_recorder(Watched, 300, live=True, longest=2.0)
+    sim = a_recorder(Watched, 200, live=True, longest=2.0)
     async with processes(3, tmp_path, database, sim, concurrency=5, timeout="10s") as rigs, AsyncExitStack() as stack:
         first = await stack.enter_async_context(rigs[0].running())
         await eventually(lambda: _truly(sim.count("audio") > 20), within=20)
         at_work = [first, *[await stack.enter_async_context(rig.running()) for rig in rigs[1:]]]
 
         async def all_archived() -> bool:
-            return await rigs[0].states() == {"archived": 300}
+            return await rigs[0].states() == {"archived": 200}
 
         await eventually(all_archived, within=40)
-        assert await assert_archived(rigs[0]) == 300
+        assert await assert_archived(rigs[0]) == 200
         assert set(audio_requests(sim).values()) == {1}
-        assert len(await rigs[0].media_keys("shared")) == 300
+        assert len(await rigs[0].media_keys("shared")) == 200
         assert 4 <= sim.most_running <= 5
         assert sim.most_listing == 1
         done = [d.engine.tally.states["pbx", State.ARCHIVED] for d in at_work]
-        assert sum(done) == 300
+        assert sum(done) == 200
         assert min(done) > 10
-        assert (await rigs[0].catalog.totals())["pbx", "shared"][0] == 300
+        assert (await rigs[0].catalog.totals())["pbx", "shared"][0] == 200
 
 
 async def _truly(value: bool) -> bool:
