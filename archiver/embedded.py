@@ -365,9 +365,9 @@ class Embedded:
         # A capability gets the user through folders that are closed to it (a venv below /root), only where it must.
         # Containers mostly lack the weaker one. initdb asks access(2), which would lay capabilities aside for another
         # user, were it not for no_setuid_fixup; what else root may do ends with the exec.
-        drop = (*drop, "--securebits", "+no_setuid_fixup")
+        bits = ("--securebits", "+no_setuid_fixup")
         capable = [
-            _Account(uid, gid, prefix=("setpriv", *drop, "--inh-caps", cap, "--ambient-caps", cap))
+            _Account(uid, gid, prefix=("setpriv", *drop, *bits, "--inh-caps", cap, "--ambient-caps", cap))
             for cap in ("+dac_read_search", "+dac_override")
         ]
         for account in (_Account(uid, gid, how={"user": uid, "group": gid, "extra_groups": []}), *capable):
