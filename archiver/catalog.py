@@ -1207,6 +1207,10 @@ class _translated:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, _LOST) and not isinstance(error, _OUR_FAULT):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # asyncpg may answer a cancellation with a time-out; swallowed, it would keep a stop waiting for ever.
+                raise asyncio.CancelledError from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CatalogDown(f"the database can't be reached: {reason}") from error
 

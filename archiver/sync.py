@@ -183,9 +183,12 @@ async def poll(
     ledger = await catalog.source(
         feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start
     )
-    async with catalog.only_one(f"poll:{feed.name}") as mine:
+    if feed.gate.limit < 1:
         # Without a share of the source it would wait, and keep those waiting that have one.
-        if not mine or feed.gate.limit < 1:
+        report.busy = True
+        return report
+    async with catalog.only_one(f"poll:{feed.name}") as mine:
+        if not mine:
             report.busy = True
             return report
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import pytest_asyncio
 
 from archiver.catalog import Catalog
 from archiver.embedded import Embedded
 from tests.factories import ManualClock
+
+# `make test` says the same each time; HYPOTHESIS_PROFILE=explore looks for what it has not seen yet.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # So that its assertions tell what differs.
 pytest.register_assert_rewrite("tests.engine")

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 import archiver.catalog as module
-from archiver.catalog import Catalog, Query, migrations, with_results
+from archiver.catalog import Catalog, Query, _translated, migrations, with_results
 from archiver.errors import CatalogDown
 from archiver.model import (
     Availability,
@@ -1446,8 +1446,22 @@ class TestLostDatabase:
             for task in waiting:
                 task.cancel()
             ended = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(e, asyncio.CancelledError) for e in ended)
+        assert [e for e in ended if not isinstance(e, asyncio.CancelledError)] == []
         assert len(await claim(hq)) == 1
+
+    async def test_a_cancellation_that_asyncpg_answers_with_a_time_out_stays_a_cancellation(self):
+        async def cancelled() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                with _translated("postgresql://x"):
+                    raise TimeoutError from None
+
+        task = asyncio.create_task(cancelled())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_the_standard_librarys_logging_takes_the_same_way(lines):
     configure(secrets=["hunter2!"])
     logging.getLogger("asyncio").warning("slow %s", "hunter2!")
     logging.getLogger("botocore.auth").info("a line for each request")
-    logging.getLogger("some.library").info("100%", "broken")
+    logging.getLogger("some.package").info("100%", "broken")
     try:
         raise RuntimeError("hunter2!")
     except RuntimeError:
@@ -107,7 +107,7 @@ def test_the_standard_librarys_logging_takes_the_same_way(lines):
     said = lines()
     assert [(line["event"], line["logger"]) for line in said] == [
         ("slow ***", "asyncio"),
-        ("100%", "some.library"),
+        ("100%", "some.package"),
         ("job failed", "apscheduler"),
     ]
     assert "RuntimeError: ***" in said[2]["exception"]

@@ -165,7 +165,7 @@ async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_
 
 
 async def test_a_living_process_renews_what_it_has_in_hand(tmp_path, database, clock, monkeypatch):
-    monkeypatch.setattr(engine, "LEASE", SECOND)
+    monkeypatch.setattr(engine, "LEASE", 0.6 * SECOND)
     sim = a_recorder(Watched, 8)
     async with processes(2, tmp_path, database, sim, clock, timeout="20s") as (slow, other):
         await slow.poll()
@@ -173,9 +173,9 @@ async def test_a_living_process_renews_what_it_has_in_hand(tmp_path, database, c
         run = asyncio.create_task(slow.archive.engine().run(until=clock.now))
         await eventually(lambda: _truly(sim.waiting == 4))
         for _ in range(4):
-            clock.advance(SECOND / 2)
+            clock.advance(0.3 * SECOND)
             # Two renewals of real time.
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(0.35)
             await other.transfer()
         sim.open.set()
         await run
