@@ -21,6 +21,10 @@ lint: $(VENV)/dev
 run: $(VENV)/demo
 	$(BIN)/archiver run
 
+bench: $(VENV)/dev
+	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }
+	$(BIN)/python bench/run.py $(BENCH)
+
 lock: $(VENV)/dev
 	$(BIN)/pip install -q uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/lock.sh

@@ -19,8 +19,9 @@ from tests.factories import NOON
 SECOND = timedelta(seconds=1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def seaweed() -> Iterator[servers.Seaweed]:
+    """Started first and used last: its first seconds are slow."""
     with servers.seaweed() as server:
         yield server
 
@@ -37,34 +38,6 @@ def simulator(kind: str) -> type[Simulator]:
 
 def test_every_recorder_has_a_simulator_to_be_archived_from():
     assert [e.name for e in sorted(entry_points(group="archiver.simulators"))] == list(kinds())
-
-
-@pytest.mark.parametrize("kind", kinds())
-async def test_every_recorder_into_file_s3_and_webdav_at_once(kind, tmp_path, database, clock, seaweed, apache):
-    sim = a_recorder(simulator(kind), 12)
-    stores = {
-        "disk": {"kind": "file", "path": str(tmp_path / "disk"), "prefix": "on/disk/"},
-        "s3": s3_table(seaweed, f"calls-{kind}", prefix="archive/"),
-        "dav": dav_table(apache, f"{kind}/"),
-    }
-    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
-        (summary,) = (await rig.sync()).values()
-        media = await assert_archived(rig)
-        assert media >= 12
-        assert summary.complete
-        assert (summary.polled.new, summary.archived, summary.pending) == (len(sim.truth()), media, 0)
-        assert summary.bytes == sum(len(a) for e in sim.truth().values() for a in e.audio.values())
-        assert sum(1 for s in sim.seen if s.on == "audio" and s.status == 200) == media
-        totals = await rig.catalog.totals()
-        assert totals == {("pbx", store): (media, summary.bytes) for store in ("", "disk", "s3", "dav")}
-
-        before = {store: await rig.objects(store) for store in stores}
-        asked = sim.count("audio")
-        (again,) = (await rig.sync()).values()
-        assert again.complete
-        assert (again.polled.new, again.polled.changed, again.archived) == (0, 0, 0)
-        assert sim.count("audio") == asked
-        assert {store: await rig.objects(store) for store in stores} == before
 
 
 async def test_a_batch_recorder_hands_over_many_media_in_one_answer(tmp_path, database, clock):
@@ -253,3 +226,31 @@ async def test_a_noojee_call_is_one_recording_with_a_medium_a_leg(tmp_path, data
         await rig.sync()
         assert await assert_archived(rig) == 4
         assert len(await rig.documents()) == 1
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_every_recorder_into_file_s3_and_webdav_at_once(kind, tmp_path, database, clock, seaweed, apache):
+    sim = a_recorder(simulator(kind), 12)
+    stores = {
+        "disk": {"kind": "file", "path": str(tmp_path / "disk"), "prefix": "on/disk/"},
+        "s3": s3_table(seaweed, f"calls-{kind}", prefix="archive/"),
+        "dav": dav_table(apache, f"{kind}/"),
+    }
+    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
+        (summary,) = (await rig.sync()).values()
+        media = await assert_archived(rig)
+        assert media >= 12
+        assert summary.complete
+        assert (summary.polled.new, summary.archived, summary.pending) == (len(sim.truth()), media, 0)
+        assert summary.bytes == sum(len(a) for e in sim.truth().values() for a in e.audio.values())
+        assert sum(1 for s in sim.seen if s.on == "audio" and s.status == 200) == media
+        totals = await rig.catalog.totals()
+        assert totals == {("pbx", store): (media, summary.bytes) for store in ("", "disk", "s3", "dav")}
+
+        before = {store: await rig.objects(store) for store in stores}
+        asked = sim.count("audio")
+        (again,) = (await rig.sync()).values()
+        assert again.complete
+        assert (again.polled.new, again.polled.changed, again.archived) == (0, 0, 0)
+        assert sim.count("audio") == asked
+        assert {store: await rig.objects(store) for store in stores} == before

@@ -441,7 +441,8 @@ def test_all_of_this_holds_for_an_ordinary_user():
         # The capability is for a Python that lies in a folder of root's.
         ran = subprocess.run(
             ["setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups",
-             "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search",
+             "--securebits", "+no_setuid_fixup", "--inh-caps", "+dac_read_search",
+             "--ambient-caps", "+dac_read_search",
              sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
              "--basetemp", f"{home}/pytest", __file__],
             cwd=Path(__file__).parents[1], env={"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": "/tmp"},

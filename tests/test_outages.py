@@ -46,6 +46,13 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def seaweed() -> Iterator[servers.Seaweed]:
+    """Started first and used last: its first seconds are slow."""
+    with servers.seaweed() as server:
+        yield server
+
+
 async def archived(rig: Rig) -> int:
     """How many media are archived; -1 while the database is away."""
     with contextlib.suppress(CatalogDown):
@@ -74,7 +81,7 @@ async def assert_whole(rig: Rig, at_work: Daemon) -> None:
 
 
 async def test_the_database_is_killed_twice_and_comes_back(folder, monkeypatch):
-    monkeypatch.setattr(engine, "LEASE", timedelta(seconds=8))
+    monkeypatch.setattr(engine, "LEASE", timedelta(seconds=4))
     database = Embedded(folder / "db", {"fsync": "off"})
     url = await database.start()
     sim = a_recorder(calls=CALLS, live=True, longest=2.0)
@@ -110,40 +117,6 @@ def _kill(database: Embedded, folder: Path) -> None:
         assert asyncio.get_running_loop().time() < end
 
 
-async def test_the_s3_server_is_killed_and_the_webdav_server_is_stopped_and_both_come_back(tmp_path, database):
-    sim = a_recorder(calls=CALLS, live=True, longest=2.0)
-    with servers.seaweed() as seaweed, servers.apache() as apache:
-        stores = {
-            "near": {"kind": "file", "path": str(tmp_path / "near")},
-            "s3": s3_table(seaweed, "calls", timeout="5s"),
-            "dav": dav_table(apache, timeout="5s"),
-        }
-        async with archiving(tmp_path, database, sim, stores=stores, timeout="5s") as rig:
-            hasten(rig.archive)
-            with capture_logs() as said:
-                async with rig.running() as at_work:
-                    await reached(rig, CALLS // 5)
-                    await _goes_away(rig, at_work, "s3", seaweed.kill, seaweed.start)
-                    await reached(rig, CALLS // 2)
-                    await _goes_away(rig, at_work, "dav", apache.stop, apache.start)
-                    await reached(rig, CALLS)
-            await assert_whole(rig, at_work)
-    assert sum(1 for line in said if line["event"] == "store.down") <= LINES
-    assert {line["store"] for line in said if line["event"] == "store.up"} == {"s3", "dav"}
-
-
-async def _goes_away(rig: Rig, at_work: Daemon, store: str, end: Callable[[], None], begin: Callable[[], None]) -> None:
-    """Meanwhile transfers pause: nothing is fetched that could not be stored."""
-    await asyncio.to_thread(end)
-    await eventually(lambda: _is(rig.archive.outlets[store].health.probing), within=10)
-    await eventually(lambda: _is(at_work.engine.busy == 0), within=10)
-    asked = rig.sim.count("audio")
-    await asyncio.sleep(1)
-    assert rig.sim.count("audio") == asked
-    assert await archived(rig) < CALLS
-    await asyncio.to_thread(begin)
-
-
 async def _is(value: bool) -> bool:
     return value
 
@@ -174,3 +147,37 @@ async def test_the_recorder_is_stopped_and_comes_back(tmp_path, database):
 
 async def _no_error(rig: Rig) -> bool:
     return (await rig.status())["sources"]["pbx"]["last_error"] is None
+
+
+async def test_the_s3_server_is_killed_and_the_webdav_server_is_stopped_and_both_come_back(tmp_path, database, seaweed):
+    sim = a_recorder(calls=CALLS, live=True, longest=2.0)
+    with servers.apache() as apache:
+        stores = {
+            "near": {"kind": "file", "path": str(tmp_path / "near")},
+            "s3": s3_table(seaweed, "calls", timeout="5s"),
+            "dav": dav_table(apache, timeout="5s"),
+        }
+        async with archiving(tmp_path, database, sim, stores=stores, timeout="5s") as rig:
+            hasten(rig.archive)
+            with capture_logs() as said:
+                async with rig.running() as at_work:
+                    await reached(rig, CALLS // 5)
+                    await _goes_away(rig, at_work, "s3", seaweed.kill, seaweed.start)
+                    await reached(rig, CALLS // 2)
+                    await _goes_away(rig, at_work, "dav", apache.stop, apache.start)
+                    await reached(rig, CALLS)
+            await assert_whole(rig, at_work)
+    assert sum(1 for line in said if line["event"] == "store.down") <= LINES
+    assert {line["store"] for line in said if line["event"] == "store.up"} == {"s3", "dav"}
+
+
+async def _goes_away(rig: Rig, at_work: Daemon, store: str, end: Callable[[], None], begin: Callable[[], None]) -> None:
+    """Meanwhile transfers pause: nothing is fetched that could not be stored."""
+    await asyncio.to_thread(end)
+    await eventually(lambda: _is(rig.archive.outlets[store].health.probing), within=10)
+    await eventually(lambda: _is(at_work.engine.busy == 0), within=10)
+    asked = rig.sim.count("audio")
+    await asyncio.sleep(1)
+    assert rig.sim.count("audio") == asked
+    assert await archived(rig) < CALLS
+    await asyncio.to_thread(begin)
