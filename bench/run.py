@@ -148,10 +148,8 @@ def main() -> None:
                     for left in ("archive", "rclone-out"):
                         shutil.rmtree(folder / left, ignore_errors=True)
                 m = statistics.median
-                print(
-                    f"{case:6} | {m(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {m(ours):.0f} | {m(theirs):.0f}"
-                    f" | {m(cpus):.2f} | {peak:.0f}"
-                )
+                spread = f"{m(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+                print(f"{case:6} | {spread} | {m(ours):.0f} | {m(theirs):.0f} | {m(cpus):.2f} | {peak:.0f}")
     finally:
         server.terminate()
         server.wait()
