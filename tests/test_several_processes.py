@@ -113,7 +113,7 @@ async def _truly(value: bool) -> bool:
 
 @pytest.mark.usefixtures("_short_shares")
 async def test_the_rate_of_a_source_holds_over_all_processes(tmp_path, database):
-    sim = a_recorder(Watched, 30, live=True, longest=2.0)
+    sim = a_recorder(Watched, 60, live=True, longest=2.0)
     async with (
         processes(3, tmp_path, database, sim, rate="25/s", concurrency=10, window="1d") as rigs,
         AsyncExitStack() as stack,
@@ -122,15 +122,14 @@ async def test_the_rate_of_a_source_holds_over_all_processes(tmp_path, database)
             await stack.enter_async_context(rig.running())
 
         async def all_archived() -> bool:
-            return await rigs[0].states() == {"archived": 30}
+            return await rigs[0].states() == {"archived": 60}
 
         await eventually(all_archived, within=30)
     came = sorted(sim.came)
-    assert len(came) >= 33
-    # One in 40 ms; what a busy machine delays may come in a bunch, but never more over any while.
-    spans = [later - earlier for earlier, later in zip(came, came[20:], strict=False)]
-    assert min(spans) >= 20 * 0.04 - 0.25
-    assert came[-1] - came[0] >= (len(came) - 1) * 0.04 - 0.25
+    assert len(came) > 60  # each file once, and the listings of whichever processes had their turn
+    # One in 40 ms. What a busy machine delays may come in a bunch; three limits would need a third of it.
+    assert came[-1] - came[0] >= (len(came) - 1) * 0.04 * 0.6
+    assert min(later - earlier for earlier, later in zip(came, came[30:], strict=False)) >= 30 * 0.04 * 0.4
 
 
 async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_path, database, clock):
