@@ -296,7 +296,7 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
     objects = {store: await rig.objects(store) for store in outlets}
     lines = {store: await rig.manifest_lines(store, name) for store in outlets}
     described = {store: set[str]() for store in outlets}
-    reading: list[Awaitable[None]] = []
+    reading: list[tuple[Store, str, bytes]] = []
     for recording_id, expected in truth.items():
         document = documents[recording_id]
         assert fields_of(document) == fields_told(expected), recording_id
@@ -313,13 +313,13 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
                 outlet = outlets[copy["store"]]
                 assert copy["key"] == key_of(outlet.prefix, document, medium["media_id"], copy["key"])
                 assert objects[copy["store"]][copy["key"]] == len(audio)
-                reading.append(assert_holds(outlet.store, copy["key"], audio))
+                reading.append((outlet.store, copy["key"], audio))
         assert document["state"] == "archived"
         for store in outlets:
             assert without_verified_at(lines[store][recording_id][-1]) == without_verified_at(document), store
             described[store] |= {c["key"] for m in document["media"] for c in m["copies"] if c["store"] == store}
     for start in range(0, len(reading), 16):
-        await asyncio.gather(*reading[start : start + 16])
+        await asyncio.gather(*(assert_holds(*held) for held in reading[start : start + 16]))
     for store, outlet in outlets.items():
         assert set(lines[store]) == set(truth)
         ours = {k for k in objects[store] if k.startswith(f"{outlet.prefix}{layout.safe(name)}/")}
