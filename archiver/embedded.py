@@ -187,7 +187,7 @@ class Embedded:
                 # Processes of a killed server still hold its memory, or another one is on its way up or down. Where
                 # it does not say why, its log collector has not come to writing that yet.
                 passing = re.search(r"shared memory block|lock file .* already exists|Is another", failure)
-                unsaid = not re.search(r"(?i)\b(fatal|panic|error):", failure)
+                unsaid = "logging collector" in failure and not _GRAVE.search(failure)
                 if not (passing or unsaid) or time.monotonic() > deadline - _START + 20:
                     raise CatalogDown(f"the embedded PostgreSQL does not start: {_last_line(failure)}")
                 why = _last_line(failure)
@@ -421,12 +421,15 @@ def _quoted(value: str) -> str:
     return value.replace("\\", "\\\\").replace("'", "''")
 
 
+_GRAVE = re.compile(r"(?i)\b(fatal|panic|error):")
+
+
 def _last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     for line in reversed(lines):
         if "No space left on device" in line:
             return os.strerror(errno.ENOSPC)
-    grave = [line for line in lines if re.search(r"(?i)\b(fatal|panic|error):", line)]
+    grave = [line for line in lines if _GRAVE.search(line)]
     last = (grave or lines or ["it said nothing"])[-1]
     return re.sub(r"^.*?\b(?:FATAL|PANIC|ERROR):\s+", "", last)[-400:]
 

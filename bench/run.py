@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,16 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from archiver.simulators import audio
-from tests.servers import Seaweed, seaweed
+from tests.servers import Seaweed, free_ports, seaweed
 
 BEGIN_MS = 1_715_900_000_000
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def recorder(folder: Path, files: int, seconds: float) -> int:
@@ -53,7 +45,7 @@ def recorder(folder: Path, files: int, seconds: float) -> int:
 
 
 def nginx(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    port = free_port()
+    (port,) = free_ports(1)
     user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(f"""
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log; {user}
@@ -65,14 +57,17 @@ http {{ access_log off; sendfile on; keepalive_requests 1000000; default_type au
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds, peak RSS in MB of a whole process."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(command, cwd=cwd, capture_output=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{command[0]} ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
-    wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, after.ru_maxrss / 1024
+    """Wall seconds, CPU seconds, peak RSS in MB of a whole process; the RSS of its largest, if it has children."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        running = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=said)
+        # Of this process alone: what getrusage tells of all children has the peak of the largest one ever.
+        _, status, used = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+        if running.returncode:
+            said.seek(0)
+            raise SystemExit(f"{command[0]} ended with {running.returncode}: {said.read().decode()[-2000:]}")
+    return time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
 def archiver(folder: Path, port: int, store: str) -> list[str]:

@@ -233,6 +233,24 @@ async def test_a_killed_server_is_recovered(folder):
         open_one.terminate()
 
 
+async def test_a_start_that_failed_before_the_log_says_why_is_tried_again(folder):
+    class SaysNothingYet(Embedded):
+        tries = 0
+
+        async def _launch(self, programs, account):
+            self.tries += 1
+            if self.tries == 1:
+                return "LOG:  redirecting log output to logging collector process\n"
+            return await super()._launch(programs, account)
+
+    server = SaysNothingYet(folder, FAST)
+    try:
+        assert await query(await server.start(), "SELECT 1") == 1
+        assert server.tries == 2
+    finally:
+        await server.stop()
+
+
 async def test_processes_that_outlive_a_killed_server_are_waited_for(folder):
     async with running(folder) as (embedded, url):
         connection = await asyncpg.connect(url, timeout=10)
