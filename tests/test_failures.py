@@ -569,14 +569,21 @@ async def _unwritable(folder):
         aside.rename(folder)
 
 
-async def test_one_store_that_fails_keeps_no_other_from_its_copy_and_costs_no_second_download(
-    tmp_path, database, clock
-):
-    sim = a_recorder(calls=6)
+@asynccontextmanager
+async def _near_and_far(tmp_path, database, sim, clock):
+    """Polled; what is due goes into two folders."""
     stores = {name: {"kind": "file", "path": str(tmp_path / name)} for name in ("near", "far")}
     async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
         await rig.poll()
         (tmp_path / "far").mkdir()
+        yield rig
+
+
+async def test_one_store_that_fails_keeps_no_other_from_its_copy_and_costs_no_second_download(
+    tmp_path, database, clock
+):
+    sim = a_recorder(calls=6)
+    async with _near_and_far(tmp_path, database, sim, clock) as rig:
         async with _unwritable(tmp_path / "far"):
             await rig.transfer()
             held = [m for d in (await rig.documents()).values() for m in d["media"] if m["copies"]]
@@ -599,10 +606,7 @@ async def test_one_store_that_fails_keeps_no_other_from_its_copy_and_costs_no_se
 
 async def test_a_copy_that_was_spoilt_meanwhile_is_not_copied_on(tmp_path, database, clock):
     sim = a_recorder(calls=1)
-    stores = {name: {"kind": "file", "path": str(tmp_path / name)} for name in ("near", "far")}
-    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
-        await rig.poll()
-        (tmp_path / "far").mkdir()
+    async with _near_and_far(tmp_path, database, sim, clock) as rig:
         async with _unwritable(tmp_path / "far"):
             await rig.transfer()
         (near,) = (await rig.medium())["copies"]
