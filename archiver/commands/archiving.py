@@ -1,0 +1,160 @@
+"""What copies recordings: the daemon, one pass, history, another try."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, catalog_of, chosen, console, load, run, wait
+from .progress import progress
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+@click.command("run")
+def run_daemon() -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    from .. import daemon, wiring
+
+    config = load(quiet=False)
+
+    async def serve() -> None:
+        async with wiring.opened(config) as archive:
+            await daemon.Daemon(archive).run()
+
+    run(serve(), code=0)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@wait
+@as_json
+def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
+    """One pass: list everything up to now, transfer until nothing is due, print a summary."""
+    config = load(quiet=sys.stderr.isatty())
+    names = chosen(config, sources)
+    finish(config, names, as_json, wait=wait)
+
+
+@click.command()
+@click.option("--source", required=True, help="The source to read.")
+@click.option("--from", "start", type=Moment(), help="The first moment (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), help="The first moment that is no longer wanted.")
+@click.option(
+    "--ids", type=click.File("r", encoding="utf-8"), help="A file of call ids, one a line (- for standard input)."
+)
+@click.option("--relist", is_flag=True, help="List all of it again, not only what was never listed.")
+@click.option("--dry-run", is_flag=True, help="List and count only; write nothing.")
+@wait
+@as_json
+def backfill(
+    source: str,
+    start: datetime | None,
+    end: datetime | None,
+    ids: Any,
+    relist: bool,
+    dry_run: bool,
+    wait: timedelta,
+    as_json: bool,
+) -> None:
+    """Archive the history between two moments (or of given call ids); run again it goes on where it stopped."""
+    from ..model import Window
+    from ..ports import LooksUp
+
+    config = load(quiet=sys.stderr.isatty())
+    names = chosen(config, (source,))
+    if ids is not None:
+        if not issubclass(config.sources[source].cls, LooksUp):
+            kind = config.sources[source].options.kind
+            raise click.UsageError(f"{source} can't be asked for single call ids ({kind}); use --from and --to")
+        if start or end or relist or dry_run:
+            raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
+        call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]
+        finish(config, names, as_json, wait=wait, call_ids=call_ids)
+        return
+    if start is None or end is None:
+        raise click.UsageError("say which time: --from T --to T (or --ids FILE)")
+    end = min(end, datetime.now(UTC) - config.sources[source].options.settle)
+    if start >= end:
+        raise click.UsageError("--from must lie before --to and before now (less the source's settle time)")
+    if dry_run:
+        count(config, source, Window(start, end), relist, as_json)
+        return
+    finish(config, names, as_json, wait=wait, wanted=Window(start, end), relist=relist)
+
+
+def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
+    """Run once, print the summary, exit by it."""
+    from .. import daemon, render, report, wiring
+
+    async def work() -> dict[str, daemon.Summary]:
+        async with wiring.opened(config) as archive:
+            with progress() as on_engine:
+                return await daemon.run_once(archive, names, on_engine=on_engine, **how)
+
+    summaries = run(work(), "interrupted; the same command goes on where it stopped")
+    document = report.summary(summaries)
+    if as_json:
+        answer(document)
+    else:
+        render.summary(console(), document)
+    if not document["complete"]:
+        from_the_start = [s for s in summaries.values() if s.polled.error and not s.polled.windows and not s.archived]
+        sys.exit(UNREACHABLE if len(from_the_start) == len(summaries) else INCOMPLETE)
+
+
+def count(config: Config, source: str, wanted: Any, relist: bool, as_json: bool) -> None:
+    from .. import daemon, render, wiring
+
+    async def work() -> daemon.Summary:
+        async with wiring.opened(config) as archive:
+            return await daemon.count_only(archive, source, wanted, relist=relist)
+
+    summary = run(work())
+    document = {
+        "source": source,
+        "windows": summary.polled.windows,
+        "recordings": summary.polled.listed,
+        "bytes": summary.bytes or None,
+        "requests": summary.requests,
+        "error": summary.polled.error,
+    }
+    if as_json:
+        answer(document)
+    else:
+        size = render.size(summary.bytes) if summary.bytes else "size not told by the source"
+        click.echo(
+            f"{source}: {summary.polled.listed} recordings in {summary.polled.windows} windows not yet listed, {size},"
+            f" about {summary.requests} requests to the source; nothing was written"
+        )
+        if summary.polled.error:
+            click.echo(render.plain(f"the listing stopped at {summary.polled.error}"), err=True)
+    if summary.polled.error:
+        sys.exit(UNREACHABLE if not summary.polled.windows else INCOMPLETE)
+
+
+@click.command()
+@click.option("--source", help="Only this source.")
+@click.option("--state", type=click.Choice(["failed", "gone", "empty"]), default="failed", show_default=True)
+@as_json
+def retry(source: str | None, state: str, as_json: bool) -> None:
+    """Make failed (or gone, or empty) media due again now."""
+    from ..model import State
+
+    config = load()
+    if source is not None:
+        chosen(config, (source,))
+
+    async def work() -> int:
+        async with catalog_of(config) as catalog:
+            return await catalog.retry(source, State(state))
+
+    number = run(work())
+    if as_json:
+        answer({"due": number})
+    else:
+        click.echo(f"{number} {state} media are due again; `archiver sync` or the daemon fetches them")

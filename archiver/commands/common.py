@@ -1,0 +1,130 @@
+"""What the commands share: arguments, the config, the answer on standard output, the end by a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..catalog import Catalog
+    from ..config import Config
+
+INCOMPLETE, USAGE, UNREACHABLE = 1, 2, 3
+_T = TypeVar("_T")
+
+
+class Moment(click.ParamType[datetime]):
+    """A date or date-time; without a zone it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f'"{value}" is no time; write it like 2024-05-17 or 2024-05-17T11:45:00Z', param, ctx)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class Span(click.ParamType[timedelta]):
+    """A duration like 90s, 5m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        from ..options import duration
+
+        try:
+            return duration(value)
+        except ValueError as error:
+            self.fail(f'"{value}" {error}', param, ctx)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+wait = click.option("--wait", type=Span(), default="0s", help="Also wait for retries that fall due within this time.")
+
+
+def load(*, quiet: bool = True) -> Config:
+    """The config, with logging set up by it; ``quiet`` commands log warnings only. Raises ConfigError."""
+    from .. import config, log
+
+    given = click.get_current_context().obj
+    loaded = config.load(config.find(given["config"]))
+    level = given["level"] or ("warning" if quiet else loaded.log_level)
+    log.configure(level=level, json=None, secrets=loaded.secrets)
+    for warning in config.warnings(loaded):
+        click.echo(f"warning: {warning}", err=True)
+    return loaded
+
+
+def answer(document: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(as_text(document, indent=2 if sys.stdout.isatty() else None))
+
+
+def as_text(document: Any, indent: int | None = None) -> str:
+    utf8 = sys.stdout.encoding.lower() in {"utf-8", "utf8"}
+    return json.dumps(document, ensure_ascii=not utf8, indent=indent)
+
+
+def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None = None) -> _T:
+    """Run to the end. SIGTERM ends it as Ctrl-C does: in order, so that leases are given back at once.
+
+    Says ``interrupted`` then and exits with ``code`` (default: 128 and the signal's number).
+    """
+    ended_by = signal.SIGINT
+
+    def terminate(*_: object) -> None:
+        nonlocal ended_by
+        ended_by = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        if interrupted:
+            click.echo(interrupted, err=True)
+        sys.exit(128 + ended_by if code is None else code)
+
+
+def console(*, err: bool = False) -> Any:
+    from rich.console import Console
+
+    # Off a terminal lines are as long as they are: others grep them.
+    width = None if (sys.stderr if err else sys.stdout).isatty() else 250
+    return Console(stderr=err, highlight=False, emoji=False, width=width)
+
+
+@asynccontextmanager
+async def catalog_of(config: Config) -> AsyncIterator[Catalog]:
+    """The catalog alone, for commands that only read."""
+    from ..wiring import read_only
+
+    async with read_only(config) as catalog:
+        yield catalog
+
+
+def known(config: Config, name: str) -> None:
+    """Raises click.UsageError where the config has no such source."""
+    if name not in config.sources:
+        raise click.UsageError(f'there is no source "{name}"; the config has {", ".join(sorted(config.sources))}')
+
+
+def chosen(config: Config, names: tuple[str, ...]) -> list[str]:
+    """The named sources, or all that are enabled. Raises click.UsageError for one that is unknown or off."""
+    for name in names:
+        known(config, name)
+        if not config.sources[name].options.enabled:
+            raise click.UsageError(f'source "{name}" is switched off (enabled = false)')
+    return list(names) or [n for n, s in config.sources.items() if s.options.enabled]

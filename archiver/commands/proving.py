@@ -1,0 +1,86 @@
+"""What proves and repairs the archive."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from .common import INCOMPLETE, UNREACHABLE, answer, as_json, console, load, run
+
+
+@click.command()
+@click.option("--store", help="Only this store.")
+@click.option("--source", help="Only this source's copies.")
+@click.option("--budget", metavar="SIZE", help="Stop after reading so much, like 10GiB; the next run goes on there.")
+@click.option("--even-if-empty", is_flag=True, help="Repair a store in which not one copy is found.")
+@as_json
+def verify(store: str | None, source: str | None, budget: str | None, even_if_empty: bool, as_json: bool) -> None:
+    """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
+    from .. import render, wiring
+    from ..options import size
+    from ..verify import verify as read_back
+
+    config = load(quiet=sys.stderr.isatty())
+    for name, known, what in ((store, config.stores, "store"), (source, config.sources, "source")):
+        if name is not None and name not in known:
+            raise click.UsageError(f'there is no {what} "{name}"; the config has {", ".join(sorted(known))}')
+    try:
+        limit = size(budget) if budget is not None else None
+    except ValueError as error:
+        raise click.UsageError(f"--budget {error}") from None
+
+    async def work() -> dict[str, Any]:
+        async with wiring.opened(config) as archive:
+            left, found = limit, {}
+            for name, outlet in archive.outlets.items():
+                if store in {None, name}:
+                    how = archive.catalog, outlet, archive.outlets, archive.feeds, archive.spool
+                    found[name] = await read_back(*how, source=source, budget=left, even_if_empty=even_if_empty)
+                    left = max(left - found[name].bytes, 0) if left is not None else None
+            return found
+
+    found = run(work())
+    names = ("read", "bytes", "good", "bad", "missing", "repaired", "error", "findings")
+    stores = {name: {n: getattr(v, n) for n in names} for name, v in found.items()}
+    complete = all(v.complete for v in found.values())
+    if as_json:
+        answer({"stores": stores, "complete": complete})
+    else:
+        render.verified(console(), stores, complete)
+    if not complete:
+        lost = [v for v in found.values() if v.error and not v.read]
+        sys.exit(UNREACHABLE if len(lost) == len(found) else INCOMPLETE)
+
+
+@click.command()
+@click.option("--store", required=True, help="The store whose manifests to read.")
+@as_json
+def rebuild(store: str, as_json: bool) -> None:
+    """Fill an empty catalog from a store's manifests alone."""
+    from .. import wiring
+    from ..rebuild import rebuild as read_manifests
+
+    config = load(quiet=sys.stderr.isatty())
+    if store not in config.stores:
+        raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
+
+    async def work() -> Any:
+        async with wiring.opened(config) as archive:
+            keys = {name: source.cls.listing_key for name, source in config.sources.items()}
+            return await read_manifests(archive.catalog, archive.outlets[store], keys, archive.spool)
+
+    report = run(work())
+    if as_json:
+        names = ("manifests", "lines", "recordings", "ledgers", "damaged")
+        answer({n: getattr(report, n) for n in names} | {"complete": not report.damaged})
+    else:
+        click.echo(
+            f"{report.recordings} recordings from {report.manifests} manifests ({report.lines} lines),"
+            f" ledgers of {report.ledgers} sources"
+        )
+        for line in report.damaged:
+            click.echo(f"damaged: {line}", err=True)
+    if report.damaged:
+        sys.exit(INCOMPLETE)

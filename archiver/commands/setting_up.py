@@ -1,0 +1,58 @@
+"""What comes before, and the demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .common import UNREACHABLE, answer, as_json, catalog_of, load, run
+
+
+@click.command()
+@click.option("--offline", is_flag=True, help="Only the config file.")
+@as_json
+def check(offline: bool, as_json: bool) -> None:
+    """Validate the config; try the database, each store and each source: one line each."""
+    from .. import checks
+
+    config = load()
+    results = run(checks.check(config, offline=offline))
+    if as_json:
+        answer({"checks": [r._asdict() for r in results], "ok": all(r.ok for r in results)})
+    else:
+        for result in results:
+            mark = "ok     " if result.ok else "FAILED "
+            click.echo(f"{mark} {result.what}: {result.line}")
+    if not all(r.ok for r in results):
+        sys.exit(UNREACHABLE)
+
+
+@click.command()
+@as_json
+def migrate(as_json: bool) -> None:
+    """Bring the database schema up to date."""
+    config = load()
+
+    async def work() -> int:
+        async with catalog_of(config) as catalog:
+            return await catalog.version()
+
+    version = run(work())
+    if as_json:
+        answer({"version": version})
+    else:
+        click.echo(f"the schema is at version {version}")
+
+
+@click.command()
+@click.option("--folder", default=".demo", show_default=True, metavar="PATH", help="Where the demo's archive lives.")
+@click.option(
+    "--calls", default=300, show_default=True, type=click.IntRange(10, 5000), help="How many calls of yesterday."
+)
+def demo(folder: str, calls: int) -> None:
+    """Simulated recorders, a fresh archive with its own database: nothing to configure."""
+    from .. import demo as demonstration
+
+    sys.exit(demonstration.main(Path(folder), calls))
