@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint run bench lock clean
+.PHONY: demo test lint run bench soak lock wheels install uninstall systemd-test clean
 
 demo: $(VENV)/demo
 	$(BIN)/archiver demo
@@ -24,6 +24,25 @@ run: $(VENV)/demo
 bench: $(VENV)/dev
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }
 	$(BIN)/python bench/run.py $(BENCH)
+
+# Half an hour; a short look: make soak SOAK="--minutes 3"
+soak: $(VENV)/dev
+	$(BIN)/python bench/soak.py $(SOAK)
+
+# As root, into /opt/archiver: docs/install.md. DESTDIR, PREFIX and PYTHON are passed on.
+install:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" sh packaging/install.sh install
+
+uninstall:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" sh packaging/install.sh uninstall
+
+# What `make install` needs on a host without internet access.
+wheels: $(VENV)/demo
+	$(BIN)/python -m pip download -q --disable-pip-version-check --require-hashes -d dist/wheels -r requirements.lock
+
+# As root: boots a Debian of its own with systemd-nspawn and runs the service in it; five minutes.
+systemd-test: $(VENV)/dev wheels
+	$(BIN)/python tests/systemd/boot.py $(BOOT)
 
 lock: $(VENV)/dev
 	$(BIN)/pip install -q uv

@@ -104,8 +104,13 @@ def find(explicit: str | None = None) -> Path:
                 raise ConfigError([f"{how}: there is no file {name}"])
             return Path(name)
     for place in map(Path, _PLACES):
-        if place.is_file():
-            return place
+        try:
+            if place.is_file():
+                return place
+        except PermissionError:
+            # A service's user often can't look into the folder that root calls it in.
+            if place.is_absolute():
+                raise ConfigError([f"{place}: you may not look there; run as root or as the service's user"]) from None
     raise ConfigError([f"there is no config file: write {' or '.join(_PLACES)}, or name one with --config"])
 
 

@@ -1,10 +1,11 @@
 #!/bin/sh
-# What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), openssl and setpriv.
+# What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), openssl, setpriv and systemd-analyze.
 set -eu
 missing=""
 [ -x /usr/sbin/apache2 ] || missing="$missing apache2"
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v setpriv >/dev/null || missing="$missing util-linux"
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
 [ -z "$missing" ] && exit 0
 echo "installing$missing"
 as_root=""

@@ -175,6 +175,27 @@ def test_the_first_of_option_variable_and_working_directory_is_taken(write, tmp_
     assert find(str(third)) == third
 
 
+def test_a_working_directory_that_may_not_be_looked_into_is_passed_over(write, tmp_path, monkeypatch):
+    (closed := tmp_path / "closed").mkdir()
+    usual = write(VALID)
+    monkeypatch.delenv("ARCHIVER_CONFIG", raising=False)
+    monkeypatch.chdir(closed)
+    is_file = Path.is_file
+
+    def refuse(path):
+        # Root may look everywhere.
+        if not path.is_absolute() or path.parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(module, "_PLACES", ("archiver.toml", str(usual)))
+    assert find() == usual
+    monkeypatch.setattr(module, "_PLACES", ("archiver.toml", str(closed / "archiver.toml")))
+    with pytest.raises(ConfigError, match="you may not look there; run as root or as the service's user"):
+        find()
+
+
 def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("ARCHIVER_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
