@@ -273,15 +273,87 @@ WHERE name = ANY($1) AND told IS DISTINCT FROM concat(covered, cursor)
 TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
 
 STALEST = """
-SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at, bad FROM copies
-WHERE store = $1 AND ($2::text IS NULL OR source = $2) AND coalesce(verified_at, archived_at) < $3
-    AND (coalesce(verified_at, archived_at), key) > ($4, $5)
-ORDER BY coalesce(verified_at, archived_at), key LIMIT $6"""
+SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at,
+    coalesce(read_at, archived_at) AS looked_at FROM copies
+WHERE store = $1 AND ($2::text IS NULL OR source = $2) AND coalesce(read_at, archived_at) < $3
+    AND (coalesce(read_at, archived_at), key) > ($4, $5)
+ORDER BY coalesce(read_at, archived_at), key LIMIT $6"""
+
+BAD_ONES = """
+SELECT store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at,
+    coalesce(read_at, archived_at) AS looked_at FROM copies
+WHERE store = $1 AND bad IS NOT NULL AND coalesce(read_at, archived_at) < $2
+ORDER BY coalesce(read_at, archived_at), key LIMIT $3"""
+
+READ_SINCE = """
+SELECT coalesce(sum(size), 0)::bigint FROM copies
+WHERE store = $1 AND coalesce(read_at, archived_at) > $2 AND read_at > $2"""
 
 VERIFIED = """
-UPDATE copies c SET verified_at = coalesce(t.verified_at, c.verified_at), bad = t.bad
+UPDATE copies c SET verified_at = coalesce(t.verified_at, c.verified_at), bad = t.bad, read_at = $5,
+    untold = c.untold OR t.verified_at IS NOT NULL
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[]) AS t (store, key, verified_at, bad)
 WHERE (c.store, c.key) = (t.store, t.key)"""
+
+FOUND = """
+INSERT INTO findings AS f (store, key, problem, first_at, last_at)
+SELECT $1, t.key, t.problem, $4, $4 FROM unnest($2::text[], $3::text[]) AS t (key, problem)
+ON CONFLICT (store, key, problem) DO UPDATE SET
+    last_at = $4, times = f.times + 1, repaired_at = NULL, repaired_by = NULL"""
+
+RIGHT_AGAIN = """
+UPDATE findings f SET repaired_at = $4, repaired_by = t.by FROM unnest($2::text[], $3::text[]) AS t (key, by)
+WHERE (f.store, f.key) = ($1, t.key) AND f.repaired_at IS NULL"""
+
+ADD_VERIFICATION = """
+INSERT INTO verifications AS v (store, day, read, bytes, seconds, bad, repaired)
+VALUES ($1, ($2::timestamptz AT TIME ZONE 'UTC')::date, $3, $4, $5, $6, $7)
+ON CONFLICT (store, day) DO UPDATE SET read = v.read + excluded.read, bytes = v.bytes + excluded.bytes,
+    seconds = v.seconds + excluded.seconds, bad = v.bad + excluded.bad, repaired = v.repaired + excluded.repaired"""
+
+VERIFY_ERROR = """
+INSERT INTO verifications (store, day, error) VALUES ($1, ($2::timestamptz AT TIME ZONE 'UTC')::date, $3)
+ON CONFLICT (store, day) DO UPDATE SET error = excluded.error"""
+
+VERIFICATION = """
+SELECT read, bytes, seconds, error FROM verifications
+WHERE store = $1 AND day = ($2::timestamptz AT TIME ZONE 'UTC')::date"""
+
+OLDEST = """
+SELECT coalesce(read_at, archived_at) FROM copies WHERE store = $1 ORDER BY coalesce(read_at, archived_at) LIMIT 1"""
+
+NEWEST_COPIES = """
+SELECT key FROM copies WHERE store = $1 ORDER BY coalesce(read_at, archived_at) DESC LIMIT $2"""
+
+OVERDUE = """SELECT count(*), coalesce(sum(size), 0)::bigint FROM copies
+WHERE store = $1 AND coalesce(read_at, archived_at) < $2"""
+
+FINDINGS = """
+SELECT f.store, f.key, f.problem, f.first_at, f.last_at, f.times, f.repaired_at, f.repaired_by, c.source,
+    c.recording_id, c.media_id
+FROM findings f JOIN copies c USING (store, key)
+WHERE f.store = $1 AND (f.repaired_at IS NULL OR f.last_at > $2)
+ORDER BY f.repaired_at IS NULL DESC, f.last_at DESC, f.key LIMIT $3"""
+
+FINDINGS_COUNT = """
+SELECT count(*) AS found, count(repaired_at) AS repaired FROM findings
+WHERE store = $1 AND (repaired_at IS NULL OR last_at > $2)"""
+
+FINDINGS_OF = """
+SELECT f.store, f.key, f.problem, f.first_at, f.last_at, f.times, f.repaired_at, f.repaired_by, c.media_id
+FROM findings f JOIN copies c USING (store, key) WHERE c.source = $1 AND c.recording_id = $2 ORDER BY f.first_at"""
+
+UNTOLD_VERIFIED = """
+SELECT source, store, key, verified_at FROM copies WHERE untold AND source = ANY($1)
+ORDER BY source, store, verified_at LIMIT $2"""
+
+TOLD_VERIFIED = """
+UPDATE copies c SET untold = false FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS t (store, key, verified_at)
+WHERE (c.store, c.key, c.verified_at) = (t.store, t.key, t.verified_at)"""
+
+NOTED = """
+UPDATE copies c SET verified_at = $3, read_at = $3 FROM unnest($2::text[]) AS t (key)
+WHERE c.store = $1 AND c.key = t.key AND (c.verified_at IS NULL OR c.verified_at < $3)"""
 
 BAD = """SELECT source, store, count(*) AS count FROM copies WHERE bad IS NOT NULL GROUP BY source, store"""
 
@@ -326,10 +398,11 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
 WHERE NOT (m.state = 'archived' AND excluded.state = 'pending' AND excluded.sha256 IS NULL)"""
 
 REBUILD_COPIES = """
-INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at, read_at)
+SELECT *, verified_at FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
     $8::timestamptz[], $9::timestamptz[])
-ON CONFLICT (store, key) DO UPDATE SET verified_at = excluded.verified_at"""
+    AS t (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
+ON CONFLICT (store, key) DO UPDATE SET verified_at = excluded.verified_at, read_at = excluded.verified_at"""
 
 REBUILD_TOTALS = """
 INSERT INTO totals (source, store, count, bytes)
@@ -438,6 +511,23 @@ class Recorded:
     changed: int = 0
     missing: int = 0
     rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What reading one copy back found."""
+
+    identity: tuple[str, str, str]
+    copy: Copy
+    #: What was wrong; None: nothing.
+    problem: str | None = None
+    #: Who gave the right bytes, where that put it right.
+    mended_by: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Is it as it should be now?"""
+        return self.problem is None or self.mended_by is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1086,25 +1176,104 @@ class Catalog:
 
     async def stalest(
         self, store: str, source: str | None, before: datetime, after: tuple[datetime, str], limit: int
-    ) -> list[tuple[tuple[str, str, str], Copy]]:
-        """Copies of a store last verified (or made) before a moment, the longest ago first, from a place on."""
+    ) -> list[tuple[tuple[str, str, str], Copy, datetime]]:
+        """Copies of a store last read (or made) before a moment, and when; the longest ago first, from a place on."""
         async with self._connection() as c:
-            rows = await c.fetch(STALEST, store, source, before, *after, limit)
-        return [((r["source"], r["recording_id"], r["media_id"]), _copy(r)) for r in rows]
+            return _looked_at(await c.fetch(STALEST, store, source, before, *after, limit))
 
-    async def verified(self, results: Sequence[tuple[tuple[str, str, str], Copy, str | None, str]]) -> None:
-        """What reading copies back found: (medium's id, copy, what is wrong with it or None, what was done)."""
+    async def bad_ones(
+        self, store: str, before: datetime, limit: int
+    ) -> list[tuple[tuple[str, str, str], Copy, datetime]]:
+        """Copies known to be bad that were last read before a moment, and when; the longest ago first."""
+        async with self._connection() as c:
+            return _looked_at(await c.fetch(BAD_ONES, store, before, limit))
+
+    async def newest_copies(self, store: str, count: int) -> list[str]:
+        """Keys of the copies that were read or made last."""
+        async with self._connection() as c:
+            return [row[0] for row in await c.fetch(NEWEST_COPIES, store, count)]
+
+    async def read_since(self, store: str, moment: datetime) -> int:
+        """Bytes of the copies that were read back since then."""
+        async with self._connection() as c:
+            return int(await c.fetchval(READ_SINCE, store, moment))
+
+    async def verified(self, store: str, readings: Sequence[Reading], seconds: float) -> None:
+        """What reading copies of a store back found, and how long it took."""
         now = self.clock.now()
         async with self._transaction() as c:
             await c.execute(
                 VERIFIED,
-                [copy.store for _, copy, _, _ in results],
-                [copy.key for _, copy, _, _ in results],
-                [None if bad else now for _, _, bad, _ in results],
-                [_text(bad) for _, _, bad, _ in results],
+                [store] * len(readings),
+                [r.copy.key for r in readings],
+                [now if r.right else None for r in readings],
+                [None if r.right else _text(r.problem) for r in readings],
+                now,
             )
-            odd = [(*i, done, f"store {copy.store}: {bad or copy.key}") for i, copy, bad, done in results if done]
+            wrong = [r for r in readings if r.problem is not None]
+            right = [r for r in readings if r.right]
+            if wrong:
+                await c.execute(FOUND, store, [r.copy.key for r in wrong], [_text(r.problem) for r in wrong], now)
+            by = [r.mended_by or "found right when read again" for r in right]
+            await c.execute(RIGHT_AGAIN, store, [r.copy.key for r in right], by, now)
+            odd = [
+                (
+                    *r.identity,
+                    f"copy repaired from {r.mended_by}" if r.mended_by else "copy bad",
+                    f"store {store}: {r.problem}",
+                )
+                for r in wrong
+            ]
             await self._remember(c, now, odd)
+            counts = len(readings), sum(r.copy.size for r in readings), seconds, len(wrong)
+            await c.execute(ADD_VERIFICATION, store, now, *counts, sum(r.right for r in wrong))
+
+    async def verify_ended(self, store: str, error: str | None) -> None:
+        """Why a store could not be read on, if so."""
+        async with self._connection() as c:
+            await c.execute(VERIFY_ERROR, store, self.clock.now(), _text(error))
+
+    async def verification(self, store: str) -> tuple[int, int, float]:
+        """What was read of a store today (UTC): copies, bytes, seconds."""
+        async with self._connection() as c:
+            row = await c.fetchrow(VERIFICATION, store, self.clock.now())
+        return (row["read"], row["bytes"], row["seconds"]) if row else (0, 0, 0.0)
+
+    async def verify_state(self, store: str, overdue: datetime, since: datetime, limit: int = 5) -> Document:
+        """How far reading back has come, and what it found wrong: unrepaired, or since then."""
+        async with self._connection() as c:
+            oldest = await c.fetchval(OLDEST, store)
+            late = await c.fetchrow(OVERDUE, store, overdue)
+            today = await c.fetchrow(VERIFICATION, store, self.clock.now())
+            found = await c.fetchrow(FINDINGS_COUNT, store, since)
+            rows = await c.fetch(FINDINGS, store, since, limit)
+        return {
+            "oldest_read_at": utc_text(oldest) if oldest else None,
+            "overdue": late[0],
+            "overdue_bytes": late[1],
+            "read_today": today["read"] if today else 0,
+            "bytes_today": today["bytes"] if today else 0,
+            "error": today["error"] if today else None,
+            "found": found["found"],
+            "repaired": found["repaired"],
+            "findings": [{n: row[n] for n in ("source", "recording_id", "media_id")} | _finding(row) for row in rows],
+        }
+
+    async def findings_of(self, source: str, recording_id: str) -> list[Document]:
+        """What was ever wrong with a recording's copies."""
+        async with self._connection() as c:
+            rows = await c.fetch(FINDINGS_OF, holdable(source), holdable(recording_id))
+        return [{"media_id": row["media_id"], "store": row["store"]} | _finding(row) for row in rows]
+
+    async def untold_verified(self, sources: Sequence[str], limit: int) -> list[tuple[str, str, str, datetime]]:
+        """Verified copies that the stores were not told of yet: (source, store, key, verified at), in that order."""
+        async with self._connection() as c:
+            return [(r[0], r[1], r[2], r[3]) for r in await c.fetch(UNTOLD_VERIFIED, list(sources), limit)]
+
+    async def told_verified(self, copies: Sequence[tuple[str, str, str, datetime]]) -> None:
+        """The stores hold these now."""
+        async with self._connection() as c:
+            await c.execute(TOLD_VERIFIED, [k[1] for k in copies], [k[2] for k in copies], [k[3] for k in copies])
 
     async def bad_copies(self) -> dict[tuple[str, str], int]:
         """By (source, store) how many copies are known to be bad."""
@@ -1140,6 +1309,11 @@ class Catalog:
             await c.execute(REBUILD_MEDIA, *_columns([_rebuilt_medium(d, m) for d, m in media], 13), now)
             await c.execute(REBUILD_COPIES, *_columns([_rebuilt_copy(d, m, k) for d, m, k in copies], 9))
         return sum(row["new"] for row in rows)
+
+    async def rebuild_verified(self, store: str, keys: Sequence[str], moment: datetime) -> None:
+        """These copies were verified then."""
+        async with self._connection() as c:
+            await c.execute(NOTED, store, list(keys), moment)
 
     async def rebuilt(self) -> None:
         """The last step: sums, and what must be listed again."""
@@ -1190,6 +1364,22 @@ def _json(value: Any) -> Encoded:
     if "\\u0000" in text or holdable(text) != text:
         text = json.dumps(holdable_tree(value), default=str, separators=(",", ":"), ensure_ascii=False)
     return Encoded(text)
+
+
+def _looked_at(rows: Sequence[Any]) -> list[tuple[tuple[str, str, str], Copy, datetime]]:
+    return [((r["source"], r["recording_id"], r["media_id"]), _copy(r), r["looked_at"]) for r in rows]
+
+
+def _finding(row: Any) -> Document:
+    return {
+        "key": row["key"],
+        "problem": row["problem"],
+        "first_at": utc_text(row["first_at"]),
+        "last_at": utc_text(row["last_at"]),
+        "times": row["times"],
+        "repaired_at": utc_text(row["repaired_at"]) if row["repaired_at"] else None,
+        "repaired_by": row["repaired_by"],
+    }
 
 
 def _text(value: str | None) -> str | None:

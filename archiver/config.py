@@ -23,7 +23,7 @@ from apscheduler.triggers.cron import CronTrigger
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 
 from .errors import ConfigError
-from .options import Size, SourceOptions, StoreOptions, Strict
+from .options import Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
 __all__ = ["Changes", "Config", "SourceConfig", "StoreConfig", "diff", "find", "kinds", "load", "warnings"]
 
@@ -36,7 +36,7 @@ _LARGEST = 1 << 20
 _DEEPEST = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_canary"}
+_RESERVED = {"_manifests", "_ledger", "_verified", "_canary"}
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
@@ -71,6 +71,7 @@ class Config:
     http_listen: tuple[str, int]
     heartbeat_url: SecretStr | None
     log_level: Literal["debug", "info", "warning", "error"]
+    verify: VerifyOptions
     stores: Mapping[str, StoreConfig]
     sources: Mapping[str, SourceConfig]
     #: Whatever must not be shown anywhere.
@@ -125,7 +126,7 @@ def load(path: Path) -> Config:
 
 
 def diff(old: Config, new: Config) -> Changes:
-    plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level")
+    plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level", "verify")
     return Changes(
         sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
         sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
@@ -203,6 +204,7 @@ class _Top(Strict):
     memory: Size = Field(default=256 << 20, ge=1 << 20)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     heartbeat_url: SecretStr | None = None
+    verify: VerifyOptions = VerifyOptions()
     database: _Database = _Database()
     http: _Http = _Http()
 
@@ -247,6 +249,7 @@ class _Reader:
             http_listen=top.http.listen,
             heartbeat_url=top.heartbeat_url,
             log_level=top.log_level,
+            verify=top.verify,
             stores=store_configs,
             sources={
                 name: replace(source, stores=tuple(store_configs)) if source.options.stores is None else source

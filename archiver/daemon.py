@@ -19,7 +19,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from . import sync
+from . import sync, wiring
 from .catalog import Catalog
 from .engine import Engine
 from .errors import CatalogDown, Refused, SourceError, StoreError
@@ -224,6 +224,7 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 engine = group.create_task(self.engine.run(), name="engine")
                 side = [group.create_task(self._keep_database()), group.create_task(self._watch())]
+                side.append(group.create_task(self._verify_forever()))
                 side += [group.create_task(self._poll_on_schedule(name)) for name in self.archive.feeds]
                 self._scheduler.start()
                 notify("READY=1")
@@ -285,6 +286,26 @@ class Daemon:
             error=polled.error,
         )
         return polled.more and polled.error is None
+
+    async def _verify_forever(self) -> None:
+        """Read copies back, a part of the cycle at a time; one process at a time does it for a store."""
+        catalog = self.archive.catalog
+        pause = min(self.archive.config.verify.beat, timedelta(minutes=1))
+        while True:
+            await asyncio.sleep(pause.total_seconds())
+            options = self.archive.config.verify
+            pause = options.beat
+            for name in list(self.archive.outlets) if options.enabled else ():
+                try:
+                    async with catalog.only_one(f"verify:{name}") as mine:
+                        if mine:
+                            found = await wiring.verifier(self.archive, self.engine, name).due(options)
+                            await catalog.verify_ended(name, found.error)
+                            await sync.tell_verified(self.archive.feeds, catalog)
+                            if found.read or found.error:
+                                log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
+                except CatalogDown as error:
+                    log.warning("catalog.down", error=str(error))
 
     async def _keep_database(self) -> None:
         """An embedded PostgreSQL that was killed is started again; a host's jumping clock is set right."""

@@ -144,6 +144,24 @@ class Engine:
         while name in self.lanes and self.lanes[name].feed.gate.limit < 1:  # noqa: ASYNC110 - shares have their rhythm
             await asyncio.sleep(0.2)
 
+    @contextlib.asynccontextmanager
+    async def lending(self, name: str) -> AsyncIterator[None]:
+        """While :meth:`run` or :meth:`sharing` runs: a share of a source, for a request beside the transfers."""
+        async with self.polling(name):
+            await self.admitted(name)
+            yield
+
+    @contextlib.asynccontextmanager
+    async def sharing(self) -> AsyncIterator[None]:
+        """Keep the shares that :meth:`lending` takes, where nothing is transferred."""
+        keeping = asyncio.create_task(self._every(SHARE.total_seconds() / 4, self._share_active)())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await self._abandon()
+
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     async def run(self, *, until: Callable[[], datetime | None] | None = None) -> None:
@@ -452,6 +470,7 @@ class Engine:
         """The stores learn what was listed; what was found there is described to them first."""
         await sync.describe_changes(self.feeds, self.catalog)
         await sync.tell_ledgers(self.feeds, self.catalog)
+        await sync.tell_verified(self.feeds, self.catalog)
 
     async def _tell(self) -> None:
         for name, lane in list(self.lanes.items()):

@@ -41,6 +41,11 @@ def ledger_key(prefix: str, source: str, now: datetime) -> str:
     return f"{prefix}_ledger/{safe(source)}/{ulid(now)}.json"
 
 
+def verified_key(prefix: str, source: str, now: datetime) -> str:
+    """``{prefix}_verified/{source}/{YYYY}/{MM}/{DD}/{ulid}.jsonl``; sorts by the moment it was written."""
+    return f"{prefix}_verified/{safe(source)}/{now:%Y/%m/%d}/{ulid(now)}.jsonl"
+
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 

@@ -6,13 +6,14 @@ A later line for the same recording replaces an earlier one (contract: "Inside a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from .layout import ledger_key, manifest_key
-from .model import Body
+from .layout import ledger_key, manifest_key, verified_key
+from .model import Body, utc_text
 from .ports import Store
 from .spool import Spool
 
@@ -34,6 +35,28 @@ async def write_ledger(store: Store, prefix: str, ledger: Mapping[str, Any], now
     key = ledger_key(prefix, ledger["source"], now)
     await store.put(key, Body.of(line(ledger)))
     return key
+
+
+async def write_verified(
+    store: Store, prefix: str, source: str, copies: Sequence[tuple[str, str, datetime]], now: datetime
+) -> str:
+    """Which copies (store, key, when) of a source were read back and found right; its key. Raises StoreError.
+
+    A line for all that were found at one moment, far shorter than the recordings' own.
+    """
+    lines = [
+        line({"source": source, "store": of, "verified_at": utc_text(at), "keys": [key for _, key, _ in found]})
+        for (of, at), found in itertools.groupby(copies, key=lambda copy: (copy[0], copy[2]))
+    ]
+    key = verified_key(prefix, source, now)
+    await store.put(key, Body.of(b"".join(lines)))
+    return key
+
+
+async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """What :func:`write_verified` wrote: keys and lines, by source, oldest first. Raises StoreError."""
+    async for found in store.list(f"{prefix}_verified/"):
+        yield found.key, _parsed(await _bytes(store, found.key, spool))[0]
 
 
 async def read(store: Store, prefix: str, spool: Spool) -> AsyncIterator[tuple[str, list[dict[str, Any]], str | None]]:

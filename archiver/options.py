@@ -25,6 +25,8 @@ __all__ = [
     "SourceOptions",
     "StoreOptions",
     "Strict",
+    "VerifyOptions",
+    "allowance",
     "duration",
     "rate",
     "size",
@@ -97,6 +99,52 @@ class Retry(Strict):
     first: Duration = timedelta(seconds=30)
     cap: Duration = timedelta(hours=6)
     give_up_after: Duration = timedelta(days=14)
+
+
+def allowance(value: Any) -> int | timedelta | None:
+    """``"10GiB"`` as bytes, ``"2h"`` as a timedelta."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    for read in (size, duration):
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    raise ValueError('is neither a size like "10GiB" nor a duration like "2h"')
+
+
+class VerifyOptions(Strict):
+    """How the daemon reads copies back."""
+
+    enabled: bool = True
+    #: Every copy is read once within this time.
+    cycle: Duration = timedelta(days=90)
+    #: Of each store a day (UTC): bytes, or time spent reading. None: as much as the cycle takes.
+    budget: Annotated[int | timedelta | None, BeforeValidator(allowance)] = None
+
+    @field_validator("cycle")
+    @classmethod
+    def _cycle_is_positive(cls, cycle: timedelta) -> timedelta:
+        if cycle < timedelta(seconds=1):
+            raise ValueError('is too short; write it like "90d"')
+        return cycle
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_is_positive(cls, given: int | timedelta | None) -> int | timedelta | None:
+        if given in {0, timedelta()} or (isinstance(given, timedelta) and given < timedelta()):
+            raise ValueError("must be more than nothing; to read no copies, set enabled = false")
+        return given
+
+    @property
+    def period(self) -> timedelta:
+        """Within so long its part of the cycle is read; what is younger is not read again."""
+        return min(timedelta(days=1), self.cycle / 8)
+
+    @property
+    def beat(self) -> timedelta:
+        """How often to look for what is due."""
+        return max(min(timedelta(hours=1), self.cycle / 100), timedelta(seconds=0.2))
 
 
 class StoreOptions(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from .model import Body, Chapter, Listing, ListingKey, Medium, Receipt, Recording, Window
@@ -104,6 +105,20 @@ class Decrypts(Protocol):
 
         Blocking. Raises ArchiverError.
         """
+
+
+@runtime_checkable
+class Locks(Protocol):
+    """A store that may keep others from deleting what it holds."""
+
+    async def lock_problem(self, key: str, since: datetime) -> str | None:
+        """What is wrong with the lock of an object put then, or None (also where none is wanted, or its time is over).
+
+        Raises StoreError.
+        """
+
+    async def lock(self, key: str, since: datetime) -> None:
+        """Lock an object for as long as one put then should be. Raises StoreError."""
 
 
 class Store(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from . import manifests
 from .catalog import Catalog
@@ -50,6 +51,18 @@ async def rebuild(
         report.lines += len(documents)
         if on_lines is not None:
             on_lines(len(documents))
+    async for key, lines in manifests.read_verified(outlet.store, outlet.prefix, spool):
+        for line in lines:
+            try:
+                verified = (
+                    str(line["store"]),
+                    [str(k) for k in line["keys"]],
+                    datetime.fromisoformat(line["verified_at"]),
+                )
+            except (KeyError, TypeError, ValueError):
+                report.damaged.append(f"{key}: a line can't be read")
+            else:
+                await catalog.rebuild_verified(*verified)
     async for ledger in manifests.read_ledgers(outlet.store, outlet.prefix, spool):
         # What a damaged manifest told is unknown: its source is listed again from its start.
         lost = safe(ledger["source"]) in distrusted

@@ -77,10 +77,27 @@ def status(console: Console, document: Document) -> None:
             hints.append(
                 f"[red]{clean(name)}: {s['bad']} copies are bad or missing[/] → `archiver verify --store {name}`"
             )
+        hints += _verify_hints(clean(name), s["verify"])
     console.print()
     console.print(stores)
     for hint in hints:
         console.print(hint, soft_wrap=True)
+
+
+def _verify_hints(who: str, v: Mapping[str, Any]) -> list[str]:
+    hints = []
+    if v["error"]:
+        hints.append(f"[red]{who}: verify could not read on:[/] {clean(v['error'])}")
+    if v["behind"]:
+        hints.append(f"[yellow]{who}: {clean(v['behind'])}[/]")
+    if v["enabled"] and v["overdue"]:
+        hints.append(f"[yellow]{who}: {v['overdue']} copies were not read back for longer than the verify cycle[/]")
+    if v["found"]:
+        hints.append(f"[yellow]{who}: verify found {v['found']} spoilt copies, {v['repaired']} of them repaired[/]")
+    for f in v["findings"]:
+        ended = f"repaired by {f['repaired_by']}" if f["repaired_at"] else "not repaired"
+        hints.append(f"  {f['last_at'][:19]} {clean(f['key'])}: {clean(f['problem'])}; {clean(ended)}")
+    return hints
 
 
 def _hints(name: str, s: Mapping[str, Any]) -> list[str]:

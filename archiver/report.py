@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from .catalog import Catalog, Document
 from .config import Config
 from .model import Window, utc_text
+from .verify import owed
 from .windows import merge, subtract
+
+#: Findings of `verify` are told for so long after they were repaired.
+FOUND_LATELY = timedelta(days=30)
 
 
 async def status(config: Config, catalog: Catalog) -> Document:
@@ -45,7 +49,8 @@ async def status(config: Config, catalog: Catalog) -> Document:
             ][:5],
         }
     bad = await catalog.bad_copies()
-    stores = {}
+    stores: dict[str, Any] = {}
+    verify = config.verify
     for name, store in config.stores.items():
         held = [value for (_, of), value in totals.items() if of == name]
         stores[name] = {
@@ -54,6 +59,10 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "bytes": sum(size for _, size in held),
             "bad": sum(count for (_, of), count in bad.items() if of == name),
         }
+        # Late by a day is what waits for its turn.
+        read = await catalog.verify_state(name, now - verify.cycle - verify.period, now - FOUND_LATELY)
+        about = {"enabled": verify.enabled, "cycle": verify.cycle.total_seconds()}
+        stores[name]["verify"] = about | read | {"behind": owed(verify, stores[name]["bytes"])}
     return {"at": utc_text(now), "sources": sources, "stores": stores}
 
 

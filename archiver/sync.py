@@ -764,6 +764,30 @@ async def describe_changes(
     return done
 
 
+async def tell_verified(feeds: dict[str, Feed], catalog: Catalog, *, limit: int = 5000) -> int:
+    """Write into each store which copies were verified when, so that a rebuild knows; how many copies."""
+    told = 0
+    while untold := await catalog.untold_verified(list(feeds), limit):
+        now = catalog.clock.now()
+        by_source: dict[str, list[tuple[str, str, str, datetime]]] = defaultdict(list)
+        for copy in untold:
+            by_source[copy[0]].append(copy)
+        for source, copies in by_source.items():
+            for outlet in feeds[source].outlets.values():
+                try:
+                    await manifests.write_verified(
+                        outlet.store, outlet.prefix, source, [copy[1:] for copy in copies], now
+                    )
+                except StoreError as error:
+                    store_failed(outlet, now, error)
+                    return told
+            await catalog.told_verified(copies)
+            told += len(copies)
+        if len(untold) < limit:
+            break
+    return told
+
+
 async def tell_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
     """Write into each store what was listed, once all that was found is described there; how many ledgers."""
     told = 0

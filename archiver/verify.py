@@ -5,26 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import TypeAlias
 
 import structlog
 
-from .catalog import Catalog
-from .errors import SourceError, StoreConflict, StoreError, StoreMissing
+from .catalog import Catalog, Reading
+from .errors import SourceError, SpoolDown, StoreConflict, StoreError, StoreMissing
 from .model import Body, Copy, Medium
+from .options import VerifyOptions
+from .ports import Locks
 from .spool import Spool
 from .sync import Feed, Outlet
 
 log = structlog.get_logger()
 
 Identity = tuple[str, str, str]
+#: Hands out a share of a source's concurrency, by its name (see Engine.lending).
+Lending: TypeAlias = Callable[[str], AbstractAsyncContextManager[None]]
+_Page: TypeAlias = list[tuple[Identity, Copy, datetime]]
 #: Copies read at once, and looked up at a time.
 WIDTH = 8
 #: So many copies missing at once, and not one there, look like another disk.
 FEW = 4
 PAGE = 256
+MISSING = "missing"
+LOCKED_AGAIN = "locking it again"
 
 
 @dataclass(slots=True)
@@ -37,6 +47,7 @@ class Verified:
     missing: int = 0
     bad: int = 0
     repaired: int = 0
+    seconds: float = 0.0
     #: The store could not be read on.
     error: str | None = None
     findings: list[str] = field(default_factory=list)
@@ -64,80 +75,221 @@ class _Digest:
         self.length, self.hash = 0, hashlib.sha256()
 
 
-async def verify(
-    catalog: Catalog,
-    outlet: Outlet,
-    outlets: Mapping[str, Outlet],
-    feeds: Mapping[str, Feed],
-    spool: Spool,
-    *,
-    source: str | None = None,
-    budget: int | None = None,
-    even_if_empty: bool = False,
-    on_read: Callable[[int], None] | None = None,
-) -> Verified:
-    """Read the store's copies back, the longest unread first, until all or ``budget`` bytes were read.
+@dataclass(slots=True, kw_only=True)
+class Verifier:
+    """Reads the copies of one store back. ``lend`` gives a share of a source, where it must be asked for bytes."""
 
-    What was read is remembered at once, so that the next run goes on behind it. A store in which not one copy is found
-    is taken for one that is not mounted, and left alone, unless ``even_if_empty``.
-    """
-    found = Verified()
-    try:
-        await outlet.store.check()
-    except StoreError as error:
-        found.error = f"store {outlet.name}: {error}"
+    catalog: Catalog
+    outlet: Outlet
+    outlets: Mapping[str, Outlet]
+    feeds: Mapping[str, Feed]
+    spool: Spool
+    lend: Lending
+    source: str | None = None
+    #: A store in which not one copy is found is taken for one that is not mounted, and left alone, unless this is set.
+    even_if_empty: bool = False
+    found: Verified = field(default_factory=Verified)
+    #: The store has taken and given back a canary.
+    checked: bool = False
+
+    async def stalest(
+        self, *, before: datetime | None = None, budget: int | None = None, seconds: float | None = None
+    ) -> Verified:
+        """Read what was last read (or made) before a moment (default: now), the longest unread first.
+
+        Ends when all is read, or so many bytes or seconds are spent. What was read is remembered at once, so that
+        the next run goes on behind it.
+        """
+        moment = before or self.catalog.clock.now()
+        after: tuple[datetime, str] = (moment.min.replace(tzinfo=moment.tzinfo), "")
+
+        async def page() -> _Page:
+            nonlocal after
+            read = await self.catalog.stalest(self.outlet.name, self.source, moment, after, PAGE)
+            if read:
+                after = (read[-1][2], read[-1][1].key)
+            return read
+
+        return await self._through(page, budget, seconds)
+
+    async def bad_ones(self, *, before: datetime, budget: int | None = None, seconds: float | None = None) -> Verified:
+        """Read again what was bad when it was last read, before a moment: perhaps it can be mended now."""
+        pages = [await self.catalog.bad_ones(self.outlet.name, before, PAGE)]
+
+        async def page() -> _Page:
+            return pages.pop() if pages else []
+
+        return await self._through(page, budget, seconds, known_bad=True)
+
+    async def due(self, options: VerifyOptions) -> Verified:
+        """What a daemon reads now: so much that the cycle holds, and never more than the budget of the day.
+
+        Nothing is stored of a schedule: how old the oldest copy is, and what was read lately by any host, say it all.
+        """
+        catalog, name = self.catalog, self.outlet.name
+        now = catalog.clock.now()
+        left_bytes, left_seconds = await self._left(options)
+        began = (self.found.bytes, self.found.seconds)
+
+        def left() -> dict[str, float | int | None]:
+            return {
+                "budget": None if left_bytes is None else left_bytes - (self.found.bytes - began[0]),
+                "seconds": None if left_seconds is None else left_seconds - (self.found.seconds - began[1]),
+            }
+
+        await self.bad_ones(before=now - options.period, **left())  # type: ignore[arg-type]
+        await self.stalest(before=now - options.cycle + options.period, **left())  # type: ignore[arg-type]
+        held = sum(size for (_, store), (_, size) in (await catalog.totals()).items() if store == name)
+        share = held * (options.period / options.cycle)
+        quota = max(int(share) - await catalog.read_since(name, now - options.period), 0)
+        spent = left()
+        if spent["budget"] is None or quota < spent["budget"]:
+            spent["budget"] = quota
+        return await self.stalest(before=now - options.period, **spent)  # type: ignore[arg-type]
+
+    async def _left(self, options: VerifyOptions) -> tuple[int | None, float | None]:
+        if options.budget is None:
+            return None, None
+        _, read, seconds = await self.catalog.verification(self.outlet.name)
+        if isinstance(options.budget, timedelta):
+            return None, options.budget.total_seconds() - seconds
+        return options.budget - read, None
+
+    async def _through(
+        self,
+        page: Callable[[], Awaitable[_Page]],
+        budget: int | None,
+        seconds: float | None,
+        *,
+        known_bad: bool = False,
+    ) -> Verified:
+        found, began = self.found, (self.found.bytes, self.found.seconds)
+
+        def spent() -> bool:
+            return (budget is not None and found.bytes - began[0] >= budget) or (
+                seconds is not None and found.seconds - began[1] >= seconds
+            )
+
+        if found.error or spent():
+            return found
+        try:
+            if not self.checked:
+                await self.outlet.store.check()
+                self.checked = True
+            while not spent() and (copies := await page()):
+                for start in range(0, len(copies), WIDTH):
+                    if spent():
+                        break
+                    await self._part(copies[start : start + WIDTH], known_bad=known_bad)
+                    if found.error:
+                        return found
+        except StoreError as error:
+            found.error = f"store {self.outlet.name}: {error}"
         return found
-    began = catalog.clock.now()
-    after: tuple[datetime, str] = (began.min.replace(tzinfo=began.tzinfo), "")
-    while budget is None or found.bytes < budget:
-        page = await catalog.stalest(outlet.name, source, began, after, PAGE)
-        if not page:
-            break
-        last = page[-1][1]
-        after = (last.verified_at or last.archived_at, last.key)
-        for start in range(0, len(page), WIDTH):
-            if budget is not None and found.bytes >= budget:
-                return found
-            part = page[start : start + WIDTH]
+
+    async def _part(self, part: _Page, *, known_bad: bool) -> None:
+        found, outlet = self.found, self.outlet
+        started = time.monotonic()
+        problems = await asyncio.gather(*(self._problem(copy) for _, copy, _ in part))
+        none_there = len(part) >= FEW and found.good == 0 and {p for p, _ in problems} == {MISSING}
+        if none_there and not (known_bad or self.even_if_empty or await self._any_there()):
+            found.error = (
+                f"store {outlet.name}: not one of {len(part)} copies is there; is the right disk mounted, the right"
+                " bucket named? Nothing was repaired (--even-if-empty does it all the same)"
+            )
+            return
+        readings = []
+        for (identity, copy, _), (problem, whole) in zip(part, problems, strict=True):
+            mended = None
+            if problem is not None:
+                mended = await (self._lock_again(copy) if whole else self._mend(identity, copy))
+                told = f"repaired by {mended}" if mended else "not repaired"
+                found.findings.append(f"{outlet.name} {copy.key}: {problem}; {told}")
+                log.error("copy.bad", store=outlet.name, key=copy.key, problem=problem, repaired_by=mended)
+            readings.append(Reading(identity=identity, copy=copy, problem=problem, mended_by=mended))
+        spent = time.monotonic() - started
+        await self.catalog.verified(outlet.name, readings, spent)
+        found.seconds += spent
+        found.read += len(readings)
+        found.bytes += sum(r.copy.size for r in readings)
+        found.good += sum(r.problem is None for r in readings)
+        found.bad += sum(r.problem is not None for r in readings)
+        found.missing += sum(r.problem == MISSING for r in readings)
+        found.repaired += sum(r.mended_by is not None for r in readings)
+
+    async def _problem(self, copy: Copy) -> tuple[str | None, bool]:
+        """What is wrong with a copy, if so; are its bytes whole? Raises StoreError where the store can't be read."""
+        problem = await read_back(self.outlet, copy)
+        if problem is None and isinstance(self.outlet.store, Locks):
+            return await self.outlet.store.lock_problem(copy.key, copy.archived_at), True
+        return problem, problem is None
+
+    async def _any_there(self) -> bool:
+        """Does the store hold at least one of the copies that were read or made last?"""
+        for key in await self.catalog.newest_copies(self.outlet.name, WIDTH):
+            if await self.outlet.store.stat(key) is not None:
+                return True
+        return False
+
+    # -- mending -----------------------------------------------------------------------------------------------------
+
+    async def _lock_again(self, copy: Copy) -> str | None:
+        store = self.outlet.store
+        assert isinstance(store, Locks)
+        try:
+            await store.lock(copy.key, copy.archived_at)
+            still = await store.lock_problem(copy.key, copy.archived_at)
+        except StoreError as error:
+            still = str(error)
+        if still is not None:
+            log.error("lock.failed", store=self.outlet.name, key=copy.key, error=still)
+        return LOCKED_AGAIN if still is None else None
+
+    async def _mend(self, identity: Identity, copy: Copy) -> str | None:
+        """Put the right bytes back, from another store or else from the source; who gave them, or None."""
+        with self.spool.sink() as sink:
+            for other in await self.catalog.copies_of(*identity):
+                giver = self.outlets.get(other.store)
+                if giver is None or other.store == copy.store or other.sha256 != copy.sha256:
+                    continue
+                with contextlib.suppress(StoreError):
+                    await giver.store.get(other.key, sink)
+                    body = await sink.body()
+                    if body.sha256 == copy.sha256 and await self._replace(copy, body):
+                        return f"store {other.store}"
+                await sink.restart()
+        feed, medium = self.feeds.get(identity[0]), await self.catalog.medium(*identity)
+        if feed is None or medium is None or feed.paused_until or feed.health.open(self.catalog.clock.now()):
+            return None
+        return f"source {feed.name}" if await self._from_source(feed, medium, copy) else None
+
+    async def _from_source(self, feed: Feed, medium: Medium, copy: Copy) -> bool:
+        with self.spool.sink() as sink:
             try:
-                problems = await asyncio.gather(*(read_back(outlet, copy) for _, copy in part))
-            except StoreError as error:
-                found.error = f"store {outlet.name}: {error}"
-                return found
-            if not even_if_empty and found.good == 0 and len(part) >= FEW and set(problems) == {MISSING}:
-                found.error = (
-                    f"store {outlet.name}: not one of {len(part)} copies is there; is the right disk mounted, the right"
-                    " bucket named? Nothing was repaired (--even-if-empty does it all the same)"
-                )
-                return found
-            results = []
-            for (identity, copy), problem in zip(part, problems, strict=True):
-                found.read += 1
-                found.bytes += copy.size
-                if on_read is not None:
-                    on_read(copy.size)
-                done = ""
-                if problem is None:
-                    found.good += 1
-                else:
-                    found.bad += 1
-                    found.missing += problem == MISSING
-                    mended = await repair(catalog, outlet, outlets, feeds, spool, identity, copy)
-                    found.repaired += mended is not None
-                    done = f"copy repaired from {mended}" if mended else "copy bad"
-                    found.findings.append(f"{outlet.name} {copy.key}: {problem}; {done}")
-                    log.error("copy.bad", store=outlet.name, key=copy.key, problem=problem, repaired_from=mended)
-                    problem = f"was {problem}" if mended else problem
-                results.append((identity, copy, None if done.startswith("copy repaired") else problem, done))
-            await catalog.verified(results)
-    return found
+                async with self.lend(feed.name):
+                    await feed.source.fetch(medium, sink)
+                body = await sink.body()
+            except (SourceError, SpoolDown) as error:
+                log.warning("repair.failed", source=feed.name, error=str(error))
+                return False
+            return body.sha256 == copy.sha256 and await self._replace(copy, body)
 
-
-MISSING = "missing"
+    async def _replace(self, copy: Copy, body: Body) -> bool:
+        """The one place where an object goes: spoilt bytes make room for the right ones, which are in hand."""
+        try:
+            try:
+                await self.outlet.store.put(copy.key, body)
+            except StoreConflict:
+                await self.outlet.store.delete(copy.key)
+                await self.outlet.store.put(copy.key, body)
+            return await read_back(self.outlet, copy) is None
+        except StoreError as error:
+            log.error("repair.failed", store=self.outlet.name, key=copy.key, error=str(error))
+            return False
 
 
 async def read_back(outlet: Outlet, copy: Copy) -> str | None:
-    """None where the copy is whole, else what is wrong with it. Raises StoreError where the store can't be read."""
+    """None where the copy's bytes are whole, else what is wrong. Raises StoreError where the store can't be read."""
     digest = _Digest()
     try:
         await outlet.store.get(copy.key, digest)
@@ -150,54 +302,12 @@ async def read_back(outlet: Outlet, copy: Copy) -> str | None:
     return None
 
 
-async def repair(
-    catalog: Catalog,
-    outlet: Outlet,
-    outlets: Mapping[str, Outlet],
-    feeds: Mapping[str, Feed],
-    spool: Spool,
-    identity: Identity,
-    copy: Copy,
-) -> str | None:
-    """Put the right bytes back, from another store or else from the source; who gave them, or None."""
-    with spool.sink() as sink:
-        for other in await catalog.copies_of(*identity):
-            giver = outlets.get(other.store)
-            if giver is None or other.store == copy.store or other.sha256 != copy.sha256:
-                continue
-            with contextlib.suppress(StoreError):
-                await giver.store.get(other.key, sink)
-                body = await sink.body()
-                if body.sha256 == copy.sha256 and await _replace(outlet, copy, body):
-                    return f"store {other.store}"
-            await sink.restart()
-        feed, medium = feeds.get(identity[0]), await catalog.medium(*identity)
-        if feed is None or medium is None:
-            return None
-        return f"source {feed.name}" if await _from_source(feed, medium, outlet, copy, spool) else None
-
-
-async def _from_source(feed: Feed, medium: Medium, outlet: Outlet, copy: Copy, spool: Spool) -> bool:
-    feed.gate.limit = max(feed.gate.limit, 1)
-    with spool.sink() as sink:
-        try:
-            await feed.source.fetch(medium, sink)
-        except SourceError as error:
-            log.warning("repair.failed", source=feed.name, error=str(error))
-            return False
-        body = await sink.body()
-        return body.sha256 == copy.sha256 and await _replace(outlet, copy, body)
-
-
-async def _replace(outlet: Outlet, copy: Copy, body: Body) -> bool:
-    """The one place where an object goes: spoilt bytes make room for the right ones, which are in hand."""
-    try:
-        try:
-            await outlet.store.put(copy.key, body)
-        except StoreConflict:
-            await outlet.store.delete(copy.key)
-            await outlet.store.put(copy.key, body)
-        return await read_back(outlet, copy) is None
-    except StoreError as error:
-        log.error("repair.failed", store=outlet.name, key=copy.key, error=str(error))
-        return False
+def owed(options: VerifyOptions, held: int) -> str | None:
+    """What to say where the budget of a day is too small for the cycle of a store that holds so many bytes."""
+    if not isinstance(options.budget, int) or not held:
+        return None
+    days = held / options.budget
+    cycle = options.cycle / timedelta(days=1)
+    if days <= cycle:
+        return None
+    return f"the verify budget takes {days:.0f} days for what it holds, the cycle has {cycle:.0f}"

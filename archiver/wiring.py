@@ -14,6 +14,7 @@ from .engine import Engine
 from .http import Client, Gate
 from .spool import Spool
 from .sync import Feed, Outlet
+from .verify import Verifier
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +31,18 @@ class Archive:
     def engine(self, names: Sequence[str] | None = None) -> Engine:
         feeds = {n: f for n, f in self.feeds.items() if names is None or n in names}
         return Engine(self.catalog, feeds, self.spool, transfers=self.config.transfers)
+
+
+def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
+    """What reads a store's copies back; bytes of sources come through the engine's share of them."""
+    return Verifier(
+        catalog=archive.catalog,
+        outlet=archive.outlets[store],
+        outlets=archive.outlets,
+        feeds=archive.feeds,
+        spool=archive.spool,
+        lend=engine.lending,
+    )
 
 
 async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) -> tuple[Catalog, Embedded | None]:

@@ -116,12 +116,47 @@ CREATE TABLE copies (
     -- When the bytes were last read back and found right; what is wrong with them since, if anything.
     verified_at  timestamptz,
     bad          text,
+    -- When they were last read back, whatever came of it; and whether the stores are yet to hear of verified_at.
+    read_at      timestamptz,
+    untold       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (store, key),
     FOREIGN KEY (source, recording_id, media_id) REFERENCES media ON DELETE CASCADE
 );
 CREATE INDEX copies_by_medium ON copies (source, recording_id, media_id);
-CREATE INDEX copies_by_age ON copies (store, (coalesce(verified_at, archived_at)), key);
+CREATE INDEX copies_by_age ON copies (store, (coalesce(read_at, archived_at)), key);
 CREATE INDEX copies_bad ON copies (store) WHERE bad IS NOT NULL;
+CREATE INDEX copies_untold ON copies (source) WHERE untold;
+
+-- What reading copies back found wrong, and what mended it: kept for ever.
+CREATE TABLE findings (
+    store       text NOT NULL,
+    key         text NOT NULL,
+    problem     text NOT NULL,
+    first_at    timestamptz NOT NULL,
+    last_at     timestamptz NOT NULL,
+    times       integer NOT NULL DEFAULT 1,
+    -- Since when it is right again, and thanks to whom; found once more it is open again.
+    repaired_at timestamptz,
+    repaired_by text,
+    PRIMARY KEY (store, key, problem),
+    FOREIGN KEY (store, key) REFERENCES copies ON DELETE CASCADE,
+    CHECK ((repaired_at IS NULL) = (repaired_by IS NULL))
+);
+CREATE INDEX findings_by_time ON findings (store, last_at);
+
+-- What was read back of each store, by day (UTC).
+CREATE TABLE verifications (
+    store    text NOT NULL,
+    day      date NOT NULL,
+    read     bigint NOT NULL DEFAULT 0,
+    bytes    bigint NOT NULL DEFAULT 0,
+    seconds  double precision NOT NULL DEFAULT 0,
+    bad      bigint NOT NULL DEFAULT 0,
+    repaired bigint NOT NULL DEFAULT 0,
+    -- Why it could not be read on the last time.
+    error    text,
+    PRIMARY KEY (store, day)
+);
 
 -- What happened to a medium, one row for each different thing; the same thing again only counts.
 CREATE TABLE history (

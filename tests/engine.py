@@ -201,6 +201,7 @@ async def archiving(
     stores: Mapping[str, Table] | None = None,
     clock: Clock | None = None,
     transfers: int = 16,
+    top: Table | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
     """An archive of these recorders (one alone is called ``pbx``) on an existing database.
@@ -213,7 +214,7 @@ async def archiving(
         if sim._runner is None:
             await sim.start()
     path = folder / "archiver.toml"
-    path.write_text(_toml({"database": {"url": database}}, stores, sims, transfers, options))
+    path.write_text(_toml({"database": {"url": database}, **(top or {})}, stores, sims, transfers, options))
     loaded = config.load(path)
     async with AsyncExitStack() as stack:
         for sim in sims.values():

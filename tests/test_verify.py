@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver import sync, wiring
 from archiver.catalog import Catalog, Query
 from archiver.errors import ConfigError
 from archiver.model import ListingKey
@@ -17,7 +18,6 @@ from archiver.rebuild import rebuild
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.verify import verify
 from tests.engine import Rig, a_recorder, archiving
 
 
@@ -25,9 +25,12 @@ def two(folder: Path):
     return {name: {"kind": "file", "path": str(folder / name)} for name in ("one", "two")}
 
 
-async def check(rig: Rig, store: str, **how):
-    archive = rig.archive
-    return await verify(archive.catalog, archive.outlets[store], archive.outlets, archive.feeds, archive.spool, **how)
+async def check(rig: Rig, store: str, *, even_if_empty: bool = False, **how):
+    engine = rig.archive.engine()
+    reader = wiring.verifier(rig.archive, engine, store)
+    reader.even_if_empty = even_if_empty
+    async with engine.sharing():
+        return await reader.stalest(**how)
 
 
 @asynccontextmanager
@@ -213,6 +216,16 @@ async def test_gone_and_metadata_changes_survive_a_rebuild(tmp_path, database):
         before, after, *_ = await remade(rig, database, "disk")
         assert before == after
         assert any("Somebody Else" in row for row in after)
+
+
+async def test_when_copies_were_verified_survives_a_rebuild_from_any_store(tmp_path, database):
+    async with archived(tmp_path, database, stores=two(tmp_path)) as rig:
+        await check(rig, "one")
+        await sync.tell_verified(rig.archive.feeds, rig.catalog)
+        before, after, *_ = await remade(rig, database, "two")
+        assert before == after
+        copies = [c for row in after for m in json.loads(row)["media"] for c in m["copies"]]
+        assert all((c["verified_at"] is not None) == (c["store"] == "one") for c in copies)
 
 
 async def test_rebuild_refuses_a_catalog_that_holds_something(tmp_path, database):

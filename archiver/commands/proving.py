@@ -20,7 +20,7 @@ def verify(store: str | None, source: str | None, budget: str | None, even_if_em
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
     from .. import render, wiring
     from ..options import size
-    from ..verify import verify as read_back
+    from ..sync import tell_verified
 
     config = load(quiet=sys.stderr.isatty())
     for name, known, what in ((store, config.stores, "store"), (source, config.sources, "source")):
@@ -33,12 +33,15 @@ def verify(store: str | None, source: str | None, budget: str | None, even_if_em
 
     async def work() -> dict[str, Any]:
         async with wiring.opened(config) as archive:
-            left, found = limit, {}
-            for name, outlet in archive.outlets.items():
-                if store in {None, name}:
-                    how = archive.catalog, outlet, archive.outlets, archive.feeds, archive.spool
-                    found[name] = await read_back(*how, source=source, budget=left, even_if_empty=even_if_empty)
-                    left = max(left - found[name].bytes, 0) if left is not None else None
+            engine, left, found = archive.engine(), limit, {}
+            async with engine.sharing():
+                for name in archive.outlets:
+                    if store in {None, name}:
+                        reader = wiring.verifier(archive, engine, name)
+                        reader.source, reader.even_if_empty = source, even_if_empty
+                        found[name] = await reader.stalest(budget=left)
+                        left = max(left - found[name].bytes, 0) if left is not None else None
+                await tell_verified(archive.feeds, archive.catalog)
             return found
 
     found = run(work())

@@ -44,6 +44,8 @@ _XML_LIMIT = 16 << 20
 _PARTS = 10_000
 #: So many pages of a listing are sorted in memory at most.
 _HELD_PAGES = 10
+#: The lock of an object counts from a moment shortly before its copy does, by another clock.
+_LOCK_SLACK = timedelta(hours=1)
 #: botocore renews what expires; asked this often, it does so well before the end.
 _CREDENTIALS_LAST = 60.0
 
@@ -290,6 +292,37 @@ class S3Store:
         except _Problem as problem:
             if problem.status != 404:
                 raise problem.error(f"can't delete {key}") from None
+
+    async def lock_problem(self, key: str, since: datetime) -> str | None:
+        lock = self.options.object_lock
+        if lock is None or (wanted := since + timedelta(days=lock.days)) <= datetime.now(UTC):
+            return None
+        mode, until = await self._lock_of(key)
+        if mode is None or until is None:
+            return "not locked against deletion"
+        if mode != lock.mode and mode != "COMPLIANCE":
+            return f"locked as {printable(mode, 20)} in place of {lock.mode}"
+        if until < wanted - _LOCK_SLACK:
+            return f"locked until {until:%Y-%m-%d} in place of {wanted:%Y-%m-%d}"
+        return None
+
+    async def lock(self, key: str, since: datetime) -> None:
+        lock = self.options.object_lock
+        assert lock is not None
+        until = since + timedelta(days=lock.days)
+        retention = Element("Retention", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
+        SubElement(retention, "Mode").text = lock.mode
+        SubElement(retention, "RetainUntilDate").text = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = Body.of(tostring(retention))
+        headers = {"x-amz-checksum-sha256": _base64(body.sha256)}
+        upload = Upload(body, self.options.timeout)
+        try:
+            async with self._ask(
+                "PUT", key, query={"retention": ""}, headers=headers, upload=upload, sha256=body.sha256
+            ):
+                pass
+        except _Problem as problem:
+            raise problem.error(f"can't lock {key}") from None
 
     async def _put_whole(self, key: str, body: Body, traits: _Traits, *, kept: bool = True) -> Receipt:
         if not traits.conditional and (there := await self._already(key, body, traits)):
@@ -561,16 +594,25 @@ class S3Store:
     async def _see_lock(self, key: str) -> None:
         lock = self.options.object_lock
         assert lock is not None
+        mode, until = await self._lock_of(key)
+        if mode != lock.mode or until is None:
+            raise StoreRefused(
+                f"{key} is not locked as object_lock says; does bucket {self.options.bucket} have object lock?"
+            )
+
+    async def _lock_of(self, key: str) -> tuple[str | None, datetime | None]:
+        """Mode and end of an object's lock, as a read-back tells them."""
         try:
             async with self._ask("HEAD", key) as response:
                 mode = response.headers.get("x-amz-object-lock-mode")
                 until = response.headers.get("x-amz-object-lock-retain-until-date")
         except _Problem as problem:
             raise problem.error(f"can't read the lock of {key}") from None
-        if mode != lock.mode or not until:
-            raise StoreRefused(
-                f"{key} is not locked as object_lock says; does bucket {self.options.bucket} have object lock?"
-            )
+        try:
+            moment = datetime.fromisoformat(until) if until else None
+        except ValueError:
+            moment = None
+        return mode, moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def _headers(self, key: str, sha256: str, *, kept: bool) -> dict[str, str]:
         headers = {
