@@ -264,6 +264,11 @@ UNDESCRIBED = """
 SELECT source, recording_id FROM recordings
 WHERE undescribed AND source = ANY($1) AND (revision > 1 OR first_listed_at < $3) LIMIT $2"""
 
+REVISE = """
+UPDATE recordings SET revision = revision + 1, undescribed = true
+WHERE (source, recording_id) IN (SELECT source, recording_id FROM recordings
+    WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY 1, 2 FOR UPDATE)"""
+
 #: Nothing where a recording is not described yet: a ledger in a store must not claim what that store does not tell.
 UNTOLD = """
 SELECT name, kind, start_at, covered, cursor FROM sources
@@ -989,6 +994,11 @@ class Catalog:
         async with self._connection() as c:
             before = new_before or self.clock.now() + timedelta(days=1)
             return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit, before)]
+
+    async def revise(self, keys: Sequence[tuple[str, str]]) -> None:
+        """A new revision of each: who read an earlier one can't say any more that a manifest describes it."""
+        async with self._connection() as c:
+            await c.execute(REVISE, [k[0] for k in keys], [k[1] for k in keys])
 
     async def untold_ledgers(self, sources: Sequence[str]) -> list[Document]:
         """Ledgers that the stores were not told of yet, where every recording that they cover is described."""

@@ -31,9 +31,9 @@ def media_key(
     return f"{prefix}{safe(source)}/{day}/{safe(recording_id)}/{safe(media_id)}-{sha256[:12]}.{ext}"
 
 
-def manifest_key(prefix: str, source: str, now: datetime) -> str:
-    """``{prefix}_manifests/{source}/{YYYY}/{MM}/{DD}/{ulid}.jsonl``; sorts by the moment it was written."""
-    return f"{prefix}_manifests/{safe(source)}/{now:%Y/%m/%d}/{ulid(now)}.jsonl"
+def manifest_key(prefix: str, source: str, now: datetime, stamp: str) -> str:
+    """``{prefix}_manifests/{source}/{YYYY}/{MM}/{DD}/{ulid}.jsonl``; sorts by the moment that its ULID was made."""
+    return f"{prefix}_manifests/{safe(source)}/{now:%Y/%m/%d}/{stamp}.jsonl"
 
 
 def ledger_key(prefix: str, source: str, now: datetime) -> str:

@@ -18,10 +18,12 @@ from .ports import Store
 from .spool import Spool
 
 
-async def write(store: Store, prefix: str, source: str, documents: Sequence[Mapping[str, Any]], now: datetime) -> str:
-    """One manifest of these recordings, all of one source; its key. Raises StoreError."""
+async def write(
+    store: Store, prefix: str, source: str, documents: Sequence[Mapping[str, Any]], now: datetime, stamp: str
+) -> str:
+    """One manifest of these recordings, all of one source; its key. ``stamp``: its ULID. Raises StoreError."""
     lines = b"".join(line(document) for document in documents)
-    key = manifest_key(prefix, source, now)
+    key = manifest_key(prefix, source, now, stamp)
     await store.put(key, Body.of(lines))
     return key
 

@@ -673,7 +673,9 @@ async def commit(
             key: (with_results(document, by_recording[key]), stores) for key, (document, _, stores) in known.items()
         }
         revisions = {key: revision for key, (_, revision, _) in known.items()}
-        lost = await _describe(feeds, catalog, described)
+        now = catalog.clock.now()
+        # Made after the reading: it sorts behind a description that was begun before (see describe_changes).
+        lost = await _describe(feeds, described, now, layout.ulid(now))
         downloads, without = _without(downloads, lost)
         outcomes += without
         if lost:
@@ -694,12 +696,14 @@ def _hearers(feeds: dict[str, Feed], source: str) -> list[str]:
 
 
 async def _describe(
-    feeds: dict[str, Feed], catalog: Catalog, described: dict[tuple[str, str], tuple[Document, list[str]]]
+    feeds: dict[str, Feed],
+    described: dict[tuple[str, str], tuple[Document, list[str]]],
+    now: datetime,
+    stamp: str,
 ) -> dict[tuple[str, str], datetime]:
     """One manifest per source and store; the (source, store) pairs that failed, and when to try them again."""
     lines: dict[tuple[str, str], list[Document]] = defaultdict(list)
     lost: dict[tuple[str, str], datetime] = {}
-    now = catalog.clock.now()
     for (source, _), (document, stores) in described.items():
         for store in stores:
             if source not in feeds:
@@ -711,7 +715,7 @@ async def _describe(
     async def one(source: str, store: str, documents: list[Document]) -> None:
         outlet = feeds[source].outlets[store]
         try:
-            await manifests.write(outlet.store, outlet.prefix, source, documents, now)
+            await manifests.write(outlet.store, outlet.prefix, source, documents, now, stamp)
         except StoreError as error:
             store_failed(outlet, now, error)
             lost[source, store] = outlet.health.until or now + timedelta(seconds=10)
@@ -749,12 +753,19 @@ async def describe_changes(
     """Write manifests for recordings that no manifest describes as they are; how many.
 
     New ones get ``new_after`` to be archived, which describes them anyhow.
+
+    Meanwhile others may describe the same recordings, and this may end at any await. So that the last line about one
+    in a store is never an old one for good: the ULID comes first, then the new revision, then the reading. Who
+    commits what was read before that revision leaves the recording undescribed; who reads later has a later ULID.
     """
     done = 0
     while keys := await catalog.undescribed(list(feeds), limit, new_before=catalog.clock.now() - new_after):
+        now = catalog.clock.now()
+        stamp = layout.ulid(now)
+        await catalog.revise(keys)
         known = await catalog.documents(keys)
         lost = await _describe(
-            feeds, catalog, {key: (document, stores) for key, (document, _, stores) in known.items()}
+            feeds, {key: (document, stores) for key, (document, _, stores) in known.items()}, now, stamp
         )
         told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
         await catalog.described(told)

@@ -62,13 +62,13 @@ def test_each_part_of_a_key_fits_a_file_system(recording_id, media_id):
 
 
 def test_the_key_of_a_manifest_is_the_contract_s():
-    key = manifest_key("archive/", "hq", datetime(2024, 5, 7, 1, 2, 3, tzinfo=UTC))
+    key = manifest_key("archive/", "hq", moment := datetime(2024, 5, 7, 1, 2, 3, tzinfo=UTC), ulid(moment))
     assert re.fullmatch(r"archive/_manifests/hq/2024/05/07/[0-9A-HJKMNP-TV-Z]{26}\.jsonl", key)
 
 
 @pytest.mark.parametrize("step", [timedelta(milliseconds=1), timedelta(days=1), timedelta(days=365)], ids=str)
 def test_manifests_sort_by_the_moment_they_were_written(step):
-    keys = [manifest_key("", "hq", NOON + n * step) for n in range(20)]
+    keys = [manifest_key("", "hq", NOON + n * step, ulid(NOON + n * step)) for n in range(20)]
     assert keys == sorted(keys)
 
 

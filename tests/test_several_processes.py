@@ -13,6 +13,7 @@ from archiver import engine
 from archiver.engine import Engine
 from archiver.model import State
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import describe_changes
 from tests.engine import MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -293,3 +294,66 @@ async def test_the_lock_of_a_process_that_dies_while_it_lists_is_free_at_once(tm
 
 async def _not_busy(rig: Rig) -> bool:
     return not (await rig.poll()).busy
+
+
+async def test_a_description_that_was_begun_before_a_commit_and_never_ended_is_not_the_last_word(
+    tmp_path, database, clock
+):
+    sim = a_recorder(Watched, 3)
+    async with processes(2, tmp_path, database, sim, clock) as (slow, other):
+        await slow.poll()
+        clock.advance(SECOND)
+        read, go_on = asyncio.Event(), asyncio.Event()
+        slow.catalog.documents = held_after(slow.catalog.documents, read, go_on)
+        slow.catalog.described = killed_instead
+        describing = asyncio.create_task(describe_changes(slow.archive.feeds, slow.catalog))
+        await read.wait()
+        await other.transfer()
+        assert await other.states() == {"archived": 3}
+        go_on.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await describing
+        await other.transfer()
+        assert await assert_archived(other) == 3
+
+
+async def test_a_description_that_was_begun_amid_a_commit_and_never_ended_is_not_the_last_word(
+    tmp_path, database, clock
+):
+    sim = a_recorder(Watched, 3)
+    async with processes(2, tmp_path, database, sim, clock) as (slow, other):
+        await slow.poll()
+        clock.advance(SECOND)
+        told, go_on, settle = asyncio.Event(), asyncio.Event(), other.catalog.settle
+
+        async def settle_later(*what, **how):
+            told.set()
+            await go_on.wait()
+            return await settle(*what, **how)
+
+        other.catalog.settle = settle_later
+        slow.catalog.described = killed_instead
+        fetching = asyncio.create_task(other.transfer())
+        await told.wait()
+        with contextlib.suppress(asyncio.CancelledError):
+            await describe_changes(slow.archive.feeds, slow.catalog)
+        go_on.set()
+        await fetching
+        await other.transfer()
+        assert await assert_archived(other) == 3
+
+
+def held_after(call, done: asyncio.Event, go_on: asyncio.Event):
+    """The call, whose answer is held back."""
+
+    async def held(*arguments):
+        answer = await call(*arguments)
+        done.set()
+        await go_on.wait()
+        return answer
+
+    return held
+
+
+async def killed_instead(*_):
+    raise asyncio.CancelledError
