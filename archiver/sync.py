@@ -175,8 +175,8 @@ async def poll(
 ) -> Polled:
     """List what the ledger lacks of ``wanted`` (default: all since the source's start) and what may have changed.
 
-    At least one gap is worked on; after ``budget`` the rest is left to the next poll (``more``). ``relist`` lists all
-    of ``wanted`` again. Raises Refused, after pausing the source, and CatalogDown.
+    At least one older gap is worked on; after ``budget`` the rest is left to the next poll (``more``). ``relist``
+    lists all of ``wanted`` again. Raises Refused, after pausing the source, and CatalogDown.
     """
     report = Polled()
     now = catalog.clock.now()
@@ -229,11 +229,15 @@ async def _pieces(
 async def _list_all(
     feed: Feed, catalog: Catalog, pieces: Sequence[Piece], report: Polled, budget: timedelta | None, pause: float
 ) -> None:
-    began = catalog.clock.now()
     failed: list[Window] = []
-    in_a_row = opened = 0
+    in_a_row = history = 0
+    began: datetime | None = None
+    newest = max((piece.window.end for piece in pieces), default=None)
     for piece in pieces:
-        if budget is not None and opened and catalog.clock.now() - began > budget:
+        # Neither what is listed again nor the newest moments may use up the time that older gaps are to get.
+        if piece.opens and began is None:
+            began = catalog.clock.now()
+        if budget is not None and began is not None and history and catalog.clock.now() - began > budget:
             report.more = True
             return
         # A gap whose lookback could not be listed stays open, or what came late there would never be seen.
@@ -251,7 +255,8 @@ async def _list_all(
                 return
         else:
             in_a_row = 0
-        opened += bool(piece.opens)
+        # Nor one window that never works keep the others from being tried.
+        history += bool(piece.opens) and piece.window.end != newest and in_a_row in {0, TRIES}
     report.more = report.more or bool(failed)
 
 

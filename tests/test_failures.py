@@ -203,6 +203,27 @@ async def test_a_gap_is_not_closed_while_the_time_before_it_could_not_be_listed_
         assert sum((w.length for w in ledger["covered"]), timedelta()) == 12 * HOUR
 
 
+async def test_a_recorder_that_takes_long_to_list_again_still_gets_its_history_listed(tmp_path, database, clock):
+    class Slow(XivoSimulator):
+        """Each listing takes two minutes."""
+
+        async def _search(self, request):
+            clock.advance(2 * MINUTE)
+            return await super()._search(request)
+
+    sim = a_recorder(Slow, 20)
+    options = {"start": NOON - 10 * HOUR, "window": "30m", "lookback": "2h"}
+    async with archiving(tmp_path, database, sim, clock=clock, **options) as rig:
+        polls = 1
+        while (await rig.poll(budget=5 * MINUTE)).more:
+            polls += 1
+            assert polls < 30, "the lookback and the newest moments took all of the time, each time"
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        (covered,) = ledger["covered"]
+        assert covered.start == NOON - 10 * HOUR
+        assert polls > 2, "it goes on after the budget"
+
+
 async def test_many_failures_in_a_row_open_the_breaker_which_half_opens_by_itself(tmp_path, database, clock):
     sim = a_recorder(calls=40)
     async with archiving(tmp_path, database, sim, clock=clock, retry={"first": "1s", "cap": "2s"}) as rig:
