@@ -407,7 +407,8 @@ INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, ar
 SELECT *, verified_at FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
     $8::timestamptz[], $9::timestamptz[])
     AS t (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
-ON CONFLICT (store, key) DO UPDATE SET verified_at = excluded.verified_at, read_at = excluded.verified_at"""
+ON CONFLICT (store, key) DO UPDATE SET
+    archived_at = excluded.archived_at, verified_at = excluded.verified_at, read_at = excluded.verified_at"""
 
 REBUILD_TOTALS = """
 INSERT INTO totals (source, store, count, bytes)
@@ -1496,6 +1497,9 @@ def _rebuilt_recording(d: Document, keys: Mapping[str, ListingKey]) -> tuple[Any
 def _rebuilt_medium(d: Document, m: Document) -> tuple[Any, ...]:
     held = sorted({c["store"] for c in m["copies"] if c["sha256"] == m["sha256"]})
     archived = m["state"] == State.ARCHIVED.value
+    stores = m.get("stores") or held
+    if archived and not set(stores) <= set(held):
+        stores = held
     done = [c["archived_at"] for c in m["copies"] if c["sha256"] == m["sha256"]]
     return (
         d["source"],
@@ -1504,7 +1508,7 @@ def _rebuilt_medium(d: Document, m: Document) -> tuple[Any, ...]:
         m["state"],
         m["attempts"],
         m["error"],
-        ",".join(held if archived else sorted({*m.get("stores", []), *held})),
+        ",".join(dict.fromkeys([*stores, *(() if archived else held)])),
         ",".join(held),
         m["size"],
         m["sha256"],

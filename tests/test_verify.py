@@ -183,7 +183,9 @@ async def test_the_catalog_comes_back_from_any_one_store_byte_for_byte(tmp_path,
         "noojee": a_recorder(NoojeeSimulator, 8, live=True),
         "genesys": a_recorder(GenesysSimulator, 8, live=True),
     }
-    async with archiving(tmp_path, database, sims, stores=two(tmp_path)) as rig:
+    # Named in another order than the alphabet's, which a list keeps.
+    stores = dict(reversed(two(tmp_path).items()))
+    async with archiving(tmp_path, database, sims, stores=stores) as rig:
         await rig.sync()
         before, after, ledgers, ledgers_after, report = await remade(rig, database, store)
         assert len(before) >= 20
@@ -193,6 +195,23 @@ async def test_the_catalog_comes_back_from_any_one_store_byte_for_byte(tmp_path,
         before_requests = {name: sim.count("audio") for name, sim in sims.items()}
         await rig.sync()
         assert {name: sim.count("audio") for name, sim in sims.items()} == before_requests, "nothing is fetched again"
+
+
+async def test_a_copy_that_counted_only_later_comes_back_as_it_counted(tmp_path, database):
+    async with archived(tmp_path, database, calls=0, stores=two(tmp_path)) as rig:
+        blocked = tmp_path / "one/_manifests"
+        blocked.mkdir(parents=True)
+        (blocked / "pbx").write_text("no folder")
+        rig.sim.add_calls(rig.sim.clock.now() - timedelta(minutes=20), rig.sim.clock.now() - timedelta(minutes=10), 4)
+        await rig.poll()
+        await rig.transfer()
+        assert (await rig.states()) == {"pending": 4}, "one store has no manifest of it"
+        (blocked / "pbx").unlink()
+        await rig.sync(wait=timedelta(seconds=60))
+        assert (await rig.states()) == {"archived": 4}
+        for store in ("two", "one"):
+            before, after, *_ = await remade(rig, database, store)
+            assert before == after
 
 
 async def test_what_was_not_archived_yet_is_found_again_after_a_rebuild(tmp_path, database):
