@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint run bench soak lock wheels install uninstall systemd-test clean
+.PHONY: demo test lint run bench soak chaos lock wheels install uninstall systemd-test clean
 
 demo: $(VENV)/demo
 	$(BIN)/archiver demo
@@ -24,6 +24,11 @@ run: $(VENV)/demo
 bench: $(VENV)/dev
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; }
 	$(BIN)/python bench/run.py $(BENCH)
+
+# Some ten minutes; SEED=N repeats a run.
+chaos: $(VENV)/dev
+	@sh tests/need.sh
+	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 # Half an hour; a short look: make soak SOAK="--minutes 3"
 soak: $(VENV)/dev

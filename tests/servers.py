@@ -1,4 +1,4 @@
-"""Real servers for the tests: SeaweedFS (S3 and WebDAV) and Apache (mod_dav), on free loopback ports.
+"""Real servers for the tests: SeaweedFS (S3 and WebDAV), Apache (mod_dav) and PostgreSQL, on free loopback ports.
 
 Each is a context manager; stopped servers come back on the same ports with what they held. All of
 them die with the process that started them.
@@ -6,6 +6,7 @@ them die with the process that started them.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import ctypes
@@ -26,9 +27,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import boto3
+
+from archiver.embedded import Embedded, _programs
 
 S = TypeVar("S", bound="Server")
 
@@ -58,12 +61,17 @@ def _end_with_parent() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports of the loopback interface that nobody listens on just now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """So many ports of the loopback interface that nobody listens on just now.
+
+    Below those that the kernel gives to connections: it would give one away while its server is down.
+    """
+    free: set[int] = set()
+    while len(free) < count:
+        port = secrets.choice(range(10_000, 32_768))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            free.add(port)
+    return list(free)
 
 
 class Server:
@@ -74,6 +82,8 @@ class Server:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
+        #: Further arguments of its subprocess.
+        self._how: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def _command(self) -> list[str]:
@@ -101,6 +111,7 @@ class Server:
                 cwd=self.folder,
                 preexec_fn=self._with_parent,
                 start_new_session=True,
+                **self._how,
             ).result()
         end = time.monotonic() + patience
         while not self._is_ready():
@@ -108,6 +119,11 @@ class Server:
                 self.kill()
                 raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.05)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
@@ -287,6 +303,90 @@ GracefulShutdownTimeout 1
         return _status(self.url, "OPTIONS") == 401
 
 
+class Postgres(Server):
+    """PostgreSQL on TCP, for whoever can reach it; its settings are those that keep what was committed."""
+
+    #: Immediate shutdown: what a kill would leave behind is tidied away.
+    _with_parent = staticmethod(lambda: _signal_with_parent(signal.SIGQUIT))
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1", admits: str = "127.0.0.1/32") -> None:
+        super().__init__("postgres", folder)
+        self.address = address
+        self._programs = _programs()
+        (self._port,) = free_ports(1)
+        cluster = Embedded(folder / "db")
+        account = _SPAWNER.submit(asyncio.run, self._make(cluster)).result()
+        self._prefix, self._how = list(account.prefix), dict(account.how)
+        if self._prefix:
+            # What was asked for before is forgotten when the user changes.
+            self._prefix[1:1] = ["--pdeathsig", "QUIT"]
+        self._data = folder / "db/pgdata"
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {admits} trust\n")
+        self._sockets = folder / "sockets"
+        self._sockets.mkdir()
+        self._sockets.chmod(0o777)
+
+    async def _make(self, cluster: Embedded) -> Any:
+        cluster._make_folder()
+        account = await cluster._account(self._programs)
+        await cluster._initialise(self._programs, account)
+        return account
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def url(self, database: str = "archiver", address: str | None = None, port: int | None = None) -> str:
+        """Where clients find a database of it, perhaps through something that stands in between."""
+        return f"postgresql://archiver@{address or self.address}:{port or self._port}/{database}"
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        where = ["-h", str(self._sockets), "-p", str(self._port), "-U", "archiver", "-d", database]
+        command = [str(self._programs / "psql"), *where, "-v", "ON_ERROR_STOP=1", "-XAqtc", statement]
+        subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+    def _command(self) -> list[str]:
+        postgres = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._sockets)]
+        settings = {"listen_addresses": self.address, "port": str(self._port), "shared_buffers": "64MB"}
+        return [*self._prefix, *postgres, *(f"--{name}={value}" for name, value in settings.items())]
+
+    def _is_ready(self) -> bool:
+        where = ["-h", str(self._sockets), "-p", str(self._port), "-U", "archiver", "-d", "postgres"]
+        done = subprocess.run([str(self._programs / "pg_isready"), *where], check=False, stdout=subprocess.DEVNULL)
+        return done.returncode == 0
+
+    def children(self) -> list[int]:
+        """The server's processes beside its first one: each has a session of its own."""
+        with contextlib.suppress(OSError):
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return []
+
+    def stop(self) -> None:
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """As a power cut would: every process of it at once."""
+        if self._process is None:
+            return
+        children = self.children()
+        self._end(signal.SIGKILL)
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def abort(self) -> None:
+        """Immediate shutdown, as on SIGQUIT."""
+        self._end(signal.SIGQUIT)
+
+
+def _signal_with_parent(number: int) -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
 def _htpasswd(password: str) -> str:
     """As Apache reads it; a slow hash would be most of what a benchmark measures."""
     return "{SHA}" + base64.b64encode(hashlib.sha1(password.encode()).digest()).decode()
@@ -331,3 +431,13 @@ def apache() -> Iterator[Apache]:
     """An Apache of one's own, started at once."""
     with _serving(Apache) as server:
         yield server
+
+
+@contextlib.contextmanager
+def postgres(address: str = "127.0.0.1", admits: str = "127.0.0.1/32") -> Iterator[Postgres]:
+    """A PostgreSQL of one's own, started in a second or two."""
+    with _serving(lambda folder: Postgres(folder, address, admits)) as server:
+        try:
+            yield server
+        finally:
+            server.stop()
