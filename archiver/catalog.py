@@ -977,16 +977,17 @@ class Catalog:
         late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
         await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
 
-    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> None:
+    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> int:
         keys = sorted(revisions)
-        await c.execute(
+        rows = await c.fetch(
             DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
         )
+        return sum(row["undescribed"] for row in rows)
 
-    async def described(self, revisions: Mapping[tuple[str, str], int]) -> None:
-        """Manifests now hold these revisions."""
+    async def described(self, revisions: Mapping[tuple[str, str], int]) -> int:
+        """Manifests now hold these revisions; how many recordings have changed since, and so need another line."""
         async with self._connection() as c:
-            await self._described(c, revisions, step=0)
+            return await self._described(c, revisions, step=0)
 
     async def undescribed(
         self, sources: Sequence[str], limit: int, *, new_before: datetime | None = None

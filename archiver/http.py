@@ -18,17 +18,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-import aiohttp
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
 from . import __version__
 from .errors import BadData, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from .options import SourceOptions
 from .ports import Sink
+from .transport import Answer, Cut, NoConnection, Origin, Transport
 
 JSON_LIMIT = 256 << 20
 #: So many bytes of an answer are looked at for a message.
@@ -149,14 +150,19 @@ class Client:
         self.base = URL(base_url.rstrip("/"))
         self.gate = gate or Gate(64)
         self._timeout = timeout
-        self._tls = tls
         self._cookies = cookies
         self._largest = largest
         self._credentials: dict[str, str] = {}
         self._hidden = _Hidden()
-        self._session: aiohttp.ClientSession | None = None
-        #: For other origins: a jar knows hosts, not ports, and the session's cookie is a credential too.
-        self._elsewhere: aiohttp.ClientSession | None = None
+        self._origin = Origin.of(self.base)
+        self._transport = Transport(
+            timeout=timeout.total_seconds(),
+            connect_timeout=min(20.0, timeout.total_seconds()),
+            tls=tls,
+            headers={"User-Agent": f"archiver/{__version__}"},
+        )
+        #: aiohttp's CookieJar, for our origin only: a jar knows hosts, not ports, and the cookie is a credential too.
+        self._jar: Any = None
 
     @classmethod
     def of(cls, options: SourceOptions, gate: Gate | None = None, *, cookies: bool = False) -> Client:
@@ -179,10 +185,7 @@ class Client:
         self._hidden.add(headers.values())
 
     async def close(self) -> None:
-        for session in (self._session, self._elsewhere):
-            if session is not None:
-                await session.close()
-        self._session = self._elsewhere = None
+        await self._transport.close()
 
     def url(self, path: str) -> URL:
         """A path below the base URL, or an absolute URL, as it goes on the wire (already encoded)."""
@@ -201,7 +204,7 @@ class Client:
 
     def is_ours(self, url: URL) -> bool:
         """Is this the configured origin (scheme, host and port)?"""
-        return _origin(url) == _origin(self.base)
+        return Origin.of(url) == self._origin
 
     @asynccontextmanager
     async def request(
@@ -214,12 +217,14 @@ class Client:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         accept: frozenset[int] = frozenset({200}),
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         """One request within the gate; a GET follows up to five redirects.
 
         Raises what the status means (see :meth:`_refuse`) for any status that is not in ``accept``.
         """
         url = self.url(path)
+        if url.user is not None:
+            raise BadData("the answer named an address with a user in it")
         if params:
             url = url.extend_query({k: str(v) for k, v in params.items()})
         sent = {"Accept-Encoding": "identity", **(headers or {})}
@@ -229,14 +234,14 @@ class Client:
         async with self.gate.slot():
             with self._translated():
                 for _ in range(6):
-                    ours = self.is_ours(url)
-                    async with self._opened(ours).request(
-                        method,
-                        url,
-                        data=data,
-                        headers={**sent, **self._credentials} if ours else sent,
-                        allow_redirects=False,
+                    origin = Origin.of(url)
+                    ours = origin == self._origin
+                    headers_now = {**sent, **self._credentials, **self._cookie(url)} if ours else sent
+                    async with await self._transport.send(
+                        method, origin, url.raw_path_qs, headers_now, data
                     ) as response:
+                        if ours and self._cookies:
+                            self._keep_cookies(url, response)
                         if response.status in _REDIRECTS and response.status not in accept:
                             url = self._redirected(method, url, response)
                             continue
@@ -260,7 +265,7 @@ class Client:
             start = bytes(body[: _QUOTED + self._hidden.longest])
             raise TryAgain(f"the answer is no JSON: {self._excerpt(start, whole=len(start) == len(body))}") from None
 
-    async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDictProxy[str]:
+    async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDict[str]:
         """The body, byte for byte, into the sink; returns the answer's headers.
 
         Raises TryAgain where fewer bytes come than the answer promised, and where it never ends.
@@ -275,13 +280,12 @@ class Client:
                 await into.write(chunk)
             return response.headers
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        promised = response.headers.get("Content-Length", "")
+    async def _chunks(self, response: Answer) -> AsyncIterator[bytes]:
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
         received = 0
         try:
-            async for chunk in response.content.iter_any():
+            while chunk := await response.read():
                 received += len(chunk)
                 if unpack is None:
                     yield chunk
@@ -295,39 +299,28 @@ class Client:
                     chunk = unpack.unused_data
         except zlib.error:
             raise TryAgain(f"the body is no valid {encoding}") from None
-        except aiohttp.ClientPayloadError:
-            # aiohttp may report a short body although every promised byte arrived; our own count decides.
-            if not promised.isdigit() or received != int(promised):
-                raise TryAgain(
-                    f"the body was cut off after {received} of {promised or 'an unknown number of'} bytes"
-                ) from None
-        if promised.isdigit() and received != int(promised):
-            raise TryAgain(f"the body was cut off after {received} of {promised} bytes")
+        except Cut:
+            promised = response.headers.get("Content-Length", "an unknown number of")
+            raise TryAgain(f"the body was cut off after {received} of {promised} bytes") from None
         if unpack is not None and not unpack.eof:
             raise TryAgain(f"the {encoding} body was cut off after {received} bytes")
 
-    def _opened(self, ours: bool) -> aiohttp.ClientSession:
-        if ours:
-            self._session = self._session or self._new_session(cookies=self._cookies)
-            return self._session
-        self._elsewhere = self._elsewhere or self._new_session(cookies=False)
-        return self._elsewhere
+    def _cookie(self, url: URL) -> dict[str, str]:
+        if self._jar is None:
+            return {}
+        cookies = [f"{c.key}={c.coded_value}" for c in self._jar.filter_cookies(url).values()]
+        return {"Cookie": "; ".join(cookies)} if cookies else {}
 
-    def _new_session(self, *, cookies: bool) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                sock_connect=min(20.0, self._timeout.total_seconds()),
-                sock_read=self._timeout.total_seconds(),
-            ),
-            auto_decompress=False,
-            cookie_jar=aiohttp.CookieJar(unsafe=True) if cookies else aiohttp.DummyCookieJar(),
-            headers={"User-Agent": f"archiver/{__version__}"},
-            trust_env=False,
-        )
+    def _keep_cookies(self, url: URL, response: Answer) -> None:
+        if self._jar is None:
+            from aiohttp import CookieJar
 
-    def _redirected(self, method: str, url: URL, response: aiohttp.ClientResponse) -> URL:
+            self._jar = CookieJar(unsafe=True)
+        for told in response.headers.getall("Set-Cookie", ()):
+            with suppress(CookieError):
+                self._jar.update_cookies(SimpleCookie(told), url)
+
+    def _redirected(self, method: str, url: URL, response: Answer) -> URL:
         if method != "GET":
             raise Refused(f"it redirects a {method} ({response.status}); is base_url right?")
         try:
@@ -338,15 +331,16 @@ class Client:
             raise TryAgain(f"it redirects to something that is no web address ({response.status})")
         return target
 
-    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+    async def _refuse(self, response: Answer) -> None:
         """401, 403: Refused · 404: NotReady · 410: Gone · 504: TooSlow · 408, 425, 429, 5xx: TryAgain · BadData."""
         status = response.status
         body = bytearray()
-        with suppress(aiohttp.ClientError, TimeoutError):
+        longest = _QUOTED + self._hidden.longest
+        with suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._timeout.total_seconds()):
-                while len(body) < _QUOTED + self._hidden.longest and (part := await response.content.read(_QUOTED)):
+                while len(body) < longest and (part := await response.read()):
                     body += part
-        excerpt = self._excerpt(bytes(body), whole=response.content.at_eof())
+        excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
         what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")
         if status in {401, 403}:
@@ -372,22 +366,18 @@ class Client:
             yield
         except SourceError:
             raise
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+        except ssl.SSLError as error:
             raise Refused(
                 f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
             ) from None
-        except aiohttp.ClientConnectorError as error:
+        except NoConnection as error:
             raise TryAgain(f"can't connect to {at}: {_reason(error)}") from None
         except TimeoutError:
             raise TooSlow(f"{at} sent nothing for {self._timeout.total_seconds():g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise TryAgain(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
-
-
-def _origin(url: URL) -> tuple[str, str, int | None]:
-    return url.scheme.lower(), (url.host or "").lower(), url.port
 
 
 def _loads(body: bytearray) -> Any:
@@ -395,8 +385,7 @@ def _loads(body: bytearray) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    cause = getattr(error, "os_error", None) or error
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).split("] ")[-1]
 
 

@@ -773,9 +773,10 @@ async def describe_changes(
             feeds, {key: (document, stores) for key, (document, _, stores) in known.items()}, now, stamp
         )
         told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
-        await catalog.described(told)
+        changed = await catalog.described(told)
         done += len(told)
-        if len(keys) < limit or lost:
+        # What another process archived meanwhile must not keep our older line as its last one.
+        if (len(keys) < limit and not changed) or lost:
             break
     return done
 

@@ -79,7 +79,7 @@ class Registrar:
         done = frozenset({200, 201, 204})
         async with self._http.request("POST", self._path, json=body, headers=token, accept=done) as response:
             answer = b""
-            while len(answer) < 1 << 16 and (chunk := await response.content.read(1 << 16)):
+            while len(answer) < 1 << 16 and (chunk := await response.read()):
                 answer += chunk
         try:
             judged(json.loads(answer) if answer.strip() else {}, self._secret)

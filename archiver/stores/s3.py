@@ -26,18 +26,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, unquote, urlencode
 from xml.etree.ElementTree import Element, SubElement, tostring  # for writing; read_xml reads
 
-import aiohttp
-import boto3
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
-from botocore.exceptions import BotoCoreError
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
 from ..model import CHUNK, Body, Receipt
 from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
+from ..transport import Answer
+from .sigv4 import Signer
 from .wire import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
 
 _XML_LIMIT = 16 << 20
@@ -139,14 +135,6 @@ class _Traits:
     conditional: bool
 
 
-class _Signer(S3SigV4Auth):  # type: ignore[misc]  # botocore ships no types
-    """botocore's signer, told the hash of a payload that it never sees (0.15 ms a request)."""
-
-    def payload(self, request: AWSRequest) -> str:
-        """The hash for ``x-amz-content-sha256``."""
-        return str(request.context["sha256"])
-
-
 class _Problem(Exception):  # carries an answer to the place that knows what it means
     """An answer that is no success."""
 
@@ -183,10 +171,12 @@ class S3Store:
         assert isinstance(options, S3Options)
         self.name = name
         self.options = options
-        self._wire = Wire(name, options)
         self._region = options.region
+        self._wire: Wire | None = None
+        #: The bucket's path at its server.
+        self._bucket_path = ""
         self._credentials: Any = None
-        self._signer: _Signer | None = None
+        self._signer: Signer | None = None
         self._signer_until = 0.0
         self._signing = asyncio.Lock()
         self._traits: _Traits | None = None
@@ -198,7 +188,8 @@ class S3Store:
         return {"kind": "s3", "bucket": self.options.bucket, "key": key}
 
     async def close(self) -> None:
-        await self._wire.close()
+        if self._wire is not None:
+            await self._wire.close()
 
     async def check(self) -> str:
         """Put, get, compare, list and delete a canary; find out what the server verifies.
@@ -248,7 +239,7 @@ class S3Store:
         try:
             async with self._ask("GET", key) as response:
                 into.told(content_type=response.headers.get("Content-Type"))
-                await self._wire.receive(response, into)
+                await self._served().receive(response, into)
         except _Problem as problem:
             if problem.code in {"NoSuchKey", ""} and problem.status == 404:
                 raise StoreMissing(f"no object {key}") from None
@@ -331,7 +322,7 @@ class S3Store:
         headers["x-amz-checksum-sha256"] = _base64(body.sha256)
         if traits.conditional:
             headers["If-None-Match"] = "*"
-        upload = Upload(body, self.options.timeout)
+        upload = Upload(body)
         for attempt in range(4):
             try:
                 async with self._ask("PUT", key, headers=headers, upload=upload, sha256=body.sha256):
@@ -386,7 +377,7 @@ class S3Store:
                     key,
                     query={"partNumber": str(number), "uploadId": upload_id},
                     headers={"x-amz-checksum-sha256": _base64(sha256)},
-                    upload=Upload(body, self.options.timeout, offset, length),
+                    upload=Upload(body, offset, length),
                     sha256=sha256,
                 ) as response:
                     etag = response.headers.get("ETag", "")
@@ -411,7 +402,7 @@ class S3Store:
                 key,
                 query={"uploadId": upload_id},
                 headers=headers,
-                upload=Upload(Body.of(text), self.options.timeout),
+                upload=Upload(Body.of(text)),
                 sha256=hashlib.sha256(text).hexdigest(),
             ) as response:
                 answer = read_xml(await limited(response, _XML_LIMIT))
@@ -480,7 +471,7 @@ class S3Store:
 
     async def _refuses_damage(self) -> bool:
         key, told = self._canary(), Body.of(b"archiver canary, told")
-        sent = Upload(Body.of(b"archiver canary, sent"), self.options.timeout)
+        sent = Upload(Body.of(b"archiver canary, sent"))
         headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
         try:
             async with self._ask("PUT", key, headers=headers, upload=sent, sha256=told.sha256):
@@ -500,7 +491,7 @@ class S3Store:
                     "PUT",
                     key,
                     headers={"If-None-Match": "*", "x-amz-checksum-sha256": _base64(body.sha256)},
-                    upload=Upload(body, self.options.timeout),
+                    upload=Upload(body),
                     sha256=body.sha256,
                 ):
                     pass
@@ -637,20 +628,28 @@ class S3Store:
         headers: Mapping[str, str] | None = None,
         upload: Upload | None = None,
         sha256: str = hashlib.sha256().hexdigest(),
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         """One signed request. Raises _Problem for any status but 2xx, and StoreError."""
         signer = self._signer if time.monotonic() < self._signer_until else None
         signer = signer or await self._renewed_signer()
-        url = self._bucket_url() + "/" + (quote(key, safe="/~") if key is not None else "")
+        wire = self._served()
+        target = f"{self._bucket_path}/{quote(key, safe='/~') if key is not None else ''}"
         if query is not None:
-            url += "?" + urlencode(query, quote_via=quote, safe="~")
-        request = AWSRequest(method=method, url=url, headers=dict(headers or {}))
-        request.context["sha256"] = sha256
-        signer.add_auth(request)
-        async with self._wire.request(method, url, dict(request.headers.items()), upload) as response:
+            target += "?" + urlencode(query, quote_via=quote, safe="~")
+        signed = signer.sign(method, wire.authority, target, headers or {}, sha256)
+        async with wire.request(method, target, signed, upload) as response:
             if response.status >= 300:
                 raise await _read_problem(response, signer)
             yield response
+
+    def _served(self) -> Wire:
+        """The server; which one may be known only with the region of the credentials' profile."""
+        if self._wire is None:
+            scheme, _, rest = self._bucket_url().partition("://")
+            authority, slash, path = rest.partition("/")
+            self._bucket_path = slash + path
+            self._wire = Wire(self.name, self.options, f"{scheme}://{authority}/")
+        return self._wire
 
     def _bucket_url(self) -> str:
         region, bucket = self._region or "us-east-1", self.options.bucket
@@ -663,31 +662,41 @@ class S3Store:
         scheme, _, rest = endpoint.partition("://")
         return f"{scheme}://{bucket}.{rest}"
 
-    async def _renewed_signer(self) -> _Signer:
+    async def _renewed_signer(self) -> Signer:
         async with self._signing:
             if self._signer is None or time.monotonic() >= self._signer_until:
-                try:
-                    frozen = await asyncio.wait_for(asyncio.to_thread(self._frozen_credentials), 60)
-                except BotoCoreError as error:
-                    raise StoreRefused(f"no credentials: {printable(str(error))}") from None
-                except TimeoutError:
-                    raise StoreDown("the credentials did not come within 60 s") from None
-                if frozen is None:
+                options = self.options
+                if options.access_key_id is not None and options.secret_access_key is not None:
+                    keys = (options.access_key_id, options.secret_access_key, options.session_token)
+                    found = tuple(key.get_secret_value() if key is not None else None for key in keys)
+                else:
+                    try:
+                        found = await asyncio.wait_for(asyncio.to_thread(self._found_credentials), 60)
+                    except TimeoutError:
+                        raise StoreDown("the credentials did not come within 60 s") from None
+                access_key, secret_key, token = found
+                if access_key is None or secret_key is None:
                     raise StoreRefused("no credentials: set access_key_id and secret_access_key, or a profile or role")
-                self._signer = _Signer(frozen, "s3", self._region or "us-east-1")
+                self._signer = Signer(access_key, secret_key, token, self._region or "us-east-1")
                 self._signer_until = time.monotonic() + _CREDENTIALS_LAST
             return self._signer
 
-    def _frozen_credentials(self) -> Any:
-        options = self.options
-        if options.access_key_id is not None and options.secret_access_key is not None:
-            keys = (options.access_key_id, options.secret_access_key, options.session_token)
-            return Credentials(*(key.get_secret_value() if key is not None else None for key in keys))
-        if self._credentials is None:
-            session = boto3.Session(profile_name=options.profile)
-            self._region = self._region or session.region_name
-            self._credentials = session.get_credentials()
-        return self._credentials.get_frozen_credentials() if self._credentials is not None else None
+    def _found_credentials(self) -> tuple[str | None, str | None, str | None]:
+        """What boto3's chain finds and renews. Blocking; boto3 takes a third of a second to be imported."""
+        import boto3
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            if self._credentials is None:
+                session = boto3.Session(profile_name=self.options.profile)
+                self._region = self._region or session.region_name
+                self._credentials = session.get_credentials()
+            if self._credentials is None:
+                return None, None, None
+            frozen = self._credentials.get_frozen_credentials()
+        except BotoCoreError as error:
+            raise StoreRefused(f"no credentials: {printable(str(error))}") from None
+        return frozen.access_key, frozen.secret_key, frozen.token
 
 
 def _hash_part(body: Body, offset: int, length: int, whole: Any) -> str:
@@ -721,7 +730,7 @@ def _base64(sha256: str) -> str:
     return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
-def _receipt(key: str, response: aiohttp.ClientResponse) -> Receipt:
+def _receipt(key: str, response: Answer) -> Receipt:
     size = response.headers.get("Content-Length", "")
     if not size.isdigit():
         raise StoreDown(f"the server tells no size of {key}")
@@ -734,13 +743,13 @@ def _receipt(key: str, response: aiohttp.ClientResponse) -> Receipt:
     return Receipt(key=key, size=int(size), sha256=sha256)
 
 
-async def _read_problem(response: aiohttp.ClientResponse, signer: _Signer) -> _Problem:
+async def _read_problem(response: Answer, signer: Signer) -> _Problem:
     region = response.headers.get("x-amz-bucket-region") if response.status in {301, 400} else None
     try:
         problem = _problem(response.status, read_xml(await limited(response, 1 << 16)), region)
     except StoreDown:
         return _Problem(response.status, "", "", region)
-    for secret in (signer.credentials.access_key, signer.credentials.token):
+    for secret in (signer.access_key, signer.token):
         if secret:
             problem.message = problem.message.replace(secret, "***")
     return problem

@@ -17,13 +17,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated, ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
-import aiohttp
 from pydantic import BeforeValidator, SecretStr, model_validator
+from yarl import URL
 
 from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
 from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
+from ..transport import Answer
 from .folders import Entries, fault_of, temporary_name, walk
 from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
 
@@ -62,8 +63,9 @@ class WebDavStore:
         assert isinstance(options, WebDavOptions)
         self.name = name
         self.options = options
-        self._wire = Wire(name, options)
+        self._wire = Wire(name, options, options.url)
         self._base = options.url.rstrip("/") + "/"
+        self._path = URL(self._base, encoded=True).raw_path
         self._known: set[str] = set()
         self._credentials: dict[str, str] = {}
         if options.username is not None and options.password is not None:
@@ -154,7 +156,7 @@ class WebDavStore:
 
     async def _send(self, temporary: str, body: Body) -> int:
         headers = {"Content-Type": "application/octet-stream"}
-        async with self._ask("PUT", temporary, headers, Upload(body, self.options.timeout)) as response:
+        async with self._ask("PUT", temporary, headers, Upload(body)) as response:
             return response.status
 
     async def _move(self, temporary: str, key: str) -> bool:
@@ -263,9 +265,9 @@ class WebDavStore:
     @asynccontextmanager
     async def _ask(
         self, method: str, key: str, headers: Mapping[str, str] | None = None, data: Upload | bytes | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         sent = {**self._credentials, **(headers or {})}
-        async with self._wire.request(method, self._url(key), sent, data) as response:
+        async with self._wire.request(method, self._path + quote(key, safe="/~"), sent, data) as response:
             yield response
             if response.status >= 400:
                 # Read to its end, so that the connection can be used again.
@@ -273,7 +275,7 @@ class WebDavStore:
                     await limited(response, 1 << 16)
 
 
-def _demand(response: aiohttp.ClientResponse, wanted: set[int], what: str) -> None:
+def _demand(response: Answer, wanted: set[int], what: str) -> None:
     if response.status not in wanted:
         raise _wrong(response.status, what)
 
@@ -327,10 +329,10 @@ class _Multistatus:
         return self.found
 
 
-async def _read(response: aiohttp.ClientResponse) -> list[tuple[str, int | None, bool]]:
+async def _read(response: Answer) -> list[tuple[str, int | None, bool]]:
     reader = XmlReader(_Multistatus())
     length = 0
-    async for chunk in response.content.iter_any():
+    while chunk := await response.read():
         length += len(chunk)
         if length > _XML_LIMIT:
             raise StoreDown(f"the listing of a folder is longer than {_XML_LIMIT} bytes")

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree  # no DTD gets in, see read_xml
 
-import aiohttp
 import structlog
-from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from .. import __version__
@@ -23,12 +21,11 @@ from ..errors import StoreDown, StoreError, StoreRefused
 from ..model import CHUNK, Body
 from ..options import StoreOptions
 from ..ports import Sink
+from ..transport import Answer, Cut, NoConnection, Origin, Transport
 
 #: Shorter than the 5 s after which Apache closes an idle connection under the next request.
 _KEEP_ALIVE = 4.0
 _CONNECT = 10.0
-#: Not retried by aiohttp itself; here each may be sent twice without harm.
-_REPEATABLE = {"PROPFIND", "MKCOL", "MOVE"}
 
 
 class HttpOptions(StoreOptions):
@@ -44,44 +41,24 @@ def origin(url: str) -> str:
     return url
 
 
-class Upload(aiohttp.payload.Payload):
-    """A body, or a part of one, that can be sent again on a fresh connection; a stalled write ends.
+class Upload:
+    """A body, or a part of one, as the transport sends it; it can be sent again."""
 
-    aiohttp's own read time-out starts only after the last byte was written.
-    """
-
-    def __init__(self, body: Body, timeout: timedelta, offset: int = 0, length: int | None = None) -> None:
-        super().__init__(body)
+    def __init__(self, body: Body, offset: int = 0, length: int | None = None) -> None:
         self._body = body
-        self._stall = timeout.total_seconds()
         self._offset = offset
-        self._size = body.length - offset if length is None else length
+        self.size = body.length - offset if length is None else length
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002  # aiohttp's signature
-        """Not text."""
-        raise TypeError("an upload is bytes")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the bytes. Raises TimeoutError where the server takes none for too long."""
-        sent = 0
-        async for chunk in self._chunks():
-            async with asyncio.timeout(self._stall):
-                await writer.write(chunk)
-            sent += len(chunk)
-        if sent != self._size:
-            raise OSError(f"the body has {sent} bytes in place of {self._size}")
-
-    async def _chunks(self) -> AsyncIterator[bytes | memoryview]:
-        size = self._size or 0
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         if self._body.data is not None:
-            whole = memoryview(self._body.data)[self._offset : self._offset + size]
+            whole = memoryview(self._body.data)[self._offset : self._offset + self.size]
             for start in range(0, len(whole), 4 * CHUNK):
                 yield whole[start : start + 4 * CHUNK]
         elif self._body.path is not None:
             file = await asyncio.to_thread(self._body.path.open, "rb")
             try:
                 await asyncio.to_thread(file.seek, self._offset)
-                left = size
+                left = self.size
                 while left and (chunk := await asyncio.to_thread(file.read, min(left, 4 * CHUNK))):
                     left -= len(chunk)
                     yield chunk
@@ -114,56 +91,59 @@ class Digest:
 class Wire:
     """One server's HTTP client. Follows no redirect, keeps no cookie; raises only errors.StoreError."""
 
-    def __init__(self, name: str, options: HttpOptions) -> None:
+    def __init__(self, name: str, options: HttpOptions, url: str) -> None:
+        """``url``: any address of the server."""
         self._name = name
         self._options = options
-        self._session: aiohttp.ClientSession | None = None
+        self._url = URL(url, encoded=True)
+        self._origin = Origin.of(self._url)
+        self._transport: Transport | None = None
         self._opening = asyncio.Lock()
 
+    @property
+    def authority(self) -> str:
+        """As the Host header names it."""
+        return self._origin.authority
+
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
 
     @asynccontextmanager
     async def request(
-        self, method: str, url: str, headers: Mapping[str, str], data: aiohttp.payload.Payload | bytes | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request to an address that is encoded already; any status but a redirect is handed on.
+        self, method: str, target: str, headers: Mapping[str, str], data: Upload | bytes | None = None
+    ) -> AsyncIterator[Answer]:
+        """One request for a path and query that are encoded already; any status but a redirect is handed on.
 
         Raises StoreDown where the server can't be reached or stalls, StoreRefused for a redirect or a
         certificate that does not hold.
         """
-        address = URL(url, encoded=True)
-        with translated(address, self._options.timeout):
-            session = self._session or await self._open()
-            async with await _sent(session, method, address, headers, data) as response:
-                if 300 <= response.status < 400 and response.status != 304:
+        with translated(self._origin, self._options.timeout):
+            transport = self._transport or await self._open()
+            async with await transport.send(method, self._origin, target, headers, data) as answer:
+                if 300 <= answer.status < 400 and answer.status != 304:
                     raise StoreRefused(
-                        f"it redirects to {_origin_of(response)} ({response.status}); nothing is sent there: "
+                        f"it redirects to {self._elsewhere(answer)} ({answer.status}); nothing is sent there: "
                         "if that is the right server, put its address into the config"
                     )
-                yield response
+                yield answer
 
-    async def receive(self, response: aiohttp.ClientResponse, into: Sink) -> int:
+    async def receive(self, answer: Answer, into: Sink) -> int:
         """The body of an answer into a sink; returns its length. Raises StoreDown where it was cut."""
-        promised = response.headers.get("Content-Length", "")
         received = 0
         try:
-            async for chunk in response.content.iter_any():
+            while chunk := await answer.read():
                 received += len(chunk)
                 await into.write(chunk)
-        except aiohttp.ClientPayloadError:
-            # aiohttp may report a short body although every promised byte arrived; our own count decides.
-            if not promised.isdigit() or received != int(promised):
-                raise StoreDown(f"the answer was cut off after {received} of {promised or 'unknown'} bytes") from None
-        if promised.isdigit() and received != int(promised):
-            raise StoreDown(f"the answer was cut off after {received} of {promised} bytes")
+        except Cut:
+            promised = answer.headers.get("Content-Length", "unknown")
+            raise StoreDown(f"the answer was cut off after {received} of {promised} bytes") from None
         return received
 
-    async def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> Transport:
         async with self._opening:
-            if self._session is None:
+            if self._transport is None:
                 tls: ssl.SSLContext | bool = self._options.verify_tls
                 if not self._options.verify_tls:
                     structlog.get_logger(__name__).warning("tls_not_verified", store=self._name)
@@ -173,50 +153,39 @@ class Wire:
                     except (OSError, ssl.SSLError) as error:
                         raise StoreRefused(f"ca_file {self._options.ca_file} can't be used: {error}") from None
                 patience = self._options.timeout.total_seconds()
-                self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls, ttl_dns_cache=60),
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT, patience), sock_read=patience),
+                self._transport = Transport(
+                    timeout=patience,
+                    connect_timeout=min(_CONNECT, patience),
+                    tls=tls,
+                    keep=_KEEP_ALIVE,
                     headers={"User-Agent": f"archiver/{__version__}", "Accept-Encoding": "identity"},
-                    auto_decompress=False,
-                    cookie_jar=aiohttp.DummyCookieJar(),
-                    trust_env=False,
                 )
-            return self._session
+            return self._transport
 
-
-async def _sent(
-    session: aiohttp.ClientSession,
-    method: str,
-    address: URL,
-    headers: Mapping[str, str],
-    data: aiohttp.payload.Payload | bytes | None,
-) -> aiohttp.ClientResponse:
-    try:
-        return await session.request(method, address, headers=headers, data=data, allow_redirects=False)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        # An idle connection that the server closed just now; aiohttp sends PUT, GET and DELETE again itself.
-        if method not in _REPEATABLE or isinstance(error, aiohttp.ClientConnectorError):
-            raise
-    return await session.request(method, address, headers=headers, data=data, allow_redirects=False)
+    def _elsewhere(self, answer: Answer) -> str:
+        try:
+            return str(self._url.join(URL(answer.headers["Location"])).origin())
+        except (KeyError, ValueError):
+            return "an unknown place"
 
 
 @contextmanager
-def translated(address: URL, timeout: timedelta) -> Iterator[None]:
+def translated(origin: Origin, timeout: timedelta) -> Iterator[None]:
     """What goes wrong on the wire, as a StoreError that names the server and never a header or a query."""
-    at = f"{address.host}:{address.port}"
+    at = f"{origin.host}:{origin.port}"
     try:
         yield
     except StoreError:
         raise
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+    except ssl.SSLError as error:
         raise StoreRefused(
             f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
         ) from None
-    except aiohttp.ClientConnectorError as error:
+    except NoConnection as error:
         raise StoreDown(f"can't connect to {at}: {_reason(error)}") from None
     except TimeoutError:
         raise StoreDown(f"{at} made no progress for {timeout.total_seconds():g} s") from None
-    except (aiohttp.ClientError, OSError) as error:
+    except OSError as error:
         raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
     except ValueError:
         raise StoreDown(f"{at} answered something that is no HTTP") from None
@@ -229,10 +198,10 @@ def failure(status: int, what: str) -> StoreError:
     return StoreRefused(what)
 
 
-async def limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def limited(answer: Answer, limit: int) -> bytes:
     """The whole body, which may not be longer than ``limit`` bytes. Raises StoreDown."""
     body = bytearray()
-    async for chunk in response.content.iter_any():
+    while chunk := await answer.read():
         body += chunk
         if len(body) > limit:
             raise StoreDown(f"the answer is longer than {limit} bytes")
@@ -291,14 +260,6 @@ def printable(text: str, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:limit]
 
 
-def _origin_of(response: aiohttp.ClientResponse) -> str:
-    try:
-        return str(response.url.join(URL(response.headers["Location"])).origin())
-    except (KeyError, ValueError):
-        return "an unknown place"
-
-
 def _reason(error: BaseException) -> str:
-    cause = getattr(error, "os_error", None) or error
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return printable(str(text).split("] ")[-1])

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
 from archiver.model import Body
-from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Signer, _Traits
+from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
+from archiver.stores.sigv4 import Signer
 from archiver.stores.wire import Upload
 from archiver.testing.stores import StoreContract, keys, read, spooled
 from tests import servers
@@ -117,7 +118,7 @@ async def test_the_server_refuses_an_object_of_another_hash(store):
     """What makes the receipt worth anything. SeaweedFS checks the checksum header, not x-amz-content-sha256 alone."""
     sent, told = Body.of(b"wrong"), Body.of(b"right")
     headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
-    upload = Upload(sent, store.options.timeout)
+    upload = Upload(sent)
     with pytest.raises(_Problem) as caught:
         async with store._ask("PUT", "wrong/hash", headers=headers, upload=upload, sha256=sent.sha256):
             pass
@@ -130,7 +131,7 @@ async def test_the_server_refuses_a_part_of_another_hash(store, seaweed):
     upload_id = client.create_multipart_upload(Bucket="calls", Key="wrong/part", ChecksumAlgorithm="SHA256")["UploadId"]
     sent, told = Body.of(b"wrong"), Body.of(b"right")
     headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
-    upload = Upload(sent, store.options.timeout)
+    upload = Upload(sent)
     query = {"partNumber": "1", "uploadId": upload_id}
     with pytest.raises(_Problem):
         async with store._ask("PUT", "wrong/part", query=query, headers=headers, upload=upload, sha256=sent.sha256):
@@ -244,27 +245,44 @@ async def test_a_server_that_comes_back_is_used_again(seaweed, bucket, store):
 
 
 async def test_a_clock_that_is_wrong_is_named(seaweed, bucket, monkeypatch):
-    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: datetime(2001, 1, 1, tzinfo=UTC))
+    sign = Signer.sign
+    monkeypatch.setattr(Signer, "sign", lambda *told: sign(*told, now=datetime(2001, 1, 1, tzinfo=UTC)))
     store = a_store(seaweed)
     with pytest.raises(StoreRefused, match="clock"):
         await store.put("a/b", Body.of(b"x"))
     await store.close()
 
 
-def test_the_signature_is_botocores_own():
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+@pytest.mark.parametrize("token", ["token", None])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/calls/a%2520b/%C3%A9~?list-type=2&prefix=a%2Fb",
+        "/calls/?uploads=",
+        "/calls/x?uploadId=b%3D&partNumber=10&partNumber=9",
+        "/",
+    ],
+)
+def test_the_signature_is_botocores_own(method, token, target, monkeypatch):
     """The signer is told the hash that botocore would have read from the body."""
-    body, keys = b"body", Credentials("key", "secret", "token")
-    sha256 = hashlib.sha256(body).hexdigest()
-    url = "http://127.0.0.1:1/calls/a%2520b/%C3%A9~?list-type=2&prefix=a%2Fb"
-    ours = AWSRequest("PUT", url, headers={"If-None-Match": "*"})
-    ours.context["sha256"] = sha256
-    theirs = AWSRequest("PUT", url, headers={"If-None-Match": "*"}, data=body)
-    for _ in range(3):
-        _Signer(keys, "s3", "eu-west-3").add_auth(ours)
-        S3SigV4Auth(keys, "s3", "eu-west-3").add_auth(theirs)
-        if ours.headers["X-Amz-Date"] == theirs.headers["X-Amz-Date"]:
-            break
-    assert dict(ours.headers) == dict(theirs.headers)
+    now, body, keys = datetime(2024, 5, 18, 12, tzinfo=UTC), b"body", Credentials("key", "secret", token)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now)
+    headers = {"If-None-Match": "*", "x-amz-meta-sha256": "  a   b ", "Content-Type": "audio/wav"}
+    theirs = AWSRequest(method, f"http://127.0.0.1:8333{target}", headers=headers, data=body)
+    S3SigV4Auth(keys, "s3", "eu-west-3").add_auth(theirs)
+    signer = Signer("key", "secret", token, "eu-west-3")
+    for _ in range(2):
+        ours = signer.sign(method, "127.0.0.1:8333", target, headers, hashlib.sha256(body).hexdigest(), now=now)
+        assert ours == dict(theirs.headers)
+
+
+def test_the_signing_key_is_that_of_the_day():
+    signer, headers = Signer("key", "secret", None, "eu-west-3"), {}
+    for day in (17, 18, 17):
+        now = datetime(2024, 5, day, tzinfo=UTC)
+        fresh = Signer("key", "secret", None, "eu-west-3").sign("GET", "host", "/", headers, now=now)
+        assert signer.sign("GET", "host", "/", headers, now=now) == fresh
 
 
 @pytest.mark.parametrize(
@@ -331,13 +349,8 @@ async def test_credentials_come_from_boto3s_chain(seaweed, bucket, monkeypatch, 
 
 
 async def test_a_body_of_the_spool_is_streamed(seaweed, bucket, tmp_path):
-    sizes = []
-
-    class Writer:
-        async def write(self, chunk):
-            sizes.append(len(chunk))
-
-    await Upload(spooled(tmp_path, bytes(5 << 20)), timedelta(seconds=5)).write(Writer())
+    upload = Upload(spooled(tmp_path, bytes(5 << 20)))
+    sizes = [len(chunk) async for chunk in upload.chunks()]
     assert sum(sizes) == 5 << 20
     assert max(sizes) <= 1 << 20
 
