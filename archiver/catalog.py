@@ -977,17 +977,16 @@ class Catalog:
         late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
         await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
 
-    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> int:
+    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> None:
         keys = sorted(revisions)
-        rows = await c.fetch(
+        await c.execute(
             DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
         )
-        return sum(row["undescribed"] for row in rows)
 
-    async def described(self, revisions: Mapping[tuple[str, str], int]) -> int:
-        """Manifests now hold these revisions; how many recordings have changed since, and so need another line."""
+    async def described(self, revisions: Mapping[tuple[str, str], int]) -> None:
+        """Manifests now hold these revisions."""
         async with self._connection() as c:
-            return await self._described(c, revisions, step=0)
+            await self._described(c, revisions, step=0)
 
     async def undescribed(
         self, sources: Sequence[str], limit: int, *, new_before: datetime | None = None

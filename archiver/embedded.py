@@ -21,6 +21,7 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -443,19 +444,19 @@ async def _run(
     cwd: Path | None = None,
 ) -> tuple[int, str]:
     """Exit code and output of a program, in a session of its own and with none of the caller's PG* variables."""
-    process = await asyncio.create_subprocess_exec(
-        *(account.prefix if account else ()), str(program), *arguments,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    # Not asyncio's own: uvloop's knows neither umask nor user.
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 - it forks and returns; our own programs
+        [*(account.prefix if account else ()), str(program), *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", **(env or {})},
         cwd=cwd or "/", umask=0o077, start_new_session=True, **(account.how if account else {}),
     )  # fmt: skip
     try:
         async with asyncio.timeout(timeout):
-            said, _ = await process.communicate()
+            said, _ = await asyncio.to_thread(process.communicate)
     except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        process.kill()
+        await asyncio.to_thread(process.wait)
         if isinstance(error, TimeoutError):
             return 1, f"{Path(program).name} took longer than {timeout:.0f} s"
         raise

@@ -773,10 +773,9 @@ async def describe_changes(
             feeds, {key: (document, stores) for key, (document, _, stores) in known.items()}, now, stamp
         )
         told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
-        changed = await catalog.described(told)
+        await catalog.described(told)
         done += len(told)
-        # What another process archived meanwhile must not keep our older line as its last one.
-        if (len(keys) < limit and not changed) or lost:
+        if len(keys) < limit or lost:
             break
     return done
 

@@ -91,11 +91,21 @@ def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None =
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        return asyncio.run(work)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(work)
     except KeyboardInterrupt:
         if interrupted:
             click.echo(interrupted, err=True)
         sys.exit(128 + ended_by if code is None else code)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        # No wheel for this platform; it is only faster.
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def console(*, err: bool = False) -> Any:

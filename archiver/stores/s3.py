@@ -306,7 +306,7 @@ class S3Store:
         SubElement(retention, "RetainUntilDate").text = until.strftime("%Y-%m-%dT%H:%M:%SZ")
         body = Body.of(tostring(retention))
         headers = {"x-amz-checksum-sha256": _base64(body.sha256)}
-        upload = Upload(body, self.options.timeout)
+        upload = Upload(body)
         try:
             async with self._ask(
                 "PUT", key, query={"retention": ""}, headers=headers, upload=upload, sha256=body.sha256
