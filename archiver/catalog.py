@@ -637,9 +637,18 @@ class Catalog:
             return int(await c.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))
 
     async def migrate(self) -> list[str]:
-        """Apply what is missing, each file in one transaction, one process at a time; the names applied."""
+        """Apply what is missing, each file in one transaction, one process at a time; the names applied.
+
+        Raises CatalogDown where the schema is newer than this program.
+        """
         applied = []
-        for number, name, text in migrations():
+        known = migrations()
+        if (version := await self.version()) > known[-1][0]:
+            raise CatalogDown(
+                f"the database has schema {version}, and this version knows {known[-1][0]} at most: run the newer"
+                " version, or make the catalog again (archiver rebuild, into an empty database)"
+            )
+        for number, name, text in known:
             async with self._transaction() as c:
                 await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.migrate'))")
                 await c.execute(

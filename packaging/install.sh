@@ -90,7 +90,7 @@ install_units() {
             say "the running service was restarted"
         else
             say "next: edit /etc/archiver/archiver.toml, then"
-            say "  archiver check && systemctl enable --now archiver.service archiver-verify.timer"
+            say "  archiver check && systemctl enable --now archiver"
         fi
     fi
 }

@@ -200,6 +200,12 @@ class TestSchema:
                 assert sorted(map(len, applied)) == [0, 0, len(migrations())]
                 assert await first.version() == migrations()[-1][0]
                 assert await second.migrate() == []
+                # An older program, after a newer one.
+                newer = migrations()[-1][0] + 1
+                async with first._connection() as connection:
+                    await connection.execute("INSERT INTO schema_version (version, name) VALUES ($1, 'newer')", newer)
+                with pytest.raises(CatalogDown, match=f"the database has schema {newer}, and this version knows"):
+                    await first.migrate()
         finally:
             postgres.drop(url)
 
