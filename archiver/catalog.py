@@ -65,9 +65,9 @@ WHERE source = $1 AND recording_id = ANY($2)"""
 
 UPSERT_RECORDINGS = """
 INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
-    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at)
+    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, by_window)
 SELECT $1, t.recording_id, t.key_at, t.started_at, t.ended_at, t.duration, t.call_id, t.direction, t.caller, t.callee,
-    t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], t.digest, $2
+    t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], t.digest, $2, $20
 FROM unnest($3::text[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::interval[],
     $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::jsonb[], $15::jsonb[],
     $16::jsonb[], $17::json[], $18::text[], $19::bytea[])
@@ -80,7 +80,7 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
     caller = excluded.caller, callee = excluded.callee, agent = excluded.agent, queue = excluded.queue,
     parties = excluded.parties, events = excluded.events, attributes = excluded.attributes, raw = excluded.raw,
     flags = excluded.flags, digest = excluded.digest, missing_since = NULL, revision = r.revision + 1,
-    undescribed = true
+    undescribed = true, by_window = r.by_window OR excluded.by_window
 RETURNING recording_id, revision = 1 AS new"""
 
 #: A told size or hash that changed is new content: what is archived is fetched again, the old copy stays beside it;
@@ -807,7 +807,8 @@ class Catalog:
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             for start in range(0, len(news), ROWS):
                 chunk = news[start : start + ROWS]
-                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *_recording_columns(chunk, listing_key, now))
+                columns = _recording_columns(chunk, listing_key, now)
+                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *columns, window is not None)
                 fresh = {row["recording_id"] for row in answered if row["new"]}
                 new += len(fresh)
                 media = {(holdable(r.recording_id), holdable(m.media_id)): (r, m) for r, _ in chunk for m in r.media}

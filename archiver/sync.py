@@ -525,7 +525,10 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
         log.info("recording.odd_duration", source=feed.name, recording_id=claim.medium.recording_id, detail=odd)
     copies = {c.store: c for c in claim.copies if c.sha256 == body.sha256}
     missing = [outlet for name, outlet in feed.outlets.items() if name in claim.stores and name not in copies]
-    made = await asyncio.gather(*(_put(outlet, claim, catalog, body, found.ext) for outlet in missing))
+    if len(missing) == 1:
+        made = [await _put(missing[0], claim, catalog, body, found.ext)]
+    else:
+        made = await asyncio.gather(*(_put(outlet, claim, catalog, body, found.ext) for outlet in missing))
     problems = [result for result in made if isinstance(result, _Unput)]
     copies |= {result.store: result for result in made if isinstance(result, Copy)}
     stuck = catalog.clock.now() + STUCK

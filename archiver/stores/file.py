@@ -160,14 +160,15 @@ class FileStore:
         return path
 
     def _put(self, key: str, body: Body) -> Receipt:
-        final = self._path(key)
+        if fault := fault_of(key):
+            raise StoreRefused(f"the key {key!r} {fault}")
+        final = f"{os.path.realpath(self.options.path)}/{key}"
         folder = final[: final.rindex("/")]
-        if os.path.lexists(final):
-            return self._same(key, body, folder)
         temporary = f"{folder}/{temporary_name()}"
         try:
-            if folder not in self._durable:
-                self._make(folder)
+            # In a folder that we made a moment ago lies nothing yet, and no link leads out of it.
+            if (folder in self._durable or not self._make(folder)) and os.path.lexists(self._path(key)):
+                return self._same(key, body, folder)
             file = _create(temporary)
         except FileNotFoundError:
             # Somebody removed the folder since we saw it.
@@ -208,24 +209,34 @@ class FileStore:
                 f"{self.options.path} does not exist, nor does the folder it lies in; make it, or mount its disk"
             )
 
-    def _make(self, folder: str) -> None:
+    def _make(self, folder: str) -> bool:
         """The folder and those above it up to the root, each made where it is missing, and durable.
 
-        One that exists may have been made a moment ago by somebody who did not come to the fsync yet.
+        True where it was not there before. One that exists may have been made a moment ago by somebody who did not
+        come to the fsync yet. Raises StoreRefused where it lies outside the root.
         """
         root = os.path.realpath(self.options.path)
         if folder != root:
             parent = folder[: folder.rindex("/")]
             if parent not in self._durable:
                 self._make(parent)
-        with contextlib.suppress(FileExistsError):
+        made = True
+        try:
             if folder == root:
                 self._demand_root()
             os.mkdir(folder, _FOLDER_MODE)
+        except FileExistsError:
+            made = False
+            if not f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
+                inside = folder.removeprefix(f"{root}/")
+                raise StoreRefused(
+                    f"the key {inside!r} leads out of {self.options.path} along a symbolic link"
+                ) from None
         _sync(folder[: folder.rindex("/")] or "/")
         if len(self._durable) >= _DURABLE_LIMIT:
             self._durable.clear()
         self._durable.add(folder)
+        return made
 
     def _same(self, key: str, body: Body, folder: str) -> Receipt:
         if self._digest(key, body.length) != (body.length, body.sha256):
