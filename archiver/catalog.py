@@ -275,6 +275,16 @@ SELECT name, kind, start_at, covered, cursor FROM sources
 WHERE name = ANY($1) AND told IS DISTINCT FROM concat(covered, cursor)
     AND NOT EXISTS (SELECT FROM recordings r WHERE r.source = sources.name AND r.undescribed)"""
 
+#: Of these stores those that every medium of the source is meant for: what is there describes all of it.
+WHOLE = """
+SELECT s.name FROM unnest($2::text[]) AS s (name)
+WHERE NOT EXISTS (SELECT FROM media WHERE source = $1 AND NOT s.name = ANY(stores))"""
+
+#: What waits goes where the config says now; what is under way ends as it began.
+AIM = """
+UPDATE media SET stores = $2, due_at = CASE WHEN state = 'pending' AND $2 <@ held THEN $3 ELSE due_at END
+WHERE source = $1 AND state IN ('pending', 'failed') AND claim IS NULL AND NOT (stores <@ $2 AND stores @> $2)"""
+
 TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
 
 STALEST = """
@@ -1025,6 +1035,16 @@ class Catalog:
             }
             for row in rows
         ]
+
+    async def whole(self, source: str, stores: Sequence[str]) -> list[str]:
+        """Those of these stores that every medium of the source is meant for."""
+        async with self._connection() as c:
+            return [row[0] for row in await c.fetch(WHOLE, source, list(stores))]
+
+    async def aim(self, source: str, stores: Sequence[str]) -> None:
+        """The source's stores are these from now on, also for what was listed before and is not archived yet."""
+        async with self._connection() as c:
+            await c.execute(AIM, source, list(stores), self.clock.now())
 
     async def told_ledger(self, ledger: Document) -> None:
         """The stores hold that ledger now."""

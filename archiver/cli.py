@@ -12,14 +12,14 @@ import sys
 import click
 
 from . import __version__
-from .commands import archiving, proving, reading, setting_up
+from .commands import archiving, proving, reading, running, setting_up
 from .commands.common import INCOMPLETE, UNREACHABLE, USAGE
 from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError
 
 #: Every command, as `--help` shows them.
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Set up": (setting_up.check, setting_up.migrate, setting_up.demo),
-    "Archive": (archiving.run_daemon, archiving.sync, archiving.backfill, archiving.retry),
+    "Archive": (archiving.run_daemon, archiving.sync, archiving.backfill, archiving.retry, running.reload),
     "Look": (
         reading.status,
         reading.list_recordings,

@@ -6,6 +6,7 @@ What a source or a store can be told stands in the options model beside its clas
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -25,11 +26,26 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationErr
 from .errors import ConfigError
 from .options import Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
-__all__ = ["Changes", "Config", "SourceConfig", "StoreConfig", "diff", "find", "kinds", "load", "warnings"]
+__all__ = [
+    "Changes",
+    "Config",
+    "SourceConfig",
+    "Stamp",
+    "StoreConfig",
+    "data_dir_of",
+    "diff",
+    "find",
+    "kinds",
+    "load",
+    "stamp",
+    "warnings",
+]
 
 #: Keys from the top of the file down.
 _Where: TypeAlias = tuple[str, ...]
 _M = TypeVar("_M", bound=Strict)
+#: What tells one state of a file from another: device, inode, size, mtime; or why it can't be had.
+Stamp: TypeAlias = tuple[int, ...]
 
 _PLACES = ("archiver.toml", "/etc/archiver/archiver.toml")
 _LARGEST = 1 << 20
@@ -47,6 +63,8 @@ class StoreConfig:
     name: str
     cls: type[Any]
     options: StoreOptions
+    #: SHA-256 of its ca_file's content, which is read once, when the store is opened.
+    issuer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,7 @@ class SourceConfig:
     options: SourceOptions
     #: The stores that get a copy; never empty.
     stores: tuple[str, ...]
+    issuer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +97,10 @@ class Config:
     secrets: frozenset[str] = field(repr=False)
     #: The secret options that stand in the file itself, as dotted keys.
     literal_secrets: frozenset[str]
+    #: SHA-256 of the file.
+    sha256: str
+    #: Every file that was read, as it was when it was read.
+    files: Mapping[Path, Stamp] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +143,33 @@ def kinds(group: Literal["archiver.sources", "archiver.stores"]) -> dict[str, En
     return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)}
 
 
-def load(path: Path) -> Config:
-    """Read the config file, and what it refers to. Raises ConfigError with every problem found."""
-    return _Reader(path).read()
+def load(path: Path, files: dict[Path, Stamp] | None = None) -> Config:
+    """Read the config file, and what it refers to. Raises ConfigError with every problem found.
+
+    ``files`` gets every file that was looked at, also where that raises.
+    """
+    return _Reader(path, {} if files is None else files).read()
+
+
+def stamp(path: Path) -> Stamp:
+    """The state of a file, by which a change is noticed."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return (error.errno or -1,)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def data_dir_of(path: Path) -> Path | None:
+    """The data_dir that a file seems to name although it can't be loaded; None where that can't be told."""
+    try:
+        top = re.split(r"(?m)^\s*\[", path.read_text("utf-8-sig", "replace")[:_LARGEST], maxsplit=1)[0]
+    except OSError:
+        return None
+    named = re.search(r"""(?m)^\s*data_dir\s*=\s*(?:"([^"\\\n]+)"|'([^'\n]+)')""", top)
+    if named is None:
+        return _default_data_dir()
+    return path.absolute().parent / Path(named[1] or named[2]).expanduser()
 
 
 def diff(old: Config, new: Config) -> Changes:
@@ -219,8 +266,10 @@ class _Top(Strict):
 class _Reader:
     """Reads one file; gathers problems, secrets and what could not be resolved on the way."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: dict[Path, Stamp]) -> None:
         self._path = path
+        self._files = files
+        self._sha256 = ""
         self._folder = path.absolute().parent
         self._problems: list[str] = []
         self._secrets: set[str] = set()
@@ -257,14 +306,18 @@ class _Reader:
             },
             secrets=frozenset(filter(None, self._secrets)),
             literal_secrets=frozenset(self._literal),
+            sha256=self._sha256,
+            files=self._files,
         )
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
     def _parse(self) -> dict[str, Any]:
         try:
+            self._files[self._path.absolute()] = stamp(self._path)
             with self._path.open("rb") as file:
                 data = file.read(_LARGEST + 1)
+            self._sha256 = hashlib.sha256(data).hexdigest()
             if len(data) > _LARGEST:
                 self._fail("is too large for a config file")
             return tomllib.loads(data.decode("utf-8-sig"))
@@ -286,13 +339,9 @@ class _Reader:
     def _data_dir(self, top: _Top | None) -> Path | None:
         if top is not None and top.data_dir is not None:
             return top.data_dir
-        if state := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
-            return Path(state)
-        try:
-            return Path.home() / ".local" / "share" / "archiver"
-        except RuntimeError:
+        if (default := _default_data_dir()) is None:
             self._problems.append("data_dir: is missing, and this user has no home folder to put it in")
-            return None
+        return default
 
     # -- sources and stores ------------------------------------------------------------------------------------------
 
@@ -316,9 +365,20 @@ class _Reader:
                 options = self._validated(cls.Options, table, where)
                 if isinstance(options, SourceOptions):
                     self._check_times(where, options)
-                    yield name, SourceConfig(name, cls, options, options.stores or ())
+                    yield name, SourceConfig(name, cls, options, options.stores or (), self._issuer(options))
                 elif isinstance(options, StoreOptions):
-                    yield name, StoreConfig(name, cls, options)
+                    yield name, StoreConfig(name, cls, options, self._issuer(options))
+
+    def _issuer(self, options: SourceOptions | StoreOptions) -> str | None:
+        path = getattr(options, "ca_file", None)
+        if path is None:
+            return None
+        self._files[path] = stamp(path)
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            # Whoever opens it says so.
+            return None
 
     def _class(self, section: str, where: _Where, table: dict[str, Any]) -> type[Any] | None:
         known = kinds("archiver.sources" if section == "sources" else "archiver.stores")
@@ -428,9 +488,9 @@ class _Reader:
                     return self._broke(place, f"no credential {name}: $CREDENTIALS_DIRECTORY is not set (systemd does)")
                 if "/" in name or name in {".", ".."}:
                     return self._broke(place, f"{name} is no credential's name")
-                text, what = _content(Path(folder) / name), f"credential {name}"
+                text, what = self._content(Path(folder) / name), f"credential {name}"
             else:
-                text, what = _content(self._folder / Path(name).expanduser()), f"file {name}"
+                text, what = self._content(self._folder / Path(name).expanduser()), f"file {name}"
         except (OSError, RuntimeError, ValueError) as error:
             why = "is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or str(error)
             return self._broke(place, f"{how} {name} can't be read: {why}")
@@ -439,6 +499,12 @@ class _Reader:
         self._secrets.add(text)
         self._resolved.add(place)
         return text
+
+    def _content(self, path: Path) -> str:
+        self._files[path] = stamp(path)
+        with path.open("rb") as file:
+            text = file.read(_LARGEST).decode("utf-8")
+        return text.removesuffix("\n").removesuffix("\r")
 
     def _broke(self, place: _Where, problem: str) -> str | None:
         self._broken.add(place)
@@ -609,10 +675,13 @@ def _password(url: str) -> str | None:
         return None
 
 
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        text = file.read(_LARGEST).decode("utf-8")
-    return text.removesuffix("\n").removesuffix("\r")
+def _default_data_dir() -> Path | None:
+    if state := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(state)
+    try:
+        return Path.home() / ".local" / "share" / "archiver"
+    except RuntimeError:
+        return None
 
 
 def _dotted(place: _Where) -> str:

@@ -7,25 +7,30 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from . import sync, wiring
+from . import config, live, reload, sync, wiring
+from . import log as logs
 from .catalog import Catalog
+from .config import Stamp
 from .engine import Engine
-from .errors import CatalogDown, Refused, SourceError, StoreError
-from .model import State, Window
+from .errors import CatalogDown, ConfigError, Refused, SourceError, StoreError
+from .model import State, Window, utc_text
 from .options import duration
-from .sync import Polled
+from .sync import Feed, Outlet, Polled, using
 from .windows import plan
 from .wiring import Archive
 
@@ -33,6 +38,11 @@ log = structlog.get_logger()
 
 #: A stop waits so long for running transfers before it drops them; they are due again at once.
 GRACE = 8.0
+#: And so long in all, whatever hangs: nothing is lost by an end at any moment.
+END = 9.5
+#: How often the config file is looked at, in seconds; and how often one that was refused is tried again.
+LOOK = 1.0
+AGAIN = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,12 +210,22 @@ async def count_only(archive: Archive, name: str, wanted: Window, *, relist: boo
 class Daemon:
     """Polls every source on its schedule and transfers what is due, until it is told to stop."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, *, log_level: str | None = None) -> None:
+        """``log_level``: stands, whatever the config says."""
         self.archive = archive
         self.engine = archive.engine()
+        self._log_level = log_level
         self._stop = asyncio.Event()
         # Only a metronome: what it calls sets an event; our own task group sees what a poll raises.
         self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._side: set[asyncio.Task[None]] = set()
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        self._asked = asyncio.Event()
+        self._beacon = live.Beacon(archive.config.data_dir)
+        self._started_at = self._loaded_at = archive.catalog.clock.now()
+        self._changes: dict[str, tuple[str, ...]] = {}
+        #: When which file (its SHA-256) was refused, and why; None where the live config is the one on disk.
+        self.refused: tuple[datetime, str | None, list[str]] | None = None
 
     def stop(self) -> None:
         """End in order; called a second time: at once."""
@@ -214,18 +234,28 @@ class Daemon:
             os._exit(1)
         self._stop.set()
 
+    def _signalled(self) -> None:
+        # A thread, for a loop that hangs would not see to it.
+        limit = threading.Timer(END, os._exit, (0,))
+        limit.daemon = True
+        limit.start()
+        self.stop()
+
     async def run(self) -> None:
         """Raises what ended it, where that was not :meth:`stop`; CatalogDown and StoreError from the start."""
         await prove_stores(self.archive)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._asked.set)
         try:
             async with asyncio.TaskGroup() as group:
                 engine = group.create_task(self.engine.run(), name="engine")
-                side = [group.create_task(self._keep_database()), group.create_task(self._watch())]
-                side.append(group.create_task(self._verify_forever()))
-                side += [group.create_task(self._poll_on_schedule(name)) for name in self.archive.feeds]
+                for name in self.archive.feeds:
+                    self._start_polls(group, name)
+                beside = self._keep_database(), self._watch(), self._verify_forever(), self._keep_config(group)
+                for work in beside:
+                    self._beside(group, work)
                 self._scheduler.start()
                 notify("READY=1")
                 log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
@@ -233,33 +263,150 @@ class Daemon:
                 notify("STOPPING=1")
                 log.info("daemon.stopping", running=self.engine.busy)
                 self.engine.stop()
-                for task in side:
+                for task in self._side:
                     task.cancel()
                 await asyncio.wait([engine], timeout=GRACE)
                 engine.cancel()
         finally:
+            self._beacon.close()
             if self._scheduler.running:
                 self._scheduler.shutdown(wait=False)
         log.info("daemon.stopped")
 
-    async def _poll_on_schedule(self, name: str) -> None:
-        """Poll whenever the schedule says so, and at once at the start; an overrunning poll skips beats."""
+    def _beside(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that ends with the daemon."""
+        task = group.create_task(work)
+        self._side.add(task)
+        task.add_done_callback(self._side.discard)
+        return task
+
+    # -- the config --------------------------------------------------------------------------------------------------
+
+    async def _keep_config(self, group: asyncio.TaskGroup) -> None:
+        """Take the config anew on SIGHUP, on request, and where it changed on disk; a bad one leaves all as it is."""
+        watch = reload.Watch(self.archive.config.files)
+        tried = time.monotonic()
+        while True:
+            requests, changed = await asyncio.to_thread(self._look_at_config, watch)
+            again = self.refused is not None and time.monotonic() - tried > AGAIN
+            if self._asked.is_set() or requests or changed or again:
+                self._asked.clear()
+                await self._reload(group, watch)
+                tried = time.monotonic()
+                await asyncio.to_thread(self._tell, requests)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self._asked.wait()
+
+    def _look_at_config(self, watch: reload.Watch) -> tuple[list[Path], bool]:
+        self._tell([])
+        return self._beacon.requests(), watch.changed()
+
+    def _tell(self, answered: Sequence[Path]) -> None:
+        """Others may know which config is live, and that their requests are answered."""
+        told = live.record(self.archive.config, self._loaded_at, self._started_at, self._changes, self.refused)
+        try:
+            if self._beacon.lit():
+                self._beacon.tell(told)
+            for request in answered:
+                request.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("beacon.failed", error=f"{self._beacon.folder}: {error.strerror or error}")
+
+    async def _reload(self, group: asyncio.TaskGroup, watch: reload.Watch) -> None:
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        path, files = self.archive.config.path, dict[Path, Stamp]()
+        try:
+            new = await asyncio.to_thread(reload.read, path, files)
+            logs.add_secrets(new.secrets)
+            taken = await reload.take(self.archive, self.engine, new)
+        except ConfigError as error:
+            watch.files = files
+            self._refuse(error.problems, await asyncio.to_thread(reload.digest, path))
+        else:
+            watch.files = files
+            self._taken(group, taken)
+        notify("READY=1")
+
+    def _refuse(self, problems: list[str], sha256: str | None) -> None:
+        if self.refused is None or self.refused[1:] != (sha256, problems):
+            for problem in problems:
+                log.error("config.refused", error=problem)
+            which = f"{(sha256 or 'none')[:12]} is not taken, the config loaded at {utc_text(self._loaded_at)} stays"
+            log.error("config.kept", error=f"SHA-256 {which}")
+        self.refused = self.archive.catalog.clock.now(), sha256, problems
+
+    def _taken(self, group: asyncio.TaskGroup, taken: reload.Taken) -> None:
+        new, changes = self.archive.config, taken.changes
+        self._loaded_at, self.refused = self.archive.catalog.clock.now(), None
+        if "log_level" in changes.settings_changed and self._log_level is None:
+            logs.configure(level=new.log_level)
+        for name in {*taken.renewed, *taken.stopped}:
+            before = self._polls.pop(name, None)
+            if before is not None:
+                before.cancel()
+            if name in taken.renewed:
+                self._start_polls(group, name, before)
+        if taken.retired:
+            self._beside(group, self._retire(taken.retired))
+        self._changes = {kind: names for kind in changes.__slots__ if (names := getattr(changes, kind))}
+        log.info("config.taken", sha256=new.sha256[:12], **self._changes)
+        for warning in config.warnings(new):
+            log.warning("config.warning", error=warning)
+
+    async def _retire(self, things: Sequence[Feed | Outlet]) -> None:
+        """Close what the new config replaced, once all that began with it has ended."""
+        while any(thing.users for thing in things):  # noqa: ASYNC110 - they have no common event
+            await asyncio.sleep(0.2)
+        await self.archive.close(*things)
+        for name in {thing.name for thing in things if isinstance(thing, Feed)} & self.archive.feeds.keys():
+            await self._aim(name)
+
+    async def _aim(self, name: str) -> None:
+        """What waits from before is meant for the stores that the config names now."""
+        while name in self.archive.feeds:
+            try:
+                await self.archive.catalog.aim(name, list(self.archive.feeds[name].outlets))
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
+                await asyncio.sleep(LOOK)
+            else:
+                self.engine.nudge()
+                return
+
+    # -- polls -------------------------------------------------------------------------------------------------------
+
+    def _start_polls(self, group: asyncio.TaskGroup, name: str, before: asyncio.Task[None] | None = None) -> None:
+        self._polls[name] = self._beside(group, self._poll_on_schedule(name, before))
+
+    async def _poll_on_schedule(self, name: str, before: asyncio.Task[None] | None) -> None:
+        """Poll whenever the schedule says so, and at once at the start; an overrunning poll skips beats.
+
+        ``before``: ends first, for it may hold the source.
+        """
+        if before is not None:
+            await asyncio.wait([before])
+        await self._aim(name)
         beat = asyncio.Event()
         beat.set()
         poll = self.archive.feeds[name].options.poll
         how = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
-        self._scheduler.add_job(beat.set, trigger(poll), id=name, **how)
-        while True:
-            await beat.wait()
-            beat.clear()
-            try:
-                while await self._poll(name):
-                    pass
-            except SourceError as error:
-                if not isinstance(error, Refused):
-                    log.warning("poll.failed", source=name, error=str(error))
-            except CatalogDown as error:
-                log.warning("catalog.down", error=str(error))
+        job = self._scheduler.add_job(beat.set, trigger(poll), **how)
+        try:
+            while True:
+                await beat.wait()
+                beat.clear()
+                try:
+                    while await self._poll(name):
+                        pass
+                except SourceError as error:
+                    if not isinstance(error, Refused):
+                        log.warning("poll.failed", source=name, error=str(error))
+                except CatalogDown as error:
+                    log.warning("catalog.down", error=str(error))
+        finally:
+            with contextlib.suppress(JobLookupError):
+                job.remove()
 
     async def _poll(self, name: str) -> bool:
         """One poll; True where there is more to list at once."""
@@ -268,9 +415,10 @@ class Daemon:
         if (feed.paused_until and now < feed.paused_until) or feed.health.open(now):
             return False
         began = time.monotonic()
-        async with self.engine.polling(name):
-            await self.engine.admitted(name)
-            polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
+        with using(feed):
+            async with self.engine.polling(name):
+                await self.engine.admitted(name)
+                polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:
             return False
         self.engine.progress_at = time.monotonic()
@@ -296,12 +444,18 @@ class Daemon:
             options = self.archive.config.verify
             pause = options.beat
             for name in list(self.archive.outlets) if options.enabled else ():
+                if name not in self.archive.outlets:
+                    # It left the config meanwhile.
+                    continue
+                verifier, feeds = wiring.verifier(self.archive, self.engine, name), dict(self.archive.feeds)
                 try:
-                    async with catalog.only_one(f"verify:{name}") as mine:
-                        if mine:
-                            found = await wiring.verifier(self.archive, self.engine, name).due(options)
+                    with using(*self.archive.outlets.values(), *feeds.values()):
+                        async with catalog.only_one(f"verify:{name}") as mine:
+                            if not mine:
+                                continue
+                            found = await verifier.due(options)
                             await catalog.verify_ended(name, found.error)
-                            await sync.tell_verified(self.archive.feeds, catalog)
+                            await sync.tell_verified(feeds, catalog)
                             if found.read or found.error:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:

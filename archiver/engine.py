@@ -21,7 +21,7 @@ from .errors import CatalogDown, SourceError, SpoolDown, StoreError
 from .model import Claim, Download, Outcome, State
 from .ports import Acknowledges, FetchesBatches
 from .spool import Spool, SpoolSink
-from .sync import Feed
+from .sync import Feed, hold, let_go, using
 from .windows import next_try
 
 log = structlog.get_logger()
@@ -90,7 +90,8 @@ class Engine:
         #: Called with each finished medium once it is committed.
         self.on_settled: Callable[[Download | Outcome, State], None] | None = None
         self._wake = asyncio.Event()
-        self._results: asyncio.Queue[Download | Outcome] = asyncio.Queue(maxsize=GROUP * 4)
+        #: Each with the source that it came from: a new config may have replaced that one meanwhile.
+        self._results: asyncio.Queue[tuple[Feed, Download | Outcome]] = asyncio.Queue(maxsize=GROUP * 4)
         self._claims: dict[int, Claim] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._looked = 0.0
@@ -105,15 +106,19 @@ class Engine:
     def feeds(self) -> dict[str, Feed]:
         return {name: lane.feed for name, lane in self.lanes.items()}
 
-    def add(self, feed: Feed) -> None:
-        self.lanes[feed.name] = Lane(feed)
+    def put(self, feed: Feed) -> None:
+        """Work on a source from now on; in place of the one of that name, whose running transfers go on with it."""
+        if feed.name in self.lanes:
+            self.lanes[feed.name].feed = feed
+        else:
+            self.lanes[feed.name] = Lane(feed)
         self.nudge()
 
     async def remove(self, name: str) -> None:
         """Stop working on a source; what runs is finished, what waits is given back."""
         lane = self.lanes.pop(name, None)
         if lane is not None:
-            await self._give_back(list(lane.queue))
+            await self._give_back(lane.queue)
 
     def nudge(self) -> None:
         """Something new is due."""
@@ -304,11 +309,13 @@ class Engine:
         return claims
 
     async def _work(self, lane: Lane, claims: list[Claim]) -> None:
+        feed = lane.feed
         try:
-            if len(claims) > 1 and isinstance(lane.feed.source, FetchesBatches):
-                claims = await self._work_batch(lane.feed, lane.feed.source, claims)
-            for claim in claims:
-                await self._results.put(await sync.transfer(lane.feed, claim, self.catalog, self.spool))
+            with using(feed):
+                if len(claims) > 1 and isinstance(feed.source, FetchesBatches):
+                    claims = await self._work_batch(feed, feed.source, claims)
+                for claim in claims:
+                    await self._deliver(feed, await sync.transfer(feed, claim, self.catalog, self.spool))
         except CatalogDown as error:
             # The leases run out by themselves.
             log.warning("catalog.down", error=str(error))
@@ -328,8 +335,13 @@ class Engine:
                 return claims
             for claim in claims:
                 if claim.medium.recording_id in delivered:
-                    await self._results.put(await self._check_and_deliver(feed, claim, sinks))
+                    await self._deliver(feed, await self._check_and_deliver(feed, claim, sinks))
             return [c for c in claims if c.medium.recording_id not in delivered]
+
+    async def _deliver(self, feed: Feed, finished: Download | Outcome) -> None:
+        """To the committer, which lets go of the source."""
+        hold(feed)
+        await self._results.put((feed, finished))
 
     async def _check_and_deliver(self, feed: Feed, claim: Claim, sinks: Mapping[str, SpoolSink]) -> Download | Outcome:
         sink = sinks[claim.medium.recording_id]
@@ -359,11 +371,19 @@ class Engine:
                         group.append(await self._results.get())
             await self._commit(group)
 
-    async def _commit(self, group: Sequence[Download | Outcome]) -> None:
+    async def _commit(self, group: Sequence[tuple[Feed, Download | Outcome]]) -> None:
+        """Each by the source and stores that it passed through, although a new config may have replaced them."""
+        while group:
+            feeds = {feed.name: feed for feed, _ in group}
+            await self._commit_of(feeds, [finished for feed, finished in group if feed is feeds[feed.name]])
+            let_go(*(feed for feed, _ in group if feed is feeds[feed.name]))
+            group = [(feed, finished) for feed, finished in group if feed is not feeds[feed.name]]
+
+    async def _commit_of(self, feeds: Mapping[str, Feed], group: Sequence[Download | Outcome]) -> None:
         pause = 0.2
         while True:
             try:
-                settled = await sync.commit(self.feeds, self.catalog, group)
+                settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
                 break
             except CatalogDown as error:
                 log.warning("catalog.down", error=str(error), waiting=len(group))
@@ -454,7 +474,8 @@ class Engine:
         for outlet in outlets.values():
             if outlet.health.probing and not outlet.health.trying and not outlet.health.open(now):
                 try:
-                    await outlet.store.check()
+                    with using(outlet):
+                        await outlet.store.check()
                 except StoreError as error:
                     outlet.health.failed(self.catalog.clock.now(), str(error))
                 else:
@@ -464,33 +485,40 @@ class Engine:
                     self.nudge()
 
     async def _describe(self) -> None:
-        await sync.describe_changes(self.feeds, self.catalog, new_after=UNDESCRIBED)
+        feeds = self.feeds
+        with using(*feeds.values()):
+            await sync.describe_changes(feeds, self.catalog, new_after=UNDESCRIBED)
 
     async def _tell_ledgers(self) -> None:
         """The stores learn what was listed; what was found there is described to them first."""
-        await sync.describe_changes(self.feeds, self.catalog)
-        await sync.tell_ledgers(self.feeds, self.catalog)
-        await sync.tell_verified(self.feeds, self.catalog)
+        feeds = self.feeds
+        with using(*feeds.values()):
+            await sync.describe_changes(feeds, self.catalog)
+            await sync.tell_ledgers(feeds, self.catalog)
+            await sync.tell_verified(feeds, self.catalog)
 
     async def _tell(self) -> None:
-        for name, lane in list(self.lanes.items()):
-            source = lane.feed.source
-            if not isinstance(source, Acknowledges) or not source.acknowledges:
+        for feed in self.feeds.values():
+            if not isinstance(feed.source, Acknowledges) or not feed.source.acknowledges:
                 continue
-            if lane.feed.paused_until or lane.feed.health.open(self.catalog.clock.now()):
+            if feed.paused_until or feed.health.open(self.catalog.clock.now()):
                 continue
-            for of, recording_id, attempts in await self.catalog.outbox(name, LEASE, 50):
-                document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
-                try:
-                    async with self.polling(name):
-                        if document is not None:
-                            await source.acknowledge(self._located(document[0]))
-                    await self.catalog.told(name, of, recording_id)
-                except SourceError as error:
-                    later = next_try(attempts + 1, lane.feed.options.retry, 0.5)
-                    due_at = self.catalog.clock.now() + later
-                    await self.catalog.tell_later(name, of, recording_id, due_at, str(error))
-                    log.info("acknowledge.deferred", source=name, recording_id=recording_id, error=str(error))
+            with using(feed):
+                await self._tell_one(feed, feed.source)
+
+    async def _tell_one(self, feed: Feed, source: Acknowledges) -> None:
+        for of, recording_id, attempts in await self.catalog.outbox(feed.name, LEASE, 50):
+            document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
+            try:
+                async with self.polling(feed.name):
+                    if document is not None:
+                        await source.acknowledge(self._located(document[0]))
+                await self.catalog.told(feed.name, of, recording_id)
+            except SourceError as error:
+                later = next_try(attempts + 1, feed.options.retry, 0.5)
+                due_at = self.catalog.clock.now() + later
+                await self.catalog.tell_later(feed.name, of, recording_id, due_at, str(error))
+                log.info("acknowledge.deferred", source=feed.name, recording_id=recording_id, error=str(error))
 
     def _located(self, document: Document) -> Document:
         """The document with each copy's place, as others reach it."""

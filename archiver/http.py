@@ -42,7 +42,8 @@ class Gate:
 
     def __init__(self, limit: int, reserve: Callable[[], Awaitable[timedelta]] | None = None) -> None:
         self._limit = limit
-        self._reserve = reserve
+        #: Takes the next place in the rate and says how long to wait for it.
+        self.reserve = reserve
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.running = 0
         #: How many have started since the beginning.
@@ -91,8 +92,8 @@ class Gate:
         """Wait for a place, and for the moment at which the rate allows to begin."""
         await self._enter()
         try:
-            if self._reserve is not None:
-                pause = await self._reserve()
+            if self.reserve is not None:
+                pause = await self.reserve()
                 if pause > timedelta():
                     await asyncio.sleep(pause.total_seconds())
             self.started += 1

@@ -10,10 +10,11 @@ It knows nouns and seams only. What goes wrong is decided in one place, ``explai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -114,6 +115,8 @@ class Outlet:
     store: Store
     prefix: str
     health: Health = field(default_factory=lambda: Health(1, timedelta(seconds=2), timedelta(minutes=1)))
+    #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
+    users: int = 0
 
 
 @dataclass(slots=True)
@@ -134,6 +137,33 @@ class Feed:
     #: When the account was last seen to work, so that a refused item does not cost a login each.
     welcome_at: datetime | None = None
     logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
+    users: int = 0
+
+
+def hold(*things: Feed | Outlet) -> None:
+    """Keep sources (with their stores) and stores open although a new config replaces them, until :func:`let_go`."""
+    for thing in _parts(things):
+        thing.users += 1
+
+
+def let_go(*things: Feed | Outlet) -> None:
+    for thing in _parts(things):
+        thing.users -= 1
+
+
+@contextlib.contextmanager
+def using(*things: Feed | Outlet) -> Iterator[None]:
+    """Hold them meanwhile."""
+    hold(*things)
+    try:
+        yield
+    finally:
+        let_go(*things)
+
+
+def _parts(things: Sequence[Feed | Outlet]) -> list[Feed | Outlet]:
+    return [*things, *(outlet for feed in things if isinstance(feed, Feed) for outlet in feed.outlets.values())]
 
 
 @dataclass(slots=True)
@@ -812,11 +842,13 @@ async def tell_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
     told = 0
     for ledger in await catalog.untold_ledgers(list(feeds)):
         now = catalog.clock.now()
+        outlets = feeds[ledger["source"]].outlets
         try:
-            for outlet in feeds[ledger["source"]].outlets.values():
-                await manifests.write_ledger(outlet.store, outlet.prefix, ledger, now)
+            # One added later does not hold what was archived before (`copy` brings it there).
+            for name in await catalog.whole(ledger["source"], list(outlets)):
+                await manifests.write_ledger(outlets[name].store, outlets[name].prefix, ledger, now)
         except StoreError as error:
-            store_failed(outlet, now, error)
+            store_failed(outlets[name], now, error)
         else:
             await catalog.told_ledger(ledger)
             told += 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from .catalog import Catalog
-from .config import Config, SourceConfig
+from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
 from .engine import Engine
 from .http import Client, Gate
@@ -19,7 +19,7 @@ from .verify import Verifier
 
 @dataclass(slots=True, kw_only=True)
 class Archive:
-    """Everything that a command works with."""
+    """Everything that a command works with; a daemon's changes with its config."""
 
     config: Config
     catalog: Catalog
@@ -27,10 +27,40 @@ class Archive:
     outlets: dict[str, Outlet]
     feeds: dict[str, Feed]
     spool: Spool
+    #: By source; it outlives a change of the config, as the requests under way do.
+    gates: dict[str, Gate] = field(default_factory=dict)
+    #: By id of a source or a store, what closes it.
+    _closers: dict[int, AsyncExitStack] = field(default_factory=dict)
 
     def engine(self, names: Sequence[str] | None = None) -> Engine:
         feeds = {n: f for n, f in self.feeds.items() if names is None or n in names}
         return Engine(self.catalog, feeds, self.spool, transfers=self.config.transfers)
+
+    def open_outlet(self, store: StoreConfig) -> Outlet:
+        """A store, not asked yet, until :meth:`close`."""
+        stack = AsyncExitStack()
+        outlet = make_outlet(store, stack)
+        self._closers[id(outlet)] = stack
+        return outlet
+
+    def open_feed(self, source: SourceConfig, outlets: Mapping[str, Outlet]) -> Feed:
+        """A source, not asked yet, until :meth:`close`. Raises OSError where its ca_file can't be read."""
+        stack = AsyncExitStack()
+        feed = make_feed(source, outlets, self.catalog, stack, self.gates.setdefault(source.name, Gate(0)))
+        self._closers[id(feed)] = stack
+        return feed
+
+    async def close(self, *things: Feed | Outlet) -> None:
+        for thing in things:
+            stack = self._closers.pop(id(thing), None)
+            if stack is not None:
+                await stack.aclose()
+
+    async def close_all(self) -> None:
+        async with AsyncExitStack() as stack:
+            for closer in self._closers.values():
+                stack.push_async_callback(closer.aclose)
+        self._closers.clear()
 
 
 def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
@@ -38,8 +68,9 @@ def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
     return Verifier(
         catalog=archive.catalog,
         outlet=archive.outlets[store],
-        outlets=archive.outlets,
-        feeds=archive.feeds,
+        # As they are now: a new config replaces them while this one reads.
+        outlets=dict(archive.outlets),
+        feeds=dict(archive.feeds),
         spool=archive.spool,
         lend=engine.lending,
     )
@@ -59,11 +90,13 @@ async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) 
 
 def open_outlets(config: Config, stack: AsyncExitStack) -> dict[str, Outlet]:
     """The stores, not asked yet, until the stack ends."""
-    outlets = {}
-    for name, store in config.stores.items():
-        outlets[name] = Outlet(name, store.cls(name, store.options), store.options.prefix)
-        stack.push_async_callback(outlets[name].store.close)
-    return outlets
+    return {name: make_outlet(store, stack) for name, store in config.stores.items()}
+
+
+def make_outlet(store: StoreConfig, stack: AsyncExitStack) -> Outlet:
+    outlet = Outlet(store.name, store.cls(store.name, store.options), store.options.prefix)
+    stack.push_async_callback(outlet.store.close)
+    return outlet
 
 
 @asynccontextmanager
@@ -81,29 +114,37 @@ async def opened(config: Config) -> AsyncIterator[Archive]:
     async with AsyncExitStack() as stack:
         catalog, database = await open_catalog(config, stack)
         await catalog.migrate()
-        outlets = open_outlets(config, stack)
         spool = Spool(config.data_dir / "spool", config.memory)
         spool.clear()
-        archive = Archive(config=config, catalog=catalog, database=database, outlets=outlets, feeds={}, spool=spool)
-        for name, source in config.sources.items():
-            if source.options.enabled:
-                archive.feeds[name] = make_feed(source, outlets, catalog, stack)
+        archive = Archive(config=config, catalog=catalog, database=database, outlets={}, feeds={}, spool=spool)
+        stack.push_async_callback(archive.close_all)
+        archive.outlets |= {name: archive.open_outlet(store) for name, store in config.stores.items()}
+        enabled = {name: source for name, source in config.sources.items() if source.options.enabled}
+        archive.feeds |= {name: archive.open_feed(source, archive.outlets) for name, source in enabled.items()}
         yield archive
 
 
 def make_feed(
-    source: SourceConfig, outlets: Mapping[str, Outlet], catalog: Catalog | None, stack: AsyncExitStack
+    source: SourceConfig,
+    outlets: Mapping[str, Outlet],
+    catalog: Catalog | None,
+    stack: AsyncExitStack,
+    gate: Gate | None = None,
 ) -> Feed:
-    """A source with its client, its limits and its stores; without a catalog its rate is not reserved."""
+    """A source with its client, its limits and its stores; without a catalog its rate is not reserved.
+
+    Raises OSError where its ca_file can't be read.
+    """
     options = source.options
-    reserve = None
+    reserve: Callable[[], Awaitable[timedelta]] | None = None
     if options.rate is not None and catalog is not None:
         interval = options.rate.interval
 
         async def reserve() -> timedelta:
             return await catalog.reserve(source.name, interval)
 
-    gate = Gate(0, reserve)
+    gate = gate or Gate(0)
+    gate.reserve = reserve
     client = Client.of(options, gate, cookies=getattr(source.cls, "cookies", False))
     stack.push_async_callback(client.close)
     return Feed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,14 @@ def run_daemon() -> None:
     """Run the daemon until SIGTERM or SIGINT."""
     from .. import daemon, wiring
 
+    # Until the daemon listens to it, a wish to reload must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = load(quiet=False)
+    level = click.get_current_context().obj["level"]
 
     async def serve() -> None:
         async with wiring.opened(config) as archive:
-            await daemon.Daemon(archive).run()
+            await daemon.Daemon(archive, log_level=level).run()
 
     run(serve(), code=0)
 

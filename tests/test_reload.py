@@ -1,0 +1,232 @@
+"""A config that is edited under a running daemon: taken as a whole or not at all, and no transfer is dropped."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from archiver import config, live
+from archiver.errors import ConfigError
+from archiver.reload import Watch
+from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.xivo import XivoSimulator
+from tests import commands
+from tests.commands import HOUR, Place, until
+
+
+@pytest.fixture
+async def place(tmp_path, database):
+    async with commands.place(tmp_path, database) as made:
+        yield made
+
+
+class Gated(ChronicallSimulator):
+    """Delivers one recording for each permit, and knows several tokens."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.permits = asyncio.Semaphore(0)
+        self.tokens = {self.token}
+
+    def _is_authorised(self, request):
+        return request.headers.get("Authorization", "").removeprefix("Bearer ") in self.tokens
+
+    async def _audio(self, request):
+        response = await super()._audio(request)
+        if response.status == 200:
+            await self.permits.acquire()
+        return response
+
+
+class Edited:
+    """A running daemon whose config is edited."""
+
+    def __init__(self, place: Place, running: commands.Running) -> None:
+        self.place, self.running = place, running
+
+    @property
+    def told(self) -> dict:
+        """What the daemon tells of itself."""
+        return live.daemon(self.place.folder / "var") or {}
+
+    def write(self, text: str | bytes | None = None) -> None:
+        """As an editor does that writes beside and renames."""
+        new = self.place.path.with_suffix(".new")
+        data = commands.toml(self.place.config) if text is None else text
+        new.write_bytes(data.encode() if isinstance(data, str) else data)
+        new.chmod(0o600)
+        new.replace(self.place.path)
+
+    @property
+    def digest(self) -> str | None:
+        return hashlib.sha256(self.place.path.read_bytes()).hexdigest() if self.place.path.exists() else None
+
+    async def good(self, number: int | None = signal.SIGHUP) -> None:
+        """The config as it is now is taken: on a signal, or because the file changed."""
+        self.write()
+        await self.is_taken(number)
+
+    async def is_taken(self, number: int | None = None) -> None:
+        if number is not None:
+            self.running.signal(number)
+
+        def so() -> bool:
+            return self.told["config"]["sha256"] == self.digest and self.told["refused"] is None
+
+        await until(lambda: self.running.over or so())
+        assert not self.running.over, self.running.err
+
+    async def bad(self, text: str | bytes | None, number: int | None = signal.SIGHUP) -> list[str]:
+        """This text is refused; the lines that say why, which are in the log too."""
+        before = self.told["refused"]
+        if text is not None:
+            self.write(text)
+        if number is not None:
+            self.running.signal(number)
+
+        def so() -> bool:
+            now = self.told["refused"]
+            return now is not None and now["sha256"] == self.digest and (not before or now["at"] != before["at"])
+
+        await until(lambda: self.running.over or so())
+        assert not self.running.over, self.running.err
+        lines: list[str] = self.told["refused"]["problems"]
+        for line in lines:
+            await self.running.said(f'"error": {json.dumps(line)}')
+        return lines
+
+
+@pytest.mark.timeout(400)
+async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(place):
+    secret = place.folder / "hq.token"
+    secret.write_text(ChronicallSimulator.token)
+    hq = await place.add(
+        "hq", Gated(), concurrency=3, poll="1s", timeout="10m", token={"file": "hq.token"}, stores=["disk"]
+    )
+    pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris", poll="1s", enabled=False, stores=["disk"])
+    now = hq.clock.now()
+    hq.add_calls(now - 2 * HOUR, now - HOUR, 40, shortest=1, longest=2)
+    pbx.add_calls(now - 2 * HOUR, now - HOUR, 5, shortest=1, longest=2)
+    sources = place.config["sources"]
+    place.config["stores"]["extra"] = {"kind": "file", "path": "extra"}
+    place.write()
+    running = await place.start("run")
+    await running.said('"daemon.ready"')
+    await until(lambda: hq.running >= 3)
+    edited = Edited(place, running)
+    whole = commands.toml(place.config)
+
+    def on_their_way() -> None:
+        """Two recordings more may come; others wait for the next edit."""
+        assert not running.over
+        hq.permits.release()
+        hq.permits.release()
+
+    # 1: a source is switched on; by the file alone, with no signal.
+    sources["pbx"]["enabled"] = True
+    await edited.good(None)
+    await running.said('"source": "pbx"')
+    on_their_way()
+    # 2: garbage. 3: half of it. 4: nothing.
+    (line,) = await edited.bad(b"\x00\xff[[[")
+    assert "archiver.toml: line 1: is not UTF-8" in line
+    await edited.bad(whole[: whole.index("base_url") + 12])
+    assert await edited.bad("") == [
+        "archiver.toml: there is no store: add a section [stores.NAME]",
+        "archiver.toml: there is no source: add a section [sources.NAME]",
+    ]
+    on_their_way()
+    # 5: the file is gone; 6: and there again, as it was.
+    place.path.unlink()
+    assert await edited.bad(None) == ["archiver.toml: can't be read: No such file or directory"]
+    await edited.good()
+    # 7: a key that is mistyped: the daemon says what `check` says, and `reload` too.
+    sources["hq"]["concurency"] = 4
+    said = await edited.bad(commands.toml(place.config), None)
+    check = await place.run("check", code=2)
+    assert check.err.splitlines() == said
+    reload = await place.run("reload", code=2)
+    assert reload.err.splitlines()[:-1] == said
+    assert "the daemon goes on with" in reload.err.splitlines()[-1]
+    del sources["hq"]["concurency"]
+    on_their_way()
+    # 8: re-timed; `reload` says that it was taken.
+    sources["hq"] |= {"window": "30m", "lookback": "2h", "settle": "2s", "poll": "2s"}
+    edited.write()
+    assert (await place.json("reload"))["daemon"]["changes"] == {"sources_changed": ["hq"]}
+    # 9: other limits.
+    sources["hq"] |= {"concurrency": 2, "rate": "100/s"}
+    place.config |= {"transfers": 8, "memory": "64MiB", "log_level": "debug"}
+    await edited.good()
+    on_their_way()
+    # 10: what can't change under way is refused, with all that came with it.
+    at = place.config["data_dir"]
+    place.config["data_dir"] = "elsewhere"
+    (line,) = await edited.bad(commands.toml(place.config))
+    assert line == "archiver.toml: data_dir: needs a restart, it can't change while running"
+    place.config["data_dir"] = at
+    # 11: a store that does not work.
+    (place.folder / "file").write_text("")
+    place.config["stores"]["broken"] = {"kind": "file", "path": "file/below"}
+    (line,) = await edited.bad(commands.toml(place.config))
+    assert line.startswith("archiver.toml: stores.broken: ")
+    # 12: one that does, and a source that uses it from now on.
+    place.config["stores"]["broken"] = {"kind": "file", "path": "second"}
+    sources["hq"]["stores"] = ["disk", "broken"]
+    await edited.good()
+    on_their_way()
+    # 13: a secret is empty while it is written. 14: rotated. 15: the old one is worth nothing any more.
+    secret.write_text("")
+    assert "file hq.token is empty" in (await edited.bad(None, None))[0]
+    hq.tokens.add("a-new-token-of-today")
+    secret.write_text("a-new-token-of-today")
+    assert (await place.json("reload"))["daemon"]["changes"] == {"sources_changed": ["hq"]}
+    hq.tokens.discard(hq.token)
+    on_their_way()
+    # 15: its store goes again; 16: a source goes; 17: it comes back; 18: paused; 19: goes on.
+    del place.config["stores"]["broken"]
+    sources["hq"]["stores"] = ["disk"]
+    await edited.good()
+    removed = sources.pop("hq")
+    await edited.good()
+    on_their_way()
+    sources["hq"] = removed
+    await edited.good()
+    sources["hq"]["enabled"] = False
+    await edited.good()
+    on_their_way()
+    sources["hq"]["enabled"] = True
+    await edited.good()
+    # 20: written in place, as it is.
+    place.path.write_text(commands.toml(place.config) + "# all is well\n")
+    running.signal(signal.SIGHUP)
+    await edited.is_taken()
+
+    for _ in range(200):
+        hq.permits.release()
+    truth = place.truth()
+    await until(lambda: all(f'"{r}"' in running.err for r in {i[1] for i in truth}) or running.over)
+
+    async def all_archived() -> bool:
+        counts = (await place.json("status"))["sources"]
+        return sum(s["archived"] for s in counts.values()) == len(truth)
+
+    while not await all_archived():
+        assert not running.over
+    status = await place.json("status")
+    ended = await running.end(signal.SIGTERM, patience=20)
+    assert ended.code == 0, ended
+    assert await place.held() == truth
+    asked = Counter(seen.path for s in (hq, pbx) for seen in s.seen if seen.on == "audio")
+    assert len(asked) == len(truth)
+    assert set(asked.values()) == {1}
+    assert "a-new-token-of-today" not in ended.err
+    live_one = status["daemon"]
+    assert live_one["refused"] is None
+    assert live_one["pid"] == running.process.pid
+    assert "Traceback" not in ended.err
