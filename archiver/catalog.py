@@ -285,6 +285,32 @@ AIM = """
 UPDATE media SET stores = $2, due_at = CASE WHEN state = 'pending' AND $2 <@ held THEN $3 ELSE due_at END
 WHERE source = $1 AND state IN ('pending', 'failed') AND claim IS NULL AND NOT (stores <@ $2 AND stores @> $2)"""
 
+#: What is archived, and not in this store.
+LACKING = """
+SELECT m.source, m.recording_id, m.media_id, m.sha256, r.started_at
+FROM media m JOIN recordings r USING (source, recording_id)
+WHERE m.state = 'archived' AND NOT $1 = ANY(m.held) AND ($2::text IS NULL OR m.source = $2)
+    AND ($3::timestamptz IS NULL OR r.started_at >= $3) AND ($4::timestamptz IS NULL OR r.started_at < $4)
+    AND (m.source, m.recording_id, m.media_id) > ($5, $6, $7)
+ORDER BY m.source, m.recording_id, m.media_id LIMIT $8"""
+
+#: A store of the source (in $6) is from now on meant to hold it; another merely does.
+HOLD = """
+UPDATE media m SET held = array_append(m.held, $1),
+    stores = CASE WHEN m.source = ANY($6) AND NOT $1 = ANY(m.stores) THEN array_append(m.stores, $1) ELSE m.stores END
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[]) AS t (source, recording_id, media_id, sha256)
+WHERE (m.source, m.recording_id, m.media_id, m.sha256) = (t.source, t.recording_id, t.media_id, t.sha256)
+    AND m.state = 'archived' AND NOT $1 = ANY(m.held)"""
+
+#: What is not archived is to be described there too, and then the ledger.
+WIDEN = """
+WITH wider AS (
+    UPDATE media SET stores = array_append(stores, $2)
+    WHERE source = $1 AND state <> 'archived' AND claim IS NULL AND NOT $2 = ANY(stores) RETURNING recording_id),
+heard AS (UPDATE sources SET told = NULL WHERE name = $1)
+UPDATE recordings SET undescribed = true, revision = revision + 1
+WHERE source = $1 AND recording_id IN (SELECT recording_id FROM wider)"""
+
 TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
 
 STALEST = """
@@ -966,7 +992,21 @@ class Catalog:
         revisions: Mapping[tuple[str, str], int],
         now: datetime,
     ) -> None:
+        done = [d for d in downloads if settled[d.claim.id] is State.ARCHIVED]
         copies = [(copy, d.claim.id) for d in downloads for copy in d.copies]
+        await self._insert_copies(c, copies, [(d.claim.source, "", d.size) for d in done])
+        touched = sorted({d.claim.id[:2] for d in downloads})
+        await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
+        late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
+        await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
+
+    async def _insert_copies(
+        self,
+        c: Any,
+        copies: Sequence[tuple[Copy, tuple[str, str, str]]],
+        archived: Sequence[tuple[str, str, int]] = (),
+    ) -> None:
+        """Copies, each with its medium's id; they, and what is ``archived`` by them, enter the totals."""
         added = await c.fetch(
             ADD_COPIES,
             [copy.store for copy, _ in copies],
@@ -976,12 +1016,8 @@ class Catalog:
             [copy.sha256 for copy, _ in copies],
             [copy.archived_at for copy, _ in copies],
         )
-        done = [d for d in downloads if settled[d.claim.id] is State.ARCHIVED]
         sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-        for source, store, size in [
-            *((r[0], r[1], r[2]) for r in added),
-            *((d.claim.source, "", d.size) for d in done),
-        ]:
+        for source, store, size in [*((r[0], r[1], r[2]) for r in added), *archived]:
             sums[source, store][0] += 1
             sums[source, store][1] += size
         if sums:
@@ -992,10 +1028,6 @@ class Catalog:
                 [v[0] for v in sums.values()],
                 [v[1] for v in sums.values()],
             )
-        touched = sorted({d.claim.id[:2] for d in downloads})
-        await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
-        late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
-        await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
 
     async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> None:
         keys = sorted(revisions)
@@ -1212,6 +1244,51 @@ class Catalog:
                 }
                 for r in await c.fetch(REJECTED, source, limit)
             ]
+
+    # -- copies into a store that came later ---------------------------------------------------------------------------
+
+    async def lacking(
+        self,
+        store: str,
+        source: str | None,
+        started: tuple[datetime | None, datetime | None],
+        after: tuple[str, str, str],
+        limit: int,
+    ) -> list[tuple[tuple[str, str, str], str, datetime, list[Copy]]]:
+        """Media that are archived, but not in this store, by id from ``after`` on: id, SHA-256, start, copies.
+
+        ``started``: half-open; None: any.
+        """
+        async with self._connection() as c:
+            rows = await c.fetch(LACKING, store, source, *started, *after, limit)
+            copies = await self._copies(c, rows) if rows else {}
+        ids = [(r["source"], r["recording_id"], r["media_id"]) for r in rows]
+        return [(i, r["sha256"], r["started_at"], copies.get(i, [])) for i, r in zip(ids, rows, strict=True)]
+
+    @_repeated
+    async def copied(
+        self,
+        store: str,
+        copies: Sequence[tuple[Copy, tuple[str, str, str]]],
+        *,
+        meant: Sequence[str],
+        revisions: Mapping[tuple[str, str], int],
+    ) -> None:
+        """The store holds these copies, and a manifest there tells so; ``meant``: the sources whose store it is.
+
+        ``revisions``: of the descriptions that every store holds now.
+        """
+        async with self._transaction() as c:
+            await self._insert_copies(c, copies)
+            columns = [[identity[n] for _, identity in copies] for n in range(3)]
+            await c.execute(HOLD, store, *columns, [copy.sha256 for copy, _ in copies], list(meant))
+            touched = sorted({identity[:2] for _, identity in copies})
+            await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
+
+    async def widen(self, source: str, store: str) -> None:
+        """All that the store lacks of the source now is what is not archived: that is described there too."""
+        async with self._connection() as c:
+            await c.execute(WIDEN, source, store)
 
     # -- verify and rebuild --------------------------------------------------------------------------------------------
 

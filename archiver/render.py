@@ -78,10 +78,20 @@ def status(console: Console, document: Document) -> None:
                 f"[red]{clean(name)}: {s['bad']} copies are bad or missing[/] → `archiver verify --store {name}`"
             )
         hints += _verify_hints(clean(name), s["verify"])
+        if s["lacking"]:
+            hints.append(
+                f"[yellow]{clean(name)}: {s['lacking']} media were archived before it was a store of their source[/]"
+                f" → `archiver copy --to {name}`"
+            )
     console.print()
     console.print(stores)
-    for hint in hints:
+    for hint in [*_config_hints(document["daemon"]), *hints]:
         console.print(hint, soft_wrap=True)
+
+
+def _config_hints(daemon: Mapping[str, Any] | None) -> list[str]:
+    stale = daemon["stale"] if daemon is not None else []
+    return [f"[red]config on disk is not the live one:[/] {clean(line)}" for line in stale]
 
 
 def _verify_hints(who: str, v: Mapping[str, Any]) -> list[str]:
@@ -210,3 +220,18 @@ def verified(console: Console, stores: Mapping[str, Any], complete: bool) -> Non
         console.print("[green]every copy that was read is good[/]")
     else:
         console.print("[red]not every copy is good[/]: mend the store, then run `archiver verify` again")
+
+
+def copied(console: Console, store: str, sources: Mapping[str, Any], problems: Iterable[str]) -> None:
+    table = _table("source", "copied", "failed", "size", right=("copied", "failed", "size"))
+    for name, found in sources.items():
+        table.add_row(clean(name), str(found["copies"]), str(found["failed"]), size(found["bytes"]))
+    if sources:
+        console.print(table)
+    lines = [clean(problem) for problem in problems]
+    for line in lines:
+        console.print(f"[red]{line}[/]", soft_wrap=True)
+    if lines:
+        console.print("[yellow]not complete[/]: mend that, then run the same command again")
+    else:
+        console.print(f"[green]complete[/]: {clean(store)} holds all that was asked for")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from . import live
 from .catalog import Catalog, Document
 from .config import Config
 from .model import Window, utc_text
@@ -63,7 +64,17 @@ async def status(config: Config, catalog: Catalog) -> Document:
         read = await catalog.verify_state(name, now - verify.cycle - verify.period, now - FOUND_LATELY)
         about = {"enabled": verify.enabled, "cycle": verify.cycle.total_seconds()}
         stores[name]["verify"] = about | read | {"behind": owed(verify, stores[name]["bytes"])}
-    return {"at": utc_text(now), "sources": sources, "stores": stores}
+        # Of the sources that use it. A changed recording counts twice, so it may be more.
+        using = [of for of, source in config.sources.items() if name in source.stores]
+        counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
+        stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
+    return {"at": utc_text(now), "daemon": _daemon(config), "sources": sources, "stores": stores}
+
+
+def _daemon(config: Config) -> Document | None:
+    """What the daemon of this host runs with, and why that is not the config on disk, if it is not."""
+    found = live.daemon(config.data_dir)
+    return found | {"stale": live.stale(found, config.sha256)} if found is not None else None
 
 
 def _coverage(row: Mapping[str, Any] | None, now: datetime) -> Document:

@@ -13,7 +13,7 @@ from .embedded import Embedded
 from .engine import Engine
 from .http import Client, Gate
 from .spool import Spool
-from .sync import Feed, Outlet
+from .sync import Feed, Outlet, describe_changes, tell_ledgers
 from .verify import Verifier
 
 
@@ -45,8 +45,9 @@ class Archive:
 
     def open_feed(self, source: SourceConfig, outlets: Mapping[str, Outlet]) -> Feed:
         """A source, not asked yet, until :meth:`close`. Raises OSError where its ca_file can't be read."""
-        stack = AsyncExitStack()
-        feed = make_feed(source, outlets, self.catalog, stack, self.gates.setdefault(source.name, Gate(0)))
+        stack, old = AsyncExitStack(), self.feeds.get(source.name)
+        gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0))
+        feed = make_feed(source, outlets, self.catalog, stack, gate)
         self._closers[id(feed)] = stack
         return feed
 
@@ -74,6 +75,15 @@ def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
         spool=archive.spool,
         lend=engine.lending,
     )
+
+
+async def describe_all(archive: Archive, store: str, names: Sequence[str]) -> None:
+    """A store that came later holds all that is archived of these sources: now it hears of the rest, and the ledger."""
+    for name in names:
+        await archive.catalog.widen(name, store)
+    feeds = {name: archive.feeds[name] for name in names if name in archive.feeds}
+    await describe_changes(feeds, archive.catalog)
+    await tell_ledgers(feeds, archive.catalog)
 
 
 async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) -> tuple[Catalog, Embedded | None]:

@@ -3,16 +3,12 @@
 import asyncio
 import hashlib
 import json
-import os
 import signal
 from collections import Counter
-from datetime import timedelta
 
 import pytest
 
-from archiver import config, live
-from archiver.errors import ConfigError
-from archiver.reload import Watch
+from archiver import live
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import commands
@@ -180,13 +176,12 @@ async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(p
     sources["hq"]["stores"] = ["disk", "broken"]
     await edited.good()
     on_their_way()
-    # 13: a secret is empty while it is written. 14: rotated. 15: the old one is worth nothing any more.
+    # 13: a secret is empty while it is written. 14: it is rotated.
     secret.write_text("")
     assert "file hq.token is empty" in (await edited.bad(None, None))[0]
     hq.tokens.add("a-new-token-of-today")
     secret.write_text("a-new-token-of-today")
     assert (await place.json("reload"))["daemon"]["changes"] == {"sources_changed": ["hq"]}
-    hq.tokens.discard(hq.token)
     on_their_way()
     # 15: its store goes again; 16: a source goes; 17: it comes back; 18: paused; 19: goes on.
     del place.config["stores"]["broken"]
@@ -222,9 +217,11 @@ async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(p
     ended = await running.end(signal.SIGTERM, patience=20)
     assert ended.code == 0, ended
     assert await place.held() == truth
-    asked = Counter(seen.path for s in (hq, pbx) for seen in s.seen if seen.on == "audio")
+    asked = Counter((seen.path, seen.status) for s in (hq, pbx) for seen in s.seen if seen.on == "audio")
+    assert {status for _, status in asked} == {200}
     assert len(asked) == len(truth)
     assert set(asked.values()) == {1}
+    assert hq.seen[-1].headers["Authorization"] == "Bearer a-new-token-of-today"
     assert "a-new-token-of-today" not in ended.err
     live_one = status["daemon"]
     assert live_one["refused"] is None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import Any
 
 import click
 
-from .common import INCOMPLETE, UNREACHABLE, answer, as_json, console, load, run
+from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, console, load, run
 
 
 @click.command()
@@ -87,3 +88,50 @@ def rebuild(store: str, as_json: bool) -> None:
             click.echo(f"damaged: {line}", err=True)
     if report.damaged:
         sys.exit(INCOMPLETE)
+
+
+@click.command()
+@click.option("--to", "store", required=True, help="The store to copy into.")
+@click.option("--source", help="Only this source's recordings.")
+@click.option("--from", "start", type=Moment(), help="Only recordings that began then or later.")
+@click.option("--until", "end", type=Moment(), help="Only recordings that began before.")
+@as_json
+def copy(store: str, source: str | None, start: datetime | None, end: datetime | None, as_json: bool) -> None:
+    """Bring what is archived elsewhere into a store that came later; run again it goes on where it stopped."""
+    from .. import render, wiring
+    from ..copying import Copier
+
+    config = load(quiet=sys.stderr.isatty())
+    if store not in config.stores:
+        raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
+    meant = {name for name, of in config.sources.items() if store in of.stores}
+
+    async def work() -> Any:
+        async with wiring.opened(config) as archive, archive.catalog.only_one(f"copy:{store}") as mine:
+            if not mine:
+                return None
+            copier = Copier(
+                catalog=archive.catalog,
+                target=archive.outlets[store],
+                outlets=archive.outlets,
+                spool=archive.spool,
+                meant=meant,
+            )
+            report = await copier.copy(source, (start, end))
+            if report.complete and start is None and end is None:
+                await wiring.describe_all(archive, store, [name for name in meant if source in {None, name}])
+            return report
+
+    report = run(work(), "interrupted; the same command goes on where it stopped")
+    if report is None:
+        click.echo(f"another `archiver copy --to {store}` is under way", err=True)
+        sys.exit(INCOMPLETE)
+    names = ("copies", "bytes", "failed")
+    sources = {name: {n: getattr(of, n) for n in names} for name, of in report.sources.items()}
+    if as_json:
+        told = {"store": store, "sources": sources, "findings": report.findings, "error": report.error}
+        answer(told | {"complete": report.complete})
+    else:
+        render.copied(console(), store, sources, [*report.findings, *filter(None, [report.error])])
+    if not report.complete:
+        sys.exit(UNREACHABLE if report.error and not report.sources else INCOMPLETE)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
 from .common import INCOMPLETE, Moment, answer, as_json, as_text, catalog_of, console, known, load, run
+from .running import tell_live
 
 if TYPE_CHECKING:
     from ..model import Copy
@@ -27,7 +28,11 @@ def status(as_json: bool) -> None:
     """Per source: lag, coverage, gaps, counts, last error; per store: copies and bytes."""
     from .. import render, report
 
-    config = load()
+    try:
+        config = load()
+    except ConfigError:
+        tell_live(as_json)
+        raise
 
     async def work() -> dict[str, Any]:
         async with catalog_of(config) as catalog:

@@ -35,6 +35,20 @@ def reload(as_json: bool) -> None:
         sys.exit(USAGE)
 
 
+def tell_live(as_json: bool) -> None:
+    """What a running daemon works with where the config on disk can't be used."""
+    from .. import config, live
+
+    found = live.find(config.find(click.get_current_context().obj["config"]))
+    if found is None:
+        return
+    _, document = found
+    if as_json:
+        answer({"daemon": document})
+    at = document["config"]["loaded_at"]
+    click.echo(f"config on disk is not the live one: the daemon goes on with what it loaded at {at}, because", err=True)
+
+
 def data_dir(path: Path) -> Path | None:
     """As the file names it; None where it can't be loaded (from here: the daemon may have other credentials)."""
     from .. import config
