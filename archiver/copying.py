@@ -161,6 +161,9 @@ class Copier:
         for copy, identity in made:
             new[identity[:2]].append((copy, identity))
         known = await self.catalog.documents(sorted(new))
+        now = self.catalog.clock.now()
+        # Made after the reading, as sync.commit does it.
+        stamp = layout.ulid(now)
         lines: dict[tuple[str, str], list[Document]] = defaultdict(list)
         for key, (document, _, stores) in known.items():
             told = self._with(document, new[key])
@@ -170,7 +173,7 @@ class Copier:
         for (store, source), documents in sorted(lines.items(), key=lambda item: item[0][0] != self.target.name):
             outlet = self.outlets[store]
             try:
-                await manifests.write(outlet.store, outlet.prefix, source, documents, self.catalog.clock.now())
+                await manifests.write(outlet.store, outlet.prefix, source, documents, now, stamp)
             except StoreError as error:
                 if store == self.target.name:
                     self.report.error = f"store {store}: no manifest could be written: {error}"
