@@ -8,11 +8,13 @@ from collections import Counter
 
 import pytest
 
-from archiver import live
+from archiver import config, live
+from archiver.reload import Watch
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import commands
 from tests.commands import HOUR, Place, until
+from tests.engine import archiving, audio_requests, eventually
 
 
 @pytest.fixture
@@ -227,3 +229,111 @@ async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(p
     assert live_one["refused"] is None
     assert live_one["pid"] == running.process.pid
     assert "Traceback" not in ended.err
+
+
+async def test_no_daemon_is_exit_code_3_and_says_how_to_start_one(place):
+    await place.add("hq", ChronicallSimulator())
+    told = await place.run("reload", code=3)
+    assert "no daemon runs with" in told.err
+    assert (await place.json("reload", code=3)) == {"taken": False, "daemon": None}
+
+
+async def test_what_was_replaced_is_closed_after_its_last_transfer_and_nothing_piles_up(tmp_path, database):
+    sim = Gated()
+    sim.add_calls(sim.clock.now() - HOUR, sim.clock.now() - HOUR / 2, 3, shortest=1, longest=2)
+    async with archiving(tmp_path, database, sim, timeout="10m") as rig, rig.running() as daemon:
+        archive = rig.archive
+        path = archive.config.path
+
+        async def edit(line: str) -> None:
+            path.write_text(path.read_text() + line + "\n")
+            daemon._asked.set()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+            async def taken() -> bool:
+                return archive.config.sha256 == digest
+
+            await eventually(taken, 60)
+
+        async def held() -> bool:
+            return sim.running >= 2
+
+        await edit("largest = 1000000")
+        await eventually(held, 60)
+        first, gate = rig.feed, rig.feed.gate
+        await edit("# again")
+        # Nothing changed for it: the same one goes on.
+        assert rig.feed is first
+        for number in range(5):
+            path.write_text(path.read_text().replace("largest = ", f"largest = {number + 1}"))
+            await edit("#")
+        assert rig.feed is not first
+        assert rig.feed.gate is gate
+        assert first.users > 0
+        assert len(archive._closers) > 1
+        for _ in range(len(sim.truth())):
+            sim.permits.release()
+
+        async def all_archived() -> bool:
+            return await rig.states() == {"archived": len(sim.truth())}
+
+        async def alone() -> bool:
+            return len(archive._closers) == 1 and first.users == 0
+
+        await eventually(all_archived, 60)
+        await eventually(alone, 60)
+        assert set(audio_requests(sim).values()) == {1}
+
+
+def test_a_change_is_one_once_the_file_stays_as_it_is(tmp_path):
+    path, missing = tmp_path / "archiver.toml", tmp_path / "secret"
+    path.write_text("half")
+    watch = Watch({path: config.stamp(path), missing: config.stamp(missing)})
+    assert [watch.changed(), watch.changed()] == [False, False]
+    path.write_text("half a file")
+    assert not watch.changed()
+    path.write_text("half a file more")
+    assert [watch.changed(), watch.changed()] == [False, True]
+    watch.files = {p: config.stamp(p) for p in watch.files}
+    assert not watch.changed()
+    missing.write_text("there")
+    assert [watch.changed(), watch.changed()] == [False, True]
+
+
+def test_a_daemon_is_known_by_its_lock_and_answers_for_its_own_config(tmp_path):
+    path = tmp_path / "archiver.toml"
+    told = {"config": {"path": str(path)}}
+    beacon, other = live.Beacon(tmp_path), live.Beacon(tmp_path)
+    assert live.daemon(tmp_path) is None
+    assert beacon.lit()
+    assert not other.lit()
+    beacon.tell(told)
+    other.tell({"config": {"path": "another"}})
+    path.write_text('data_dir = "."\n[[')
+    assert live.find(path) == (tmp_path, told)
+    assert live.find(tmp_path / "other.toml", tmp_path) is None
+    # It never answers: whoever asks is not kept for ever.
+    assert live.ask(tmp_path, 0.1) is None
+    assert beacon.requests() == []
+    beacon.close()
+    assert live.daemon(tmp_path) is None
+    # What a killed one left behind is nobody's word.
+    (tmp_path / "run" / "daemon.json").write_text(json.dumps(told))
+    assert live.find(path) is None
+    assert other.lit()
+
+
+def test_another_certificate_in_the_same_file_is_a_change(tmp_path):
+    path, issuer = tmp_path / "archiver.toml", tmp_path / "ca.pem"
+    path.write_text(
+        '[stores.disk]\nkind = "file"\npath = "x"\n[sources.hq]\nkind = "chronicall"\ntoken = "0123456789"\n'
+        'base_url = "https://127.0.0.1"\nca_file = "ca.pem"\n'
+    )
+    issuer.write_text("one")
+    old = config.load(path)
+    issuer.write_text("another")
+    new = config.load(path)
+    assert config.diff(old, new).sources_changed == ("hq",)
+    assert issuer in new.files
+    assert not config.diff(new, config.load(path))
+    assert old.sha256 == new.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
