@@ -3,9 +3,12 @@
 import asyncio
 import hashlib
 import json
+import os
 import signal
 from collections import Counter
+from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from archiver import config, live
@@ -229,6 +232,28 @@ async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(p
     assert live_one["refused"] is None
     assert live_one["pid"] == running.process.pid
     assert "Traceback" not in ended.err
+
+
+async def test_sigterm_ends_it_within_ten_seconds_although_the_database_answers_nothing_more(place):
+    hq = await place.add("hq", ChronicallSimulator(), poll="1s")
+    hq.add_call(hq.clock.now() - HOUR, timedelta(seconds=1))
+    running = await place.start("run")
+    await running.said('"recording.archived"')
+    connection = await asyncpg.connect(place.database)
+    mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    pids = [row[0] for row in await connection.fetch(mine)]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        ended = await running.end(signal.SIGTERM)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        await connection.close()
+    assert pids
+    assert ended.code == 0, ended
+    # Ten, and the time that a busy machine takes to say so.
+    assert ended.seconds < 15
 
 
 async def test_no_daemon_is_exit_code_3_and_says_how_to_start_one(place):
