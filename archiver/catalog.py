@@ -134,7 +134,7 @@ ON CONFLICT (source, span) DO UPDATE SET
 MISSING = """
 UPDATE recordings SET missing_since = $5, revision = revision + 1, undescribed = true
 WHERE source = $1 AND key_at >= $2 AND key_at < $3 AND by_window AND missing_since IS NULL
-    AND NOT (recording_id = ANY($4))
+    AND NOT EXISTS (SELECT FROM unnest($4::text[]) AS seen (id) WHERE seen.id = recording_id)
 RETURNING recording_id"""
 
 RETURNED = """
@@ -806,7 +806,9 @@ class Catalog:
                 known |= {row["recording_id"]: (row["digest"], row["call_id"]) for row in rows if not row["missing"]}
 
         def is_news(recording: Recording) -> bool:
-            digest, call_id = known.get(holdable(recording.recording_id), (None, None))
+            if (row := known.get(holdable(recording.recording_id))) is None:
+                return True
+            digest, call_id = row
             # A call id is told only where one asked for it; it adds to what the plain row said.
             return digest != recording.digest() or (recording.call_id is not None and call_id is None)
 
@@ -841,19 +843,18 @@ class Catalog:
                 if back:
                     await c.execute(WAKE_RETURNED, source, back, now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
-            for start in range(0, len(news), ROWS):
-                chunk = news[start : start + ROWS]
-                columns = _recording_columns(chunk, listing_key, now)
-                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *columns, window is not None)
+            async for recordings, media in _encoded(news, listing_key, now):
+                answered = await c.fetch(UPSERT_RECORDINGS, source, now, *recordings, window is not None)
                 fresh = {row["recording_id"] for row in answered if row["new"]}
                 new += len(fresh)
-                media = {(holdable(r.recording_id), holdable(m.media_id)): (r, m) for r, _ in chunk for m in r.media}
-                await c.execute(UPSERT_MEDIA, source, list(stores), *_media_columns(list(media.values()), now))
-                changes = [row["recording_id"] for row in answered if row["recording_id"] not in fresh.union(back)]
+                await c.execute(UPSERT_MEDIA, source, list(stores), *media)
+                known = fresh.union(back)
+                changes = [row["recording_id"] for row in answered if row["recording_id"] not in known]
                 changed += len(changes)
                 await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if window is not None:
-                await c.execute(BY_WINDOW, source, listed_ids)
+                told = {holdable(recording.recording_id) for recording, _ in news}
+                await c.execute(BY_WINDOW, source, [i for i in listed_ids if i not in told])
                 if not listing.rejected:
                     # Else the row that nobody could read may be the one that is not seen.
                     gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
@@ -1473,10 +1474,16 @@ class Encoded(str):
     __slots__ = ()
 
 
+_WRITER = json.JSONEncoder(default=str, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_NOTHING, _NONE = Encoded("{}"), Encoded("[]")
+
+
 def _json(value: Any) -> Encoded:
     """Not in ASCII: ``raw`` is kept, and searched, as it is written here."""
+    if not value:
+        return _NOTHING if isinstance(value, dict) else _NONE if isinstance(value, list) else Encoded(json.dumps(value))
     try:
-        text = json.dumps(value, default=str, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _WRITER.encode(value)
     except ValueError:
         text = "\0"
     if "\\u0000" in text or holdable(text) != text:
@@ -1680,6 +1687,35 @@ _TOLD_STATE = {
     Availability.DELETED: (State.GONE, "the source says that it was deleted"),
     Availability.EMPTY: (State.EMPTY, "the source holds no audio for it"),
 }
+
+
+async def _encoded(
+    news: Sequence[tuple[Recording, bytes]], key: ListingKey, now: datetime
+) -> AsyncIterator[tuple[list[list[Any]], list[list[Any]]]]:
+    """The columns of recordings and of their media, some rows at a time.
+
+    Off the loop where there are many, and the next ones while PostgreSQL works on these.
+    """
+
+    def columns(start: int) -> tuple[list[list[Any]], list[list[Any]]]:
+        chunk = news[start : start + ROWS]
+        media = {(holdable(r.recording_id), holdable(m.media_id)): (r, m) for r, _ in chunk for m in r.media}
+        return _recording_columns(chunk, key, now), _media_columns(list(media.values()), now)
+
+    if len(news) <= ROWS // 10:
+        if news:
+            yield columns(0)
+        return
+    following: asyncio.Task[tuple[list[list[Any]], list[list[Any]]]] | None = None
+    try:
+        for start in range(0, len(news), ROWS):
+            now_due = await (following or asyncio.to_thread(columns, start))
+            more = start + ROWS < len(news)
+            following = asyncio.create_task(asyncio.to_thread(columns, start + ROWS)) if more else None
+            yield now_due
+    finally:
+        if following is not None:
+            following.cancel()
 
 
 def _media_columns(media: Sequence[tuple[Recording, Medium]], now: datetime) -> list[list[Any]]:

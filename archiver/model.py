@@ -117,6 +117,9 @@ class Medium:
     urgent: bool = False
 
 
+_DIGESTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """One call (or part of one) as the source tells it; identity (source, recording_id)."""
@@ -161,17 +164,14 @@ class Recording:
 
     def digest(self) -> bytes:
         """16 bytes that change when anything the source told changes."""
-        told = json.dumps(
+        told = _DIGESTED.encode(
             [
                 self.raw,
                 [
                     [m.media_id, m.availability, m.size, m.sha256, m.content_type, m.opaque, m.urgent, dict(m.ref)]
                     for m in self.media
                 ],
-            ],
-            sort_keys=True,
-            separators=(",", ":"),
-            default=str,
+            ]
         )
         return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
@@ -318,6 +318,8 @@ _UNHOLDABLE = re.compile("[\x00\ud800-\udfff]")
 
 def holdable(text: str) -> str:
     r"""The text with what PostgreSQL can't hold (NUL, lone surrogates) written out as ``\uXXXX``."""
+    if text.isascii() and "\0" not in text:
+        return text
     return _UNHOLDABLE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 

@@ -1,0 +1,273 @@
+"""The cases of `make bench`: something of ours against something of the same machine, in alternating pairs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .lab import BIN, Place, Timing, cpu_of, memory_of, timed
+
+STEPS = str(Path(__file__).with_name("steps.py"))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the table."""
+
+    case: str
+    #: What must be reached, as a number and as it is read; ``ratio`` is what was.
+    must: float
+    reached: float
+    spread: str
+    told: str
+    cpu: str = ""
+    rss: float = 0.0
+    #: Less is better.
+    ceiling: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.reached <= self.must if self.ceiling else self.reached >= self.must
+
+
+def pairs(place: Place, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, str]:
+    """Runs of both in turn: the median of ours ÷ theirs (rates), and its spread."""
+    ratios = [ours() / theirs() for _ in range(place.runs)]
+    return statistics.median(ratios), f"{min(ratios):.2f}–{max(ratios):.2f}"
+
+
+def step(folder: Path, name: str, argument: str = "") -> tuple[dict[str, float], Timing]:
+    timing = timed([sys.executable, STEPS, name, argument], folder)
+    return json.loads(timing.output), timing
+
+
+def copying(place: Place, kind: str, recorder: str, files: int, size: int, must: float) -> Result:
+    """A whole `archiver backfill` of a fresh archive against `rclone copy` of the same files."""
+    mine: list[Timing] = []
+    others: list[float] = []
+
+    def ours() -> float:
+        folder = place.work()
+        place.config(folder, recorder, kind)
+        timing = place.backfill(folder)
+        assert json.loads(timing.output)["sources"]["hq"]["archived"] == files, timing.output
+        mine.append(timing)
+        shutil.rmtree(folder)
+        return files / timing.wall
+
+    def theirs() -> float:
+        folder = place.work()
+        others.append(files / place.rclone(folder, recorder, kind).wall)
+        shutil.rmtree(folder)
+        return others[-1]
+
+    ratio, spread = pairs(place, ours, theirs)
+    rate = files / statistics.median(t.wall for t in mine)
+    per = size / 1e6 if size > 10e6 else 1.0
+    unit = "MB/s" if size > 10e6 else "files/s"
+    cpu = statistics.median(t.cpu for t in mine)
+    return Result(
+        f"{files:,} × {size / 1e6:.1f} MB → {kind} ÷ rclone",
+        must,
+        ratio,
+        spread,
+        f"{rate * per:.0f} against {statistics.median(others) * per:.0f} {unit}",
+        f"{cpu:.1f} s ({cpu / files * 1000:.2f} ms each)",
+        max(t.rss for t in mine),
+    )
+
+
+def ceiling(place: Place, recorder: str, files: int) -> Result:
+    """The store alone, as fast as we can put, is what no archive can exceed."""
+
+    def ours() -> float:
+        folder = place.work()
+        place.config(folder, recorder, "s3")
+        return files / place.backfill(folder).wall
+
+    def theirs() -> float:
+        folder = place.work()
+        place.config(folder, recorder, "s3")
+        found, _ = step(folder, "puts", str(files))
+        return found["files"] / found["seconds"]
+
+    ratio, spread = pairs(place, ours, theirs)
+    return Result("S3 ÷ puts alone from memory", 0.7, ratio, spread, "whole process against the loop alone")
+
+
+def naive(place: Place, recorder: str, files: int) -> Result:
+    s3 = place.seaweed
+    few = max(20, files // 20)
+
+    def ours() -> float:
+        folder = place.work()
+        place.config(folder, recorder, "s3")
+        return files / place.backfill(folder).wall
+
+    def theirs() -> float:
+        place.made += 1
+        client = {
+            "endpoint_url": s3.s3_url,
+            "region_name": "us-east-1",
+            "aws_access_key_id": s3.access_key,
+            "aws_secret_access_key": s3.secret_key,
+        }
+        given = json.dumps({"client": client, "files": few, "prefix": f"naive-{place.made}/"})
+        listing = f"{place.nginx.url}/{recorder}/rest/api/v1/recordings"
+        found = json.loads(timed([sys.executable, STEPS, "naive", listing, given], place.folder).output)
+        return found["files"] / found["seconds"]
+
+    ratio, spread = pairs(place, ours, theirs)
+    return Result("S3 ÷ a naive script", 5.0, ratio, spread, "urllib and boto3, one at a time, no start-up counted")
+
+
+def discovery(place: Place, rows: int) -> list[Result]:
+    """Listing, then what `rebuild` makes of it."""
+    place.nginx.recorder("many", rows, 0)
+    listed, built, timings = [], [], []
+    for _ in range(min(3, place.runs)):
+        folder = place.work()
+        place.config(folder, "many", "file")
+        found, timing = step(folder, "discovery")
+        listed.append(found["rows"] / found["seconds"])
+        timings.append(timing)
+        step(folder, "describe")
+        place.config(folder, "many", "file", store=f'kind = "file"\npath = "{folder}/archive"')
+        began = place.archiver(folder, "rebuild", "--store", "main", "--json")
+        built.append(rows / began.wall)
+        timings.append(began)
+        shutil.rmtree(folder)
+    rss = max(t.rss for t in timings)
+    m = statistics.median
+    return [
+        Result(name, 20_000, m(rates), f"{min(rates):,.0f}–{max(rates):,.0f}", told, rss=rss)
+        for name, rates, told in (
+            ("discovery, rows/s", listed, f"{rows:,} in one window"),
+            ("rebuild, recordings/s", built, "whole process"),
+        )
+    ]
+
+
+def verify(place: Place, recorder: str, files: int, size: int) -> Result:
+    folder = place.work()
+    place.config(folder, recorder, "file")
+    place.backfill(folder)
+    mine: list[Timing] = []
+
+    def ours() -> float:
+        mine.append(place.archiver(folder, "verify", "--json"))
+        return 1 / mine[-1].wall
+
+    def theirs() -> float:
+        command = f"find {folder}/archive/hq -type f -print0 | xargs -0 sha256sum"
+        return 1 / timed(["sh", "-c", command], folder).wall
+
+    ratio, spread = pairs(place, ours, theirs)
+    shutil.rmtree(folder)
+    total = files * size / 1e6
+    told = f"{total / statistics.median(t.wall for t in mine):.0f} MB/s, whole process"
+    return Result("verify ÷ sha256sum", 0.7, ratio, spread, told, rss=max(t.rss for t in mine))
+
+
+def two(place: Place, recorder: str, files: int) -> Result:
+    """Two processes that share one queue, against one."""
+
+    def run(processes: int) -> float:
+        folders = [place.work() for _ in range(processes)]
+        store = f'kind = "file"\npath = "{folders[0]}/archive"'
+        database = place.config(folders[0], recorder, "file", store=store)
+        for other in folders[1:]:
+            place.config(other, recorder, "file", database=database, store=store)
+        began = time.monotonic()
+        command = [str(BIN / "archiver"), "--log-level", "error", "sync", "--json"]
+        running = [subprocess.Popen(command, cwd=f, stdout=subprocess.DEVNULL) for f in folders]
+        codes = [process.wait() for process in running]
+        wall = time.monotonic() - began
+        assert not any(codes), codes
+        for folder in folders:
+            shutil.rmtree(folder)
+        return files / wall
+
+    ratio, spread = pairs(place, lambda: run(2), lambda: run(1))
+    return Result("two processes ÷ one (file)", 1.3, ratio, spread, "start-up counted")
+
+
+def starts(place: Place, recorder: str) -> list[Result]:
+    folder = place.work()
+    place.config(folder, recorder, "file")
+    version = [timed([str(BIN / "archiver"), "--version"], folder).wall for _ in range(max(5, place.runs))]
+    status = [place.archiver(folder, "status", "--json").wall for _ in range(max(5, place.runs))]
+    return [
+        Result(f"{name}, s", must, statistics.median(took), f"{min(took):.2f}–{max(took):.2f}", "", ceiling=True)
+        for name, must, took in (("--version", 0.3, version), ("status", 0.8, status))
+    ]
+
+
+_FILL = """
+INSERT INTO sources (name, kind, start_at, covered)
+VALUES ('hq', 'chronicall', '2020-01-01', '{[2020-01-01, 2100-01-01)}');
+INSERT INTO recordings (source, recording_id, key_at, started_at, ended_at, duration, direction, caller, callee, digest,
+    undescribed, first_listed_at, by_window)
+SELECT 'hq', md5(n::text), at, at, at + interval '1 minute', interval '1 minute', 'inbound',
+    '+1650' || lpad((n * 7919 %% 10000000)::text, 7, '0'), '+14155551234', '\\x00', false, at, true
+FROM (SELECT n, timestamptz '2023-01-01' + n * interval '30 days' * 12 / %(count)d AS at
+      FROM generate_series(1, %(count)d) n) t;
+INSERT INTO media (source, recording_id, media_id, state, due_at, stores, held, size, sha256, archived_at)
+SELECT 'hq', md5(n::text), 'audio', CASE WHEN old THEN 'archived' ELSE 'pending' END, '2024-01-01', '{main}',
+    CASE WHEN old THEN '{main}'::text[] ELSE '{}' END, CASE WHEN old THEN 200120 END,
+    CASE WHEN old THEN repeat(md5(n::text), 2) END, CASE WHEN old THEN now() END
+FROM (SELECT n, n %% 1000 > 9 AS old FROM generate_series(1, %(count)d) n) t;
+INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)
+SELECT 'main', 'hq/2023/' || md5(n::text), 'hq', md5(n::text), 'audio', 200120, repeat(md5(n::text), 2), now()
+FROM generate_series(1, %(count)d) n WHERE n %% 1000 > 9;
+ANALYZE;
+"""
+
+
+def growth(place: Place, small: int, large: int) -> list[Result]:
+    """The everyday statements on a large catalog against a small one."""
+    place.nginx.recorder("quiet", 0, 0)
+    found = {}
+    for count in (small, large):
+        folder = place.work()
+        url = place.config(folder, "quiet", "file")
+        place.database.execute(_FILL % {"count": count}, url)
+        tries = [step(folder, "catalog")[0] for _ in range(3)]
+        found[count] = {name: statistics.median(t[name] for t in tries) for name in tries[0]}
+    return [
+        Result(
+            f"{name} at {large:,} ÷ {small:,} recordings", 1.5, found[large][name] / found[small][name], "",
+            f"{found[large][name]:.1f} against {found[small][name]:.1f} ms", ceiling=True,
+        )
+        for name in found[small]
+    ]  # fmt: skip
+
+
+def quiet(place: Place, sources: int, seconds: float) -> list[Result]:
+    """A daemon with many sources in which nothing happens."""
+    place.nginx.recorder("quiet", 0, 0) if not (place.nginx.root / "quiet").exists() else None
+    folder = place.work()
+    one = f'kind = "chronicall"\nbase_url = "{place.nginx.url}/quiet"\ntoken = "bench"\npoll = "1m"\nwindow = "1d"\n'
+    place.config(folder, "quiet", "file", more="\n".join(f"[sources.s{n}]\n{one}" for n in range(sources)))
+    with (folder / "log").open("w") as said:
+        command = [str(BIN / "archiver"), "--log-level", "error", "run"]
+        daemon = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said)
+    try:
+        time.sleep(90)
+        before, began = cpu_of(daemon.pid), time.monotonic()
+        time.sleep(seconds)
+        share, rss = (cpu_of(daemon.pid) - before) / (time.monotonic() - began) * 100, memory_of(daemon.pid)
+    finally:
+        daemon.terminate()
+        daemon.wait()
+    return [
+        Result(f"{sources:,} quiet sources a minute: % of a core", 20, share, "", "", rss=rss, ceiling=True),
+        Result(f"{sources:,} quiet sources: MB", 400, rss, "", "", rss=rss, ceiling=True),
+    ]

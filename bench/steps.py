@@ -1,0 +1,117 @@
+"""Parts of the archiver alone, each a process of its own: ``bench/steps.py STEP [ARGUMENT]`` in a config's folder.
+
+Each prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from archiver import config, log, sync
+from archiver.catalog import Query
+from archiver.commands.common import _new_loop
+from archiver.model import Body, Window
+from archiver.wiring import Archive, opened
+
+
+async def discovery(archive: Archive, _: str) -> dict[str, float]:
+    """From the request for a listing to the last row's commit."""
+    feed = archive.feeds["hq"]
+    feed.gate.limit = 4
+    wanted = Window(datetime(2024, 5, 17, tzinfo=UTC), datetime(2024, 5, 18, tzinfo=UTC))
+    began = time.monotonic()
+    polled = await sync.poll(feed, archive.catalog, wanted=wanted)
+    return {"rows": polled.new, "seconds": time.monotonic() - began}
+
+
+async def describe(archive: Archive, _: str) -> dict[str, float]:
+    """Manifests for every recording."""
+    began = time.monotonic()
+    done = await sync.describe_changes(archive.feeds, archive.catalog, limit=1000)
+    await sync.tell_ledgers(archive.feeds, archive.catalog)
+    return {"recordings": done, "seconds": time.monotonic() - began}
+
+
+async def puts(archive: Archive, count: str) -> dict[str, float]:
+    """The store alone: the same bytes as a recording's, from memory, nothing else done."""
+    store = archive.outlets["main"].store
+    await store.check()
+    left = iter(range(int(count)))
+    body = os.urandom(200_120)
+
+    async def worker() -> None:
+        for number in left:
+            await store.put(f"{archive.outlets['main'].prefix}puts/{number}", Body.of(number.to_bytes(4) + body))
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(24):
+            group.create_task(worker())
+    return {"files": int(count), "seconds": time.monotonic() - began}
+
+
+async def catalog(archive: Archive, _: str) -> dict[str, float]:
+    """Milliseconds that the everyday statements take."""
+    c, feed = archive.catalog, archive.feeds["hq"]
+    feed.gate.limit = 4
+
+    async def claim() -> None:
+        claims = await c.claim({"hq": 72}, timedelta(minutes=2))
+        assert len(claims) == 72
+        await c.release(claims)
+
+    async def listed() -> None:
+        query = Query(source="hq", start=datetime(2023, 6, 1, tzinfo=UTC), caller="+1650466*", limit=50)
+        assert [d async for d in c.find(query)]
+
+    async def poll() -> None:
+        await sync.poll(feed, c)
+
+    found = {}
+    for name, step, times, percent in (("claim", claim, 300, 99), ("list", listed, 60, 95), ("poll", poll, 40, 50)):
+        taken = []
+        for _ in range(times):
+            began = time.monotonic()
+            await step()
+            taken.append((time.monotonic() - began) * 1000)
+        found[name] = statistics.quantiles(taken, n=100)[percent - 1]
+    return found
+
+
+def naive(listing: str, given: str) -> dict[str, float]:
+    """What one would write in an afternoon: one recording at a time, nothing checked, nothing remembered."""
+    import boto3
+
+    told = json.loads(given)
+    client = boto3.client("s3", **told["client"])
+    began = time.monotonic()
+    with urllib.request.urlopen(listing) as answer:
+        rows = json.load(answer)
+    for row in rows[: told["files"]]:
+        with urllib.request.urlopen(f"{listing}/{row['recordingKey']}/audio") as answer:
+            client.put_object(Bucket="bench", Key=f"{told['prefix']}{row['recordingKey']}.wav", Body=answer.read())
+    return {"files": told["files"], "seconds": time.monotonic() - began}
+
+
+async def main() -> None:
+    log.configure(level="error")
+    async with opened(config.load(config.find(None))) as archive:
+        print(json.dumps(await globals()[sys.argv[1]](archive, [*sys.argv, ""][2])))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "naive":
+        print(json.dumps(naive(sys.argv[2], sys.argv[3])))
+    else:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(main())
