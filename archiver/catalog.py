@@ -9,10 +9,10 @@ import asyncio
 import functools
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
@@ -43,6 +43,8 @@ from .model import (
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
 ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
 ROWS = 2000
+#: A window is listed again so long after its first listing.
+REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 
 Document = dict[str, Any]
 P = ParamSpec("P")
@@ -117,6 +119,53 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
                          AS again,
                      excluded.state <> 'pending' AND m.state IN ('pending', 'failed') AS ends) AS change)"""
 
+EXPIRE_BY = """
+UPDATE sources SET retention = $2 WHERE name = $1 AND retention IS DISTINCT FROM $2 RETURNING true"""
+
+EXPIRES = """
+UPDATE media m SET expires_at = r.started_at + $2::interval FROM recordings r
+WHERE m.source = $1 AND r.source = $1 AND r.recording_id = m.recording_id AND m.state <> 'archived'
+    AND ($3::text[] IS NULL OR m.recording_id = ANY($3))"""
+
+EXPIRING = """
+SELECT date_bin('1 hour', expires_at, '2000-01-01Z') AS hour, count(*) AS count FROM media
+WHERE source = $1 AND state IN ('pending', 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
+
+ARCHIVED_SINCE = """
+SELECT count(DISTINCT (recording_id, media_id)) AS count, min(archived_at) AS first FROM copies
+WHERE store = ANY($1) AND source = $2 AND coalesce(read_at, archived_at) > $3 AND archived_at > $3"""
+
+#: By the facts of the ledger alone: nobody keeps a calendar. $4: how long before the retention ends.
+REVISITS = """
+SELECT lower(span) AS start, upper(span) AS "end" FROM listings l
+WHERE source = $1 AND last_at < (
+    SELECT max(due) FROM (
+        SELECT l.first_at + t.after AS due FROM unnest($3::interval[]) AS t (after)
+        UNION ALL
+        SELECT lower(l.span) + $4::interval - $5::interval WHERE upper(l.span) + $4::interval > $2) AS dues
+    WHERE due <= $2)
+ORDER BY lower(span) LIMIT $6"""
+
+REVISITED = """UPDATE listings SET last_at = $4 WHERE source = $1 AND span = tstzrange($2, $3)"""
+
+IN_WINDOWS = """
+SELECT w.n, (SELECT count(*) FROM recordings r WHERE r.source = $1 AND r.key_at >= w.start AND r.key_at < w.end)
+FROM unnest($2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS w (start, "end", n) ORDER BY w.n"""
+
+SHRUNK = """
+SELECT count(*) AS known, count(missing_since) AS missing, min(missing_since) AS since FROM recordings
+WHERE source = $1 AND key_at >= $2 AND by_window"""
+
+STILL = """
+SELECT count(*) AS count, min(due_at) AS since FROM media
+WHERE source = $1 AND state = 'pending' AND claim IS NULL AND due_at <= $2 AND NOT urgent"""
+
+WITHIN = """
+SELECT r.recording_id, r.started_at, r.missing_since, array_agg(m.state) AS states
+FROM recordings r LEFT JOIN media m USING (source, recording_id)
+WHERE r.source = $1 AND r.key_at >= $2 AND r.key_at < $3 AND r.by_window
+GROUP BY r.source, r.recording_id ORDER BY r.started_at, r.recording_id"""
+
 ADD_COVERED = """
 UPDATE sources SET covered = covered + tstzmultirange(tstzrange($2, $3)) WHERE name = $1"""
 
@@ -179,6 +228,19 @@ WITH due AS (
 UPDATE media m SET due_at = $4, claim = nextval('claims')
 FROM due JOIN recordings r USING (source, recording_id)
 WHERE (m.source, m.recording_id, m.media_id) = (due.source, due.recording_id, due.media_id)
+RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
+    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
+
+#: Of sources that delete by age: what expires first.
+CLAIM_EXPIRING = CLAIM.replace("due_at <= $3", "due_at <= $3 AND expires_at IS NOT NULL").replace(
+    "ORDER BY due_at", "ORDER BY (NOT urgent), expires_at"
+)
+
+#: As CLAIM, of one medium that nobody has in hand, whatever became of it before.
+CLAIM_ONE = """
+UPDATE media m SET state = 'pending', due_at = $5, claim = nextval('claims') FROM recordings r
+WHERE (m.source, m.recording_id, m.media_id) = ($1, $2, $3) AND r.source = $1 AND r.recording_id = $2
+    AND m.state <> 'archived' AND (m.claim IS NULL OR m.due_at <= $4)
 RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
     m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
 
@@ -400,6 +462,37 @@ BAD = """SELECT source, store, count(*) AS count FROM copies WHERE bad IS NOT NU
 
 IS_EMPTY = """SELECT NOT EXISTS (SELECT FROM recordings) AND NOT EXISTS (SELECT FROM copies)"""
 
+REBUILDING = """SELECT store, after, manifests, lines, recordings, damaged, distrusted FROM rebuilding"""
+
+REBUILT_SO_FAR = """
+INSERT INTO rebuilding VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (store) DO UPDATE SET after = excluded.after, manifests = excluded.manifests, lines = excluded.lines,
+    recordings = excluded.recordings, damaged = excluded.damaged, distrusted = excluded.distrusted"""
+
+#: {schema} is a name of ours. What is not described, or not finished, no store could tell.
+DRILLED = """
+CREATE TABLE {schema}.drilled AS SELECT source, recording_id, revision FROM recordings r
+WHERE NOT undescribed
+    AND NOT EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id
+                    AND (m.state = 'pending' OR NOT $1 = ANY(m.stores)))
+    AND EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id)"""
+
+DRILL_KEYS = """
+SELECT d.source, d.recording_id, r.revision = d.revision AND NOT r.undescribed AS same
+FROM {schema}.drilled d JOIN recordings r USING (source, recording_id)
+WHERE (d.source, d.recording_id) > ($1, $2) ORDER BY d.source, d.recording_id LIMIT $3"""
+
+DRILL_WANTED = """
+SELECT source, recording_id FROM drilled
+WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))"""
+
+DRILL_UNKNOWN = """
+SELECT source, recording_id FROM {schema}.recordings s
+WHERE NOT EXISTS (SELECT FROM recordings r WHERE r.source = s.source AND r.recording_id = s.recording_id)
+ORDER BY source, recording_id LIMIT $1"""
+
+KNOWN_KEYS = """SELECT key FROM copies WHERE store = $1 AND key = ANY($2)"""
+
 REBUILD_SOURCE = """
 INSERT INTO sources (name, kind, start_at, covered, cursor) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (name) DO UPDATE SET kind = $2, start_at = $3, covered = sources.covered + $4, cursor = $5"""
@@ -573,6 +666,19 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildProgress:
+    """How far a rebuild from a store has come: its last manifest, and what was read so far."""
+
+    store: str
+    after: str = ""
+    manifests: int = 0
+    lines: int = 0
+    recordings: int = 0
+    damaged: Sequence[str] = ()
+    distrusted: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """Filters of ``list``; None: any."""
 
@@ -617,8 +723,9 @@ class Catalog:
         self._locking = asyncio.Lock()
 
     @classmethod
-    async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6) -> Catalog:
-        """Connect. Raises CatalogDown."""
+    async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
+        """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
+        settings = {"timezone": "UTC", "application_name": "archiver"} | ({"search_path": schema} if schema else {})
         try:
             with _translated(url):
                 pool = await asyncpg.create_pool(
@@ -628,7 +735,7 @@ class Catalog:
                     command_timeout=60,
                     timeout=10,
                     init=_prepare,
-                    server_settings={"timezone": "UTC", "application_name": "archiver"},
+                    server_settings=settings,
                 )
         except ValueError:
             # Its text quotes the URL, password included.
@@ -823,6 +930,7 @@ class Catalog:
         *,
         listing_key: ListingKey,
         stores: Sequence[str],
+        retention: timedelta | None = None,
         window: Window | None = None,
         cover: bool = False,
         cursor: str | None = None,
@@ -848,6 +956,8 @@ class Catalog:
                 fresh = {row["recording_id"] for row in answered if row["new"]}
                 new += len(fresh)
                 await c.execute(UPSERT_MEDIA, source, list(stores), *media)
+                if retention is not None:
+                    await c.execute(EXPIRES, source, retention, [row["recording_id"] for row in answered])
                 known = fresh.union(back)
                 changes = [row["recording_id"] for row in answered if row["recording_id"] not in known]
                 changed += len(changes)
@@ -886,6 +996,74 @@ class Catalog:
         async with self._connection() as c:
             return [row[0] for row in await c.fetch(DOUBTFUL, source, before)]
 
+    async def revisits(self, source: str, retention: timedelta | None, limit: int = 24) -> list[Window]:
+        """Windows to list again: so long after their first listing, and before the source's retention ends."""
+        async with self._connection() as c:
+            margin = min(timedelta(days=2), retention / 4) if retention is not None else None
+            rows = await c.fetch(REVISITS, source, self.clock.now(), REVISIT_AFTER, retention, margin, limit)
+        return [Window(row["start"], row["end"]) for row in rows]
+
+    async def revisited(self, source: str, window: Window) -> None:
+        """All of that window was listed again."""
+        async with self._connection() as c:
+            await c.execute(REVISITED, source, window.start, window.end, self.clock.now())
+
+    async def expire_by(self, source: str, retention: timedelta | None) -> None:
+        """The source's retention is that from now on."""
+        async with self._transaction() as c:
+            if await c.fetchval(EXPIRE_BY, source, retention):
+                await c.execute(EXPIRES, source, retention, None)
+
+    async def within(self, source: str, window: Window) -> list[Document]:
+        """What the source's listing of a window should tell of: ids, starts, states, and since when it is missing."""
+        async with self._connection() as c:
+            rows = await c.fetch(WITHIN, source, window.start, window.end)
+        return [
+            {
+                "recording_id": row["recording_id"],
+                "started_at": utc_text(row["started_at"]),
+                "state": overall(state for state in row["states"] if state is not None),
+                "missing_since": utc_text(row["missing_since"]) if row["missing_since"] else None,
+            }
+            for row in rows
+        ]
+
+    async def kept(self, source: str, recording_ids: Sequence[str]) -> set[str]:
+        """Those ids that the catalog holds."""
+        async with self._connection() as c:
+            return {row["recording_id"] for row in await c.fetch(KNOWN, source, list(recording_ids))}
+
+    # -- what is wrong although nothing fails -------------------------------------------------------------------------
+
+    async def expiring(self, source: str) -> list[tuple[datetime, int]]:
+        """By hour in which the source deletes them, how many media are not archived."""
+        async with self._connection() as c:
+            return [(row["hour"], row["count"]) for row in await c.fetch(EXPIRING, source)]
+
+    async def archived_since(self, source: str, stores: Sequence[str], since: datetime) -> tuple[int, datetime | None]:
+        """How many media were archived since then, and when the first of them."""
+        async with self._connection() as c:
+            row = await c.fetchrow(ARCHIVED_SINCE, list(stores), source, since)
+        return row["count"], row["first"]
+
+    async def counts_in(self, source: str, windows: Sequence[Window]) -> list[int]:
+        """How many recordings of a source lie in each window."""
+        async with self._connection() as c:
+            rows = await c.fetch(IN_WINDOWS, source, [w.start for w in windows], [w.end for w in windows])
+        return [row[1] for row in rows]
+
+    async def shrunk(self, source: str, since: datetime) -> tuple[int, int, datetime | None]:
+        """Of a source's recordings since then: known, no longer listed, and since when the first of these."""
+        async with self._connection() as c:
+            row = await c.fetchrow(SHRUNK, source, since)
+        return row["known"], row["missing"], row["since"]
+
+    async def standing(self, source: str, since: datetime) -> tuple[int, datetime | None]:
+        """How many media have been due since then or longer and nobody has them in hand; since when the first."""
+        async with self._connection() as c:
+            row = await c.fetchrow(STILL, source, since)
+        return row["count"], row["since"]
+
     async def polled(self, source: str, error: str | None) -> None:
         async with self._connection() as c:
             await c.execute(POLLED, source, self.clock.now(), holdable(error) if error else None)
@@ -912,14 +1090,29 @@ class Catalog:
         async with self._connection() as c:
             return cast("datetime | None", await c.fetchval(LEASED, list(sources), self.clock.now()))
 
-    async def claim(self, wanted: Mapping[str, int], lease: timedelta) -> list[Claim]:
-        """Lease so many due media of each source to this process."""
+    async def claim(self, wanted: Mapping[str, int], lease: timedelta, expiring: Collection[str] = ()) -> list[Claim]:
+        """Lease so many due media of each source to this process; of ``expiring`` sources what they delete first."""
         now = self.clock.now()
         async with self._transaction() as c:
-            rows = await c.fetch(CLAIM, list(wanted), list(wanted.values()), now, now + lease)
+            racing = {name: count for name, count in wanted.items() if name in expiring}
+            rows = (
+                await c.fetch(CLAIM_EXPIRING, list(racing), list(racing.values()), now, now + lease) if racing else []
+            )
+            got = Counter(row["source"] for row in rows)
+            left = {name: count - got[name] for name, count in wanted.items() if count > got[name]}
+            if left:
+                rows = [*rows, *await c.fetch(CLAIM, list(left), list(left.values()), now, now + lease)]
             partial = [row for row in rows if row["held"]]
             held = await self._copies(c, partial) if partial else {}
         return [_claim(row, held) for row in rows]
+
+    async def claim_one(self, source: str, recording_id: str, media_id: str, lease: timedelta) -> Claim | None:
+        """Lease this medium, due or not, unless it is archived or another has it in hand."""
+        now = self.clock.now()
+        async with self._transaction() as c:
+            row = await c.fetchrow(CLAIM_ONE, source, recording_id, media_id, now, now + lease)
+            held = await self._copies(c, [row]) if row else {}
+        return _claim(row, held) if row else None
 
     async def _copies(self, c: Any, rows: Sequence[Any]) -> dict[tuple[str, str, str], list[Copy]]:
         copies: dict[tuple[str, str, str], list[Copy]] = defaultdict(list)
@@ -1414,8 +1607,19 @@ class Catalog:
                 ledger["cursor"],
             )
 
-    async def rebuild(self, documents: Sequence[Document], keys: Mapping[str, ListingKey]) -> int:
-        """Recordings as a manifest told them, one of each; how many were not known before."""
+    async def rebuilding(self) -> RebuildProgress | None:
+        """How far a rebuild has come that was begun and not ended."""
+        async with self._connection() as c:
+            row = await c.fetchrow(REBUILDING)
+        return RebuildProgress(**dict(row)) if row else None
+
+    async def rebuild(
+        self, documents: Sequence[Document], keys: Mapping[str, ListingKey], progress: RebuildProgress
+    ) -> RebuildProgress:
+        """Recordings as manifests told them, one of each, and (in the same transaction) how far it has come.
+
+        Returns the progress with those counted that were not known before.
+        """
         unique = list({(d["source"], d["recording_id"]): d for d in documents}.values())
         sources = {d["source"]: d["kind"] for d in unique}
         media = [(d, m) for d in unique for m in d["media"]]
@@ -1427,7 +1631,9 @@ class Catalog:
             rows = await c.fetch(REBUILD_RECORDINGS, *_columns([_rebuilt_recording(d, keys) for d in unique], 18), now)
             await c.execute(REBUILD_MEDIA, *_columns([_rebuilt_medium(d, m) for d, m in media], 13), now)
             await c.execute(REBUILD_COPIES, *_columns([_rebuilt_copy(d, m, k) for d, m, k in copies], 9))
-        return sum(row["new"] for row in rows)
+            progress = replace(progress, recordings=progress.recordings + sum(row["new"] for row in rows))
+            await c.execute(REBUILT_SO_FAR, *(getattr(progress, name) for name in RebuildProgress.__slots__))
+        return progress
 
     async def rebuild_verified(self, store: str, keys: Sequence[str], moment: datetime) -> None:
         """These copies were verified then."""
@@ -1439,6 +1645,41 @@ class Catalog:
         async with self._transaction() as c:
             await c.execute(REBUILD_TOTALS)
             await c.execute(UNCOVER_UNFINISHED)
+            await c.execute("DELETE FROM rebuilding")
+
+    @asynccontextmanager
+    async def drill(self, store: str, sample: int | None) -> AsyncIterator[Drill | None]:
+        """A scratch catalog beside this one, and which of its recordings a rebuild from a store must give again.
+
+        ``sample``: so many of them, by chance; None: all. It is gone afterwards. None where another drill runs.
+        """
+        async with self.only_one("drill") as mine:
+            if not mine:
+                yield None
+                return
+            schema = f"archiver_drill_{uuid4().hex[:12]}"
+            chance = f" ORDER BY random() LIMIT {int(sample)}" if sample is not None else ""
+            async with self._transaction() as c:
+                # A killed one's remains.
+                for row in await c.fetch("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'archiver\\_drill\\_%'"):
+                    await c.execute(f"DROP SCHEMA {row[0]} CASCADE")
+                await c.execute(f"CREATE SCHEMA {schema}")
+                await c.execute(DRILLED.format(schema=schema) + chance, store, timeout=3600)
+                await c.execute(f"CREATE UNIQUE INDEX ON {schema}.drilled (source, recording_id)", timeout=3600)
+            scratch = await Catalog.open(self._url, clock=self.clock, size=2, schema=schema)
+            try:
+                await scratch.migrate()
+                yield Drill(self, scratch, schema, sample is not None)
+            finally:
+                await scratch.close()
+                async with self._connection() as c:
+                    await c.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE", timeout=600)
+
+    async def unknown_keys(self, store: str, keys: Sequence[str]) -> list[str]:
+        """Those keys of a store that belong to no copy."""
+        async with self._connection() as c:
+            known = {row[0] for row in await c.fetch(KNOWN_KEYS, store, list(keys))}
+        return [key for key in keys if key not in known]
 
     async def retry(self, source: str | None, state: State) -> int:
         """Make media of that state due again now; how many."""
@@ -1447,6 +1688,36 @@ class Catalog:
             rows = await c.fetch(RETRY, source, state.value, now)
             await self._remember(c, now, [(r[0], r[1], r[2], "asked for again", f"was {state.value}") for r in rows])
         return len(rows)
+
+
+class Drill:
+    """A rebuild tried out in a schema of its own, to be compared with the live catalog."""
+
+    def __init__(self, live: Catalog, scratch: Catalog, schema: str, sampled: bool) -> None:
+        self.live = live
+        self.scratch = scratch
+        self.sampled = sampled
+        self._schema = schema
+
+    async def wanted(self, documents: Sequence[Document]) -> list[Document]:
+        """Those that the sample holds."""
+        if not self.sampled:
+            return list(documents)
+        async with self.scratch._connection() as c:
+            columns = [d["source"] for d in documents], [d["recording_id"] for d in documents]
+            wanted = {(row[0], row[1]) for row in await c.fetch(DRILL_WANTED, *columns)}
+        return [d for d in documents if (d["source"], d["recording_id"]) in wanted]
+
+    async def keys(self, after: tuple[str, str], limit: int) -> list[tuple[str, str, bool]]:
+        """What must be there again, from a place on; False where it changed meanwhile."""
+        async with self.live._connection() as c:
+            rows = await c.fetch(DRILL_KEYS.format(schema=self._schema), *after, limit)
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    async def unknown(self, limit: int) -> list[tuple[str, str]]:
+        """Recordings that the store tells of and the live catalog does not know."""
+        async with self.live._connection() as c:
+            return [(row[0], row[1]) for row in await c.fetch(DRILL_UNKNOWN.format(schema=self._schema), limit)]
 
 
 # -- rows to nouns and back ----------------------------------------------------------------------------------------

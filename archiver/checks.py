@@ -11,6 +11,7 @@ from .config import Config
 from .errors import ArchiverError, CatalogDown
 from .log import redact
 from .render import plain
+from .report import status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
 
@@ -19,6 +20,8 @@ class Result(NamedTuple):
     what: str
     ok: bool
     line: str
+    #: It can be reached, and yet something is wrong.
+    warning: bool = False
 
 
 async def check(config: Config, *, offline: bool) -> list[Result]:
@@ -33,6 +36,8 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
         outlets = open_outlets(config, stack)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         results += await asyncio.gather(*(_source(config, name, outlets, catalog, stack) for name in config.sources))
+        if catalog is not None:
+            results += await _warnings(config, catalog)
     return [result._replace(line=redact(plain(" ".join(result.line.split())))) for result in results]
 
 
@@ -54,6 +59,19 @@ async def _store(outlet: Outlet) -> Result:
         return Result(f"store {outlet.name}", True, await outlet.store.check())
     except ArchiverError as error:
         return Result(f"store {outlet.name}", False, str(error))
+
+
+async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
+    """What `status` warns of."""
+    try:
+        document = await status(config, catalog)
+    except CatalogDown as error:
+        return [Result("database", False, str(error))]
+    return [
+        Result(f"source {name}", False, warning["text"], warning=True)
+        for name, source in document["sources"].items()
+        for warning in source["warnings"]
+    ]
 
 
 async def _source(

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.rejected,
         reading.get,
     ),
-    "Prove and repair": (proving.verify, proving.rebuild, proving.copy),
+    "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }
 
 

@@ -430,6 +430,8 @@ class _Reader:
                 self._say((*where, "poll"), 'is no cron expression; write it like "*/5 * * * *", or "5m"')
         if options.start is not None and options.start < _EARLIEST:
             self._say((*where, "start"), "lies before 1990")
+        if options.retention is not None and options.retention < timedelta(hours=1):
+            self._say((*where, "retention"), "is too short; it is how long the recorder keeps a recording")
         if options.timeout <= none:
             self._say((*where, "timeout"), "must be longer than nothing")
         if retry.first <= none:

@@ -22,7 +22,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from . import config, live, reload, sync, wiring
+from . import config, live, reload, report, sync, wiring
 from . import log as logs
 from .catalog import Catalog
 from .config import Stamp
@@ -43,6 +43,8 @@ END = 9.5
 #: How often the config file is looked at, in seconds; and how often one that was refused is tried again.
 LOOK = 1.0
 AGAIN = 30.0
+#: How often to look for what is wrong although nothing fails, in seconds.
+WATCH = 300.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +75,12 @@ class Summary:
 
 
 async def prove_stores(archive: Archive, names: Sequence[str] | None = None) -> None:
-    """A canary through every store that the sources need. Raises StoreError naming the store."""
+    """A canary through every store that the sources need. Raises StoreError naming the store.
+
+    Raises ConfigError where a rebuild is not finished: what is listed now would be taken for what was.
+    """
+    if (rebuild := await archive.catalog.rebuilding()) is not None:
+        raise ConfigError([f"a rebuild was interrupted: end it first with `archiver rebuild --store {rebuild.store}`"])
     needed = {s for n, f in archive.feeds.items() if names is None or n in names for s in f.outlets}
 
     async def prove(name: str) -> None:
@@ -253,7 +260,8 @@ class Daemon:
                 engine = group.create_task(self.engine.run(), name="engine")
                 for name in self.archive.feeds:
                     self._start_polls(group, name)
-                beside = self._keep_database(), self._watch(), self._verify_forever(), self._keep_config(group)
+                beside = [self._keep_database(), self._watch(), self._watch_over(), self._verify_forever()]
+                beside.append(self._keep_config(group))
                 for work in beside:
                     self._beside(group, work)
                 self._scheduler.start()
@@ -460,6 +468,23 @@ class Daemon:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:
                     log.warning("catalog.down", error=str(error))
+
+    async def _watch_over(self) -> None:
+        """Say once what is wrong with a source although nothing fails, and when it is over."""
+        said: set[tuple[str, str]] = set()
+        while True:
+            await asyncio.sleep(WATCH)
+            try:
+                document = await report.status(self.archive.config, self.archive.catalog)
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
+                continue
+            told = {(n, w["kind"]): w["text"] for n, s in document["sources"].items() for w in s["warnings"]}
+            for source, kind in sorted(told.keys() - said):
+                log.warning("source.warning", source=source, kind=kind, text=told[source, kind])
+            for source, kind in sorted(said - told.keys()):
+                log.info("source.warning_over", source=source, kind=kind)
+            said = set(told)
 
     async def _keep_database(self) -> None:
         """An embedded PostgreSQL that was killed is started again; a host's jumping clock is set right."""

@@ -266,7 +266,8 @@ class Engine:
                 free -= room
         if not wanted:
             return 0
-        claims = await self.catalog.claim(wanted, LEASE)
+        racing = [name for name in wanted if self.lanes[name].feed.options.retention is not None]
+        claims = await self.catalog.claim(wanted, LEASE, racing)
         got = Counter(claim.source for claim in claims)
         for name, count in wanted.items():
             if got[name] < count and name in self.lanes:

@@ -17,6 +17,9 @@ from .model import Body, utc_text
 from .ports import Store
 from .spool import Spool
 
+#: Manifests read at once.
+_WIDTH = 8
+
 
 async def write(
     store: Store, prefix: str, source: str, documents: Sequence[Mapping[str, Any]], now: datetime, stamp: str
@@ -61,12 +64,30 @@ async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncIterato
         yield found.key, _parsed(await _bytes(store, found.key, spool))[0]
 
 
-async def read(store: Store, prefix: str, spool: Spool) -> AsyncIterator[tuple[str, list[dict[str, Any]], str | None]]:
-    """Every manifest's key, recordings and what is wrong with it, by source, oldest first. Raises StoreError."""
-    async for found in store.list(f"{prefix}_manifests/"):
+async def read(
+    store: Store, prefix: str, spool: Spool, *, after: str = ""
+) -> AsyncIterator[tuple[str, list[dict[str, Any]], str | None]]:
+    """Every manifest's key, recordings and what is wrong with it, by source, oldest first, from behind a key on.
+
+    Raises StoreError.
+    """
+    async for keys in _several(store, f"{prefix}_manifests/", after):
+        for key, data in zip(keys, await asyncio.gather(*(_bytes(store, key, spool) for key in keys)), strict=True):
+            documents, problem = _parsed(data)
+            yield key, documents, problem
+
+
+async def _several(store: Store, prefix: str, after: str) -> AsyncIterator[list[str]]:
+    """Keys of manifests, as many at a time as are read at once."""
+    keys: list[str] = []
+    async for found in store.list(prefix, after):
         if found.key.endswith(".jsonl"):
-            documents, problem = _parsed(await _bytes(store, found.key, spool))
-            yield found.key, documents, problem
+            keys.append(found.key)
+        if len(keys) == _WIDTH:
+            yield keys
+            keys = []
+    if keys:
+        yield keys
 
 
 async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncIterator[dict[str, Any]]:

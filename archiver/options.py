@@ -183,6 +183,8 @@ class SourceOptions(Strict):
     lookback: Duration = timedelta(hours=24)
     #: For APIs whose filter drops calls that cross a window's edge.
     longest_call: Duration = timedelta(hours=8)
+    #: The source deletes its recordings when they are so old; None: nobody says.
+    retention: Duration | None = None
     #: Concurrent requests to this source, over all hosts together.
     concurrency: int = Field(default=4, ge=1, le=1000)
     # Named outside the class: within it, ``rate`` is this field's default.

@@ -1,18 +1,28 @@
-"""`rebuild`: an empty catalog filled from what one store says about itself."""
+"""`rebuild`: an empty catalog filled from what one store says about itself; or tried out beside the live one (a drill).
+
+Manifests are streamed. How far it has come is committed with what was read, so that the same command goes on there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from . import manifests
-from .catalog import Catalog
+from .catalog import Catalog, Document, Drill, RebuildProgress
 from .errors import ConfigError
 from .layout import safe
 from .model import ListingKey
 from .spool import Spool
 from .sync import Outlet
+from .windows import subtract
+
+#: Recordings to one transaction, at least.
+BATCH = 500
+#: Differences that a drill names; it counts them all.
+NAMED = 100
 
 
 @dataclass(slots=True)
@@ -22,7 +32,30 @@ class Rebuilt:
     recordings: int = 0
     ledgers: int = 0
     #: Manifests that could not be read, and why.
-    damaged: list[str] | None = None
+    damaged: list[str] = field(default_factory=list)
+    #: It went on where an earlier one had stopped.
+    resumed: bool = False
+
+
+@dataclass(slots=True)
+class Drilled:
+    """How a rebuild would differ from the live catalog. The lists name the first hundred each."""
+
+    compared: int = 0
+    same: int = 0
+    #: Not compared: it changed while the drill ran.
+    changed_meanwhile: int = 0
+    missing: int = 0
+    different: int = 0
+    unknown: int = 0
+    names: list[Document] = field(default_factory=list)
+    #: Sources of which the store says that more was listed than the live catalog does.
+    ledgers: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.different or self.unknown or self.ledgers or self.damaged)
 
 
 async def rebuild(
@@ -35,38 +68,136 @@ async def rebuild(
 ) -> Rebuilt:
     """Read every manifest and ledger of the store. ``keys``: by source, what its listings go by.
 
-    Raises ConfigError where the catalog holds recordings already, StoreError.
+    Raises ConfigError where the catalog holds recordings already that no interrupted rebuild brought, StoreError.
     """
-    if not await catalog.is_empty():
-        raise ConfigError(["the catalog is not empty: rebuild fills an empty one only (point [database] at a new one)"])
-    report = Rebuilt(damaged=[])
-    assert report.damaged is not None
-    distrusted: set[str] = set()
-    async for key, documents, problem in manifests.read(outlet.store, outlet.prefix, spool):
+    async with catalog.only_one("rebuild") as mine:
+        if not mine:
+            raise ConfigError(["another rebuild is under way"])
+        begun = await catalog.rebuilding()
+        if begun is None and not await catalog.is_empty():
+            raise ConfigError(
+                ["the catalog is not empty: rebuild fills an empty one only (point [database] at a new one)"]
+            )
+        if begun is not None and begun.store != outlet.name:
+            raise ConfigError([f"a rebuild from store {begun.store} was interrupted: end that one first"])
+        report = await _fill(catalog, outlet, keys, spool, begun, None, on_lines)
+        report.resumed = begun is not None
+        return report
+
+
+async def _fill(
+    catalog: Catalog,
+    outlet: Outlet,
+    keys: Mapping[str, ListingKey],
+    spool: Spool,
+    begun: RebuildProgress | None,
+    only: Callable[[Sequence[Document]], Awaitable[list[Document]]] | None,
+    on_lines: Callable[[int], None] | None = None,
+) -> Rebuilt:
+    progress = begun or RebuildProgress(store=outlet.name)
+    waiting: list[Document] = []
+
+    async def flush() -> None:
+        nonlocal progress
+        progress = await catalog.rebuild(await only(waiting) if only else waiting, keys, progress)
+        waiting.clear()
+
+    async for key, documents, problem in manifests.read(outlet.store, outlet.prefix, spool, after=progress.after):
+        waiting += documents
+        progress = replace(progress, after=key, manifests=progress.manifests + 1, lines=progress.lines + len(documents))
         if problem is not None:
-            report.damaged.append(f"{key}: {problem}")
-            distrusted.add(key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0])
-        report.recordings += await catalog.rebuild(documents, keys)
-        report.manifests += 1
-        report.lines += len(documents)
+            source = key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
+            progress = replace(
+                progress,
+                damaged=[*progress.damaged, f"{key}: {problem}"],
+                distrusted=sorted({*progress.distrusted, source}),
+            )
         if on_lines is not None:
             on_lines(len(documents))
+        if len(waiting) >= BATCH:
+            await flush()
+    await flush()
+    report = Rebuilt(progress.manifests, progress.lines, progress.recordings, damaged=list(progress.damaged))
     async for key, lines in manifests.read_verified(outlet.store, outlet.prefix, spool):
         for line in lines:
-            try:
-                verified = (
-                    str(line["store"]),
-                    [str(k) for k in line["keys"]],
-                    datetime.fromisoformat(line["verified_at"]),
-                )
-            except (KeyError, TypeError, ValueError):
+            verified = _verified(line)
+            if verified is None:
                 report.damaged.append(f"{key}: a line can't be read")
             else:
                 await catalog.rebuild_verified(*verified)
     async for ledger in manifests.read_ledgers(outlet.store, outlet.prefix, spool):
         # What a damaged manifest told is unknown: its source is listed again from its start.
-        lost = safe(ledger["source"]) in distrusted
+        lost = safe(ledger["source"]) in progress.distrusted
         await catalog.rebuild_ledger(ledger | {"covered": [], "cursor": None} if lost else ledger)
         report.ledgers += 1
     await catalog.rebuilt()
     return report
+
+
+def _verified(line: Mapping[str, Any]) -> tuple[str, list[str], datetime] | None:
+    try:
+        return str(line["store"]), [str(key) for key in line["keys"]], datetime.fromisoformat(line["verified_at"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+async def drill(
+    catalog: Catalog, outlet: Outlet, keys: Mapping[str, ListingKey], spool: Spool, *, sample: int | None = None
+) -> Drilled:
+    """Rebuild all, or a sample of so many recordings, in a scratch schema, and compare; nothing else is written.
+
+    All manifests are read either way. Raises ConfigError where another drill runs, StoreError.
+    """
+    async with catalog.drill(outlet.name, sample) as scratch:
+        if scratch is None:
+            raise ConfigError(["another drill is under way"])
+        rebuilt = await _fill(scratch.scratch, outlet, keys, spool, None, scratch.wanted)
+        report = Drilled(damaged=rebuilt.damaged)
+        await _compare(scratch, report)
+        if not scratch.sampled:
+            for source, recording_id in await scratch.unknown(NAMED):
+                report.unknown += 1
+                report.names.append(_name(source, recording_id, "unknown here"))
+        live = {row["name"]: row["covered"] for row in await catalog.sources()}
+        for row in await scratch.scratch.sources():
+            if subtract(row["covered"], live.get(row["name"], ())):
+                report.ledgers.append(row["name"])
+        return report
+
+
+async def _compare(scratch: Drill, report: Drilled) -> None:
+    after = ("", "")
+    while found := await scratch.keys(after, BATCH):
+        after = found[-1][:2]
+        wanted = [(source, recording_id) for source, recording_id, same in found if same]
+        report.changed_meanwhile += len(found) - len(wanted)
+        live, again = await scratch.live.documents(wanted), await scratch.scratch.documents(wanted)
+        for key in wanted:
+            report.compared += 1
+            if key not in again:
+                report.missing += 1
+                problem: str | None = "not in the store's manifests"
+            else:
+                fields = differences(live[key][0], again[key][0]) if key in live else []
+                report.different += bool(fields)
+                problem = f"other {', '.join(fields)}" if fields else None
+            if problem is None:
+                report.same += 1
+            elif len(report.names) < NAMED:
+                report.names.append(_name(*key, problem))
+
+
+def differences(live: Document, again: Document) -> list[str]:
+    """The fields in which two documents of a recording differ; when its copies were verified does not count."""
+    media = {m["media_id"]: _timeless(m) for m in live["media"]}
+    others = {m["media_id"]: _timeless(m) for m in again["media"]}
+    fields = [name for name in live if name != "media" and live[name] != again.get(name)]
+    return fields + [f"medium {name}" for name in sorted({*media, *others}) if media.get(name) != others.get(name)]
+
+
+def _timeless(medium: Document) -> Document:
+    return medium | {"copies": [c | {"verified_at": None} for c in medium["copies"]]}
+
+
+def _name(source: str, recording_id: str, problem: str) -> Document:
+    return {"source": source, "recording_id": recording_id, "problem": problem}

@@ -120,6 +120,7 @@ def _hints(name: str, s: Mapping[str, Any]) -> list[str]:
         )
     elif s["last_error"]:
         hints.append(f"\n[yellow]{who}: the last poll had trouble:[/] {clean(s['last_error'])}")
+    hints += [f"[red]{who}: {clean(warning['text'])}[/]" for warning in s["warnings"]]
     for reason in s["reasons"]:
         colour = "red" if reason["state"] == "failed" else "yellow"
         hints.append(f"[{colour}]{who}: {reason['count']} {reason['state']}:[/] {clean(reason['error'])}")

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from . import live
+from .alarms import Watched, watch
 from .catalog import Catalog, Document
 from .config import Config
 from .model import Window, utc_text
@@ -30,6 +31,10 @@ async def status(config: Config, catalog: Catalog) -> Document:
         row = known.get(name)
         states = {state: count for state, (count, _) in counts.get(name, {}).items()}
         archived, size = totals.get((name, ""), (0, 0))
+        options, watched = source.options, Watched()
+        if row is not None and options.enabled:
+            how = source.cls.listing_key, source.stores, row["covered"]
+            watched = await watch(catalog, name, options, *how)
         sources[name] = {
             "kind": source.options.kind,
             "enabled": source.options.enabled,
@@ -43,6 +48,8 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "rejected_rows": rejected.get(name, 0),
             "polled_at": _text(row["polled_at"]) if row else None,
             "last_error": row["poll_error"] if row else None,
+            "warnings": [{"kind": alarm.kind, "text": alarm.text} for alarm in watched.alarms],
+            "retention": watched.retention,
             "paused_until": _text(row["paused_until"]) if row else None,
             "paused_why": row["paused_why"] if row else None,
             "reasons": [

@@ -58,7 +58,7 @@ from .model import (
 from .options import SourceOptions
 from .ports import Acknowledges, Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
-from .windows import EPOCH, Piece, halve, next_look, next_try, plan
+from .windows import EPOCH, Piece, cut, halve, next_look, next_try, plan
 
 log = structlog.get_logger()
 
@@ -205,11 +205,14 @@ async def poll(
 ) -> Polled:
     """List what the ledger lacks of ``wanted`` (default: all since the source's start) and what may have changed.
 
+    What was listed an hour, a day and a week ago for the first time, or will soon leave the source, is listed again.
+
     At least one older gap is worked on; after ``budget`` the rest is left to the next poll (``more``). ``relist``
     lists all of ``wanted`` again. Raises Refused, after pausing the source, and CatalogDown.
     """
     report = Polled()
     now = catalog.clock.now()
+    await catalog.expire_by(feed.name, feed.options.retention)
     ledger = await catalog.source(
         feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start
     )
@@ -229,6 +232,8 @@ async def poll(
                 await _list_all(feed, catalog, pieces, report, budget, pause)
             if wanted is None:
                 await _follow(feed, catalog, ledger.cursor, report, budget)
+                if report.error is None and not report.more:
+                    await _revisit(feed, catalog, report, pause)
         except Refused as refusal:
             await pause_source(feed, catalog, str(refusal))
             report.error = str(refusal)
@@ -253,7 +258,17 @@ async def _pieces(
         lookback=lookback if recent else timedelta(),
         recent=recent,
         doubtful=doubtful,
+        horizon=catalog.clock.now() - feed.options.retention if feed.options.retention is not None else None,
     )
+
+
+async def _revisit(feed: Feed, catalog: Catalog, report: Polled, pause: float) -> None:
+    """List again what is due for it by its first listing, or by the end of the source's retention."""
+    for window in await catalog.revisits(feed.name, feed.options.retention):
+        await _list_all(feed, catalog, [Piece(part) for part in cut(window, feed.options.window)], report, None, pause)
+        if report.error is not None or report.more:
+            return
+        await catalog.revisited(feed.name, window)
 
 
 async def _list_all(
@@ -303,7 +318,7 @@ async def _alive(feed: Feed) -> bool:
 async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *, cover: bool, pause: float) -> None:
     """One window to its natural end, each part of it recorded as it comes."""
     async for part, listing in listed(feed, window, pause=pause):
-        await _record(feed, catalog, listing, report, window=part, cover=cover)
+        await record(feed, catalog, listing, report, window=part, cover=cover)
         report.windows += 1
 
 
@@ -342,7 +357,7 @@ async def _ask(feed: Feed, window: Window, pause: float) -> Listing:
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _record(
+async def record(
     feed: Feed,
     catalog: Catalog,
     listing: Listing,
@@ -367,6 +382,7 @@ async def _record(
         news,
         listing_key=feed.source.listing_key,
         stores=list(feed.outlets),
+        retention=feed.options.retention,
         window=window,
         cover=cover,
         cursor=cursor,
@@ -423,7 +439,7 @@ async def _follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Poll
             return
         if chapter is None or (chapter.cursor == (cursor or "") and not chapter.listing.recordings):
             return
-        await _record(feed, catalog, chapter.listing, report, cursor=_bookmark(feed, chapter.cursor, began))
+        await record(feed, catalog, chapter.listing, report, cursor=_bookmark(feed, chapter.cursor, began))
         more, cursor = chapter.more and chapter.cursor != cursor, chapter.cursor
         if budget is not None and catalog.clock.now() - began > budget:
             report.more = report.more or more
@@ -467,7 +483,7 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
     now = catalog.clock.now()
     await catalog.source(feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start)
     for start in range(0, len(call_ids), 50):
-        await _record(feed, catalog, await feed.source.look_up(call_ids[start : start + 50]), report)
+        await record(feed, catalog, await feed.source.look_up(call_ids[start : start + 50]), report)
     return report
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from .model import Window
 from .options import Retry
@@ -92,11 +93,13 @@ def plan(
     lookback: timedelta,
     recent: bool = True,
     doubtful: Sequence[datetime] = (),
+    horizon: datetime | None = None,
 ) -> list[Piece]:
     """What to list: first again what may have changed, then what the ledger lacks, newest first.
 
     Listed again is the ``lookback`` before each gap (calls that came late while nobody looked) and, when ``recent``,
     before the end of ``wanted``; also the windows around ``doubtful`` moments. No piece is longer than ``longest``.
+    Where the source deletes what is older than ``horizon``, the newest piece is followed by those that expire first.
     """
     gaps = subtract([wanted], covered)
     again = [_before(gap.start, lookback, wanted) for gap in gaps]
@@ -114,7 +117,14 @@ def plan(
             guard for gap in gaps if gap.start in window and (guard := _before(gap.start, lookback, wanted)) is not None
         )
         pieces.append(Piece(window, opens, guards))
-    return sorted(pieces, key=lambda piece: (bool(piece.opens), EPOCH - piece.window.start))
+    newest = max((piece.window.start for piece in pieces), default=EPOCH)
+
+    def order(piece: Piece) -> tuple[bool, bool, timedelta]:
+        start = piece.window.start
+        expiring = horizon is not None and piece.window.end > horizon and start != newest
+        return bool(piece.opens), start != newest and not expiring, start - EPOCH if expiring else EPOCH - start
+
+    return sorted(pieces, key=order)
 
 
 def _parted(span: Window, gaps: Sequence[Window]) -> list[Window]:
@@ -149,3 +159,31 @@ def next_look(age: timedelta, jitter: float) -> timedelta:
     """How long to wait for a medium that is not ready, by how long ago its call was: a quarter of that."""
     wait = min(max(age / 4, timedelta(minutes=1)), timedelta(hours=6))
     return wait * (0.75 + 0.5 * jitter)
+
+
+def losses(expiring: Iterable[tuple[datetime, int]], per_second: float, now: datetime) -> tuple[int, datetime | None]:
+    """How many of what expires will be lost at that rate, and when the first.
+
+    ``expiring``: moments in order, and how many expire then at the latest.
+    """
+    fetched, lost, first = 0, 0, None
+    for moment, count in expiring:
+        in_time = int(max((moment - now).total_seconds(), 0.0) * per_second) - fetched
+        kept = min(max(in_time, 0), count)
+        fetched += kept
+        if kept < count:
+            lost += count - kept
+            first = first or moment
+    return lost, first
+
+
+def last_hours(until: datetime, zone: ZoneInfo, hours: int, weeks: int) -> list[list[Window]]:
+    """Whole local hours that ended by then, newest first; each with the same hour of the weeks before it."""
+    end = until.astimezone(zone).replace(minute=0, second=0, microsecond=0)
+    rows = []
+    for n in range(1, hours + 1):
+        # Back by true hours, then by local weeks: a clock change moves no working day.
+        start = (end.astimezone(UTC) - n * timedelta(hours=1)).astimezone(zone)
+        same = [(start - week * timedelta(days=7)).astimezone(UTC) for week in range(weeks + 1)]
+        rows.append([Window(moment, moment + timedelta(hours=1)) for moment in same])
+    return rows

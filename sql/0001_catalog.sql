@@ -14,6 +14,8 @@ CREATE TABLE sources (
     poll_error      text,
     paused_until    timestamptz,
     paused_why      text,
+    -- How long the source keeps its recordings, as the config says.
+    retention       interval,
     -- When the next request may start, over all hosts (sources with a rate).
     next_request_at timestamptz NOT NULL DEFAULT '-infinity',
     CHECK ((paused_until IS NULL) = (paused_why IS NULL))
@@ -86,6 +88,8 @@ CREATE TABLE media (
     told_type     text,
     opaque        boolean NOT NULL DEFAULT false,
     urgent        boolean NOT NULL DEFAULT false,
+    -- When the source deletes it, where its retention is known.
+    expires_at    timestamptz,
     ref           jsonb NOT NULL DEFAULT '{}',
     -- The stores it is meant for, and those that hold it.
     stores        text[] NOT NULL CHECK (cardinality(stores) > 0),
@@ -102,6 +106,7 @@ CREATE TABLE media (
     CHECK (state = 'pending' OR claim IS NULL)
 );
 CREATE INDEX media_due ON media (source, due_at) WHERE state = 'pending';
+CREATE INDEX media_expiring ON media (source, (NOT urgent), expires_at) WHERE state = 'pending' AND expires_at IS NOT NULL;
 CREATE INDEX media_unfinished ON media (source, state) WHERE state <> 'archived';
 
 CREATE TABLE copies (
@@ -143,6 +148,18 @@ CREATE TABLE findings (
     CHECK ((repaired_at IS NULL) = (repaired_by IS NULL))
 );
 CREATE INDEX findings_by_time ON findings (store, last_at);
+
+-- A rebuild under way: how far it has come, so that the same command goes on there.
+CREATE TABLE rebuilding (
+    store      text PRIMARY KEY,
+    after      text NOT NULL,
+    manifests  bigint NOT NULL,
+    lines      bigint NOT NULL,
+    recordings bigint NOT NULL,
+    damaged    text[] NOT NULL,
+    -- Sources of which something could not be read.
+    distrusted text[] NOT NULL
+);
 
 -- What was read back of each store, by day (UTC).
 CREATE TABLE verifications (

@@ -129,8 +129,9 @@ def test_every_command_of_the_contract_is_there_with_its_options():
         "why": "--json",
         "get": "-o",
         "retry": "--source --state",
-        "verify": "--store --source --budget --json",
-        "rebuild": "--store --json",
+        "verify": "--store --source --budget --orphans --json",
+        "rebuild": "--store --drill --sample --json",
+        "reconcile": "--source --from --to --dry-run --json",
         "migrate": "",
         "demo": "",
     }
@@ -769,6 +770,13 @@ async def test_rebuild_fills_an_empty_catalog_from_the_store(place, make_place):
     assert [r["media"][0]["copies"][0]["key"] for r in after] == [r["media"][0]["copies"][0]["key"] for r in before]
     assert (await fresh.json(*backfill))["complete"] is True
     assert hq.seen == []
+    drill = await fresh.json("rebuild", "--store", "disk", "--drill", "--sample", "3")
+    assert (drill["compared"], drill["same"], drill["complete"]) == (3, 3, True)
+    stray = place.store / "hq" / "stray.wav"
+    stray.write_bytes(b"RIFF")
+    found = await fresh.json("verify", "--orphans", code=1)
+    assert found["stores"]["disk"]["orphans"] == [{"key": "hq/stray.wav", "size": 4, "why": "no name that we give"}]
+    assert "hq/stray.wav: no name that we give" in (await fresh.run("verify", "--orphans", code=1)).out
 
 
 # -- the daemon ------------------------------------------------------------------------------------------------------

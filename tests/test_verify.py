@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from archiver import sync, wiring
+from archiver import orphans, sync, wiring
+from archiver import rebuild as rebuilding
 from archiver.catalog import Catalog, Query
 from archiver.errors import ConfigError
-from archiver.model import ListingKey
+from archiver.model import Body, ListingKey
 from archiver.rebuild import rebuild
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.testing.stores import read
 from tests.engine import Rig, a_recorder, archiving
 
 
@@ -162,11 +164,13 @@ async def everything(catalog: Catalog) -> list[str]:
     return [json.dumps(d) async for d in catalog.find(Query())]
 
 
-async def remade(rig: Rig, database: str, store: str, *, same: bool = True):
+async def remade(rig: Rig, database: str, store: str, *, same: bool = True, seen: list | None = None):
     """The lines of `list --json` before and after the catalog was dropped and made again from that store."""
     before = await everything(rig.catalog)
     ledgers = {row["name"]: (row["covered"], row["cursor"]) for row in await rig.catalog.sources()}
     totals = await rig.catalog.totals()
+    if seen is not None:
+        seen += [before, ledgers]
     async with rig.catalog._connection() as c:
         await c.execute("TRUNCATE sources, recordings, media, copies, totals, listings, history, rejected CASCADE")
     keys = {name: feed.source.listing_key for name, feed in rig.archive.feeds.items()}
@@ -245,6 +249,109 @@ async def test_when_copies_were_verified_survives_a_rebuild_from_any_store(tmp_p
         assert before == after
         copies = [c for row in after for m in json.loads(row)["media"] for c in m["copies"]]
         assert all((c["verified_at"] is not None) == (c["store"] == "one") for c in copies)
+
+
+async def test_a_rebuild_that_is_killed_goes_on_where_it_stopped(tmp_path, database, monkeypatch):
+    async with archiving(tmp_path, database, a_recorder(live=True), stores=two(tmp_path)) as rig:
+        for _ in range(5):
+            # A manifest each.
+            now = rig.sim.clock.now()
+            rig.sim.add_calls(now - timedelta(minutes=50), now - timedelta(minutes=5), 3, longest=3)
+            await rig.sync()
+        monkeypatch.setattr(rebuilding, "BATCH", 1)
+        whole, done = Catalog.rebuild, 0
+
+        async def until_killed(*args):
+            nonlocal done
+            if done == 2:
+                raise ZeroDivisionError
+            done += 1
+            return await whole(*args)
+
+        monkeypatch.setattr(Catalog, "rebuild", until_killed)
+        read = []
+        with pytest.raises(ZeroDivisionError):
+            await remade(rig, database, "one", seen=read)
+        monkeypatch.setattr(Catalog, "rebuild", whole)
+        before, ledgers = read
+        with pytest.raises(ConfigError, match="end it first with `archiver rebuild --store one`"):
+            await rig.sync()
+        keys = {"pbx": rig.feed.source.listing_key}
+        with pytest.raises(ConfigError, match="store one was interrupted"):
+            await rebuild(rig.catalog, rig.archive.outlets["two"], keys, rig.archive.spool)
+        report = await rebuild(rig.catalog, rig.archive.outlets["one"], keys, rig.archive.spool)
+        assert report.resumed
+        assert report.recordings == 15
+        assert await everything(rig.catalog) == before
+        assert {row["name"]: (row["covered"], row["cursor"]) for row in await rig.catalog.sources()} == ledgers
+        await rig.sync()
+
+
+async def drilled(rig: Rig, store: str = "disk", sample: int | None = None):
+    keys = {name: feed.source.listing_key for name, feed in rig.archive.feeds.items()}
+    return await rebuilding.drill(rig.catalog, rig.archive.outlets[store], keys, rig.archive.spool, sample=sample)
+
+
+async def test_a_drill_compares_a_rebuild_with_the_live_catalog_and_changes_nothing(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        await check(rig, "disk")
+        before = await everything(rig.catalog)
+        report = await drilled(rig)
+        assert (report.compared, report.same, report.complete) == (6, 6, True)
+        assert (await drilled(rig, sample=2)).compared == 2
+        async with rig.catalog._connection() as c:
+            one, other = [r[0] for r in await c.fetch("SELECT recording_id FROM recordings ORDER BY 1 LIMIT 2")]
+            await c.execute("UPDATE recordings SET agent = 'Somebody Else' WHERE recording_id = $1", one)
+            await c.execute("DELETE FROM recordings WHERE recording_id = $1", other)
+            await c.execute("UPDATE sources SET covered = '{}'")
+        report = await drilled(rig)
+        assert not report.complete
+        assert (report.compared, report.same, report.different, report.unknown) == (5, 4, 1, 1)
+        assert {(n["recording_id"], n["problem"]) for n in report.names} == {
+            (one, "other agent"),
+            (other, "unknown here"),
+        }
+        assert report.ledgers == ["pbx"]
+        for key in [k for k in await rig.objects("disk") if k.startswith("_manifests/")]:
+            await rig.archive.outlets["disk"].store.delete(key)
+        report = await drilled(rig)
+        assert (report.missing, report.same) == (5, 0)
+        assert len(await everything(rig.catalog)) == len(before) - 1
+        async with rig.catalog._connection() as c:
+            assert await c.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'archiver%'") == 0
+
+
+async def test_bytes_without_a_description_are_adopted_where_they_are_waited_for_and_else_listed(tmp_path, database):
+    async with archived(tmp_path, database, calls=3, stores=two(tmp_path)) as rig:
+        keys = await rig.media_keys("one")
+        # As after a kill between the put and the commit; and then the recorder deletes the call.
+        async with rig.catalog._connection() as c:
+            for key in keys[:2]:
+                row = (await c.fetch("DELETE FROM copies WHERE key = $1 RETURNING recording_id", key))[0]
+                await c.execute(
+                    "UPDATE media SET state = 'gone', held = '{}', size = NULL, sha256 = NULL, archived_at = NULL"
+                    " WHERE recording_id = $1",
+                    row[0],
+                )
+        store = rig.archive.outlets["one"].store
+        await store.delete(keys[0])
+        data = await read(store, keys[1])
+        strange = keys[1].rsplit("/", 2)[0] + "/unheard-of/audio-" + "0" * 12 + ".wav"
+        await store.put(strange, Body.of(data))
+        await rig.archive.outlets["two"].store.delete(keys[1])
+        rig.sim.calls.clear()
+        found = {
+            name: await orphans.find(rig.catalog, outlet, rig.archive.feeds, rig.archive.spool)
+            for name, outlet in rig.archive.outlets.items()
+        }
+        assert found["one"].adopted == [keys[1]]
+        assert found["one"].left == [(strange, len(data), "of a recording that is not in the catalog")]
+        assert found["two"].adopted == [keys[0]]
+        assert found["two"].left == []
+        assert await rig.states() == {"archived": 3}
+        assert (await check(rig, "one")).good == 3
+        assert (await check(rig, "two")).good == 3
+        assert (await drilled(rig, "two")).complete
 
 
 async def test_rebuild_refuses_a_catalog_that_holds_something(tmp_path, database):

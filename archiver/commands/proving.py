@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, console, load, run
+from ..model import utc_text
+from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, load, run
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 
 @click.command()
@@ -16,8 +20,11 @@ from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, console, l
 @click.option("--source", help="Only this source's copies.")
 @click.option("--budget", metavar="SIZE", help="Stop after reading so much, like 10GiB; the next run goes on there.")
 @click.option("--even-if-empty", is_flag=True, help="Repair a store in which not one copy is found.")
+@click.option("--orphans", is_flag=True, help="Instead: find bytes that nothing describes; adopt what is waited for.")
 @as_json
-def verify(store: str | None, source: str | None, budget: str | None, even_if_empty: bool, as_json: bool) -> None:
+def verify(
+    store: str | None, source: str | None, budget: str | None, even_if_empty: bool, orphans: bool, as_json: bool
+) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
     from .. import render, wiring
     from ..options import size
@@ -31,6 +38,11 @@ def verify(store: str | None, source: str | None, budget: str | None, even_if_em
         limit = size(budget) if budget is not None else None
     except ValueError as error:
         raise click.UsageError(f"--budget {error}") from None
+    if orphans:
+        if source or budget or even_if_empty:
+            raise click.UsageError("--orphans goes alone (with --store and --json)")
+        find_orphans(config, store, as_json)
+        return
 
     async def work() -> dict[str, Any]:
         async with wiring.opened(config) as archive:
@@ -58,11 +70,49 @@ def verify(store: str | None, source: str | None, budget: str | None, even_if_em
         sys.exit(UNREACHABLE if len(lost) == len(found) else INCOMPLETE)
 
 
+def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
+    """Exit code 1 where bytes are left that nothing describes."""
+    from .. import orphans, render, wiring
+
+    async def work() -> dict[str, orphans.Orphans]:
+        async with wiring.opened(config) as archive:
+            return {
+                name: await orphans.find(archive.catalog, outlet, archive.feeds, archive.spool)
+                for name, outlet in archive.outlets.items()
+                if store in {None, name}
+            }
+
+    found = run(work())
+    complete = not any(o.left or o.error for o in found.values())
+    if as_json:
+        stores = {
+            name: {
+                "objects": o.objects,
+                "adopted": o.adopted,
+                "orphans": [{"key": key, "size": size, "why": why} for key, size, why in o.left],
+                "error": o.error,
+            }
+            for name, o in found.items()
+        }
+        answer({"stores": stores, "complete": complete})
+    else:
+        for name, o in found.items():
+            click.echo(f"{name}: {o.objects} objects, {len(o.adopted)} orphans adopted, {len(o.left)} left")
+            for line in [f"  adopted {key}" for key in o.adopted] + [f"  {key}: {why}" for key, _, why in o.left]:
+                click.echo(render.plain(line))
+            if o.error:
+                click.echo(render.plain(f"  {o.error}"))
+    if not complete:
+        sys.exit(INCOMPLETE)
+
+
 @click.command()
 @click.option("--store", required=True, help="The store whose manifests to read.")
+@click.option("--drill", is_flag=True, help="Try it out beside the live catalog and compare; nothing is changed.")
+@click.option("--sample", type=click.IntRange(min=1), help="With --drill: compare so many recordings, by chance.")
 @as_json
-def rebuild(store: str, as_json: bool) -> None:
-    """Fill an empty catalog from a store's manifests alone."""
+def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
+    """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
     from .. import wiring
     from ..rebuild import rebuild as read_manifests
 
@@ -70,14 +120,20 @@ def rebuild(store: str, as_json: bool) -> None:
     if store not in config.stores:
         raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
 
+    if sample is not None and not drill:
+        raise click.UsageError("--sample goes with --drill")
+    if drill:
+        try_rebuild(config, store, sample, as_json)
+        return
+
     async def work() -> Any:
         async with wiring.opened(config) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
             return await read_manifests(archive.catalog, archive.outlets[store], keys, archive.spool)
 
-    report = run(work())
+    report = run(work(), "interrupted; the same command goes on where it stopped")
     if as_json:
-        names = ("manifests", "lines", "recordings", "ledgers", "damaged")
+        names = ("manifests", "lines", "recordings", "ledgers", "damaged", "resumed")
         answer({n: getattr(report, n) for n in names} | {"complete": not report.damaged})
     else:
         click.echo(
@@ -135,3 +191,90 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
         render.copied(console(), store, sources, [*report.findings, *filter(None, [report.error])])
     if not report.complete:
         sys.exit(UNREACHABLE if report.error and not report.sources else INCOMPLETE)
+
+
+def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
+    """Exit code 1 where a rebuild would differ from the live catalog."""
+    from .. import render, wiring
+    from ..rebuild import drill as rebuild_beside
+
+    async def work() -> Any:
+        async with wiring.opened(config) as archive:
+            keys = {name: source.cls.listing_key for name, source in config.sources.items()}
+            return await rebuild_beside(archive.catalog, archive.outlets[store], keys, archive.spool, sample=sample)
+
+    report = run(work())
+    if as_json:
+        names = ("compared", "same", "missing", "different", "unknown", "changed_meanwhile", "ledgers", "damaged")
+        differences = {"differences": report.names, "complete": report.complete}
+        answer({"store": store} | {n: getattr(report, n) for n in names} | differences)
+    else:
+        click.echo(f"{store}: {report.compared} recordings compared, {report.same} the same")
+        for name in report.names:
+            click.echo(render.plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
+        for source in report.ledgers:
+            click.echo(f"  {source}: the store says that more was listed than the catalog does")
+        for line in report.damaged:
+            click.echo(render.plain(f"  damaged: {line}"))
+    if not report.complete:
+        sys.exit(INCOMPLETE)
+
+
+@click.command()
+@click.option("--source", required=True, help="The source to list again.")
+@click.option("--from", "start", type=Moment(), required=True, help="The first moment (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), required=True, help="The first moment that is no longer wanted.")
+@click.option("--dry-run", is_flag=True, help="Compare only; write nothing.")
+@as_json
+def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_json: bool) -> None:
+    """List some time again and compare both ways; what is missing here falls due.
+
+    Exits with 1 where something is at the source and not here, changed, or gone from there before it was archived.
+    """
+    from .. import render, wiring
+    from ..model import Window
+    from ..reconcile import reconcile as compare
+
+    config = load(quiet=sys.stderr.isatty())
+    chosen(config, (source,))
+    end = min(end, datetime.now(UTC) - config.sources[source].options.settle)
+    if start >= end:
+        raise click.UsageError("--from must lie before --to and before now (less the source's settle time)")
+
+    async def work() -> Any:
+        async with wiring.opened(config) as archive:
+            engine, options = archive.engine([source]), config.sources[source].options
+            default = archive.catalog.clock.now() - timedelta(hours=24)
+            await archive.catalog.source(source, options.kind, default_start=default, start=options.start)
+            async with engine.sharing(), engine.lending(source):
+                return await compare(archive.feeds[source], archive.catalog, Window(start, end), dry_run=dry_run)
+
+    report = run(work(), "interrupted; run it again")
+    names = ("not_here", "no_longer_there", "changed")
+    document = {
+        "source": source,
+        "from": utc_text(start),
+        "to": utc_text(end),
+        "windows": report.windows,
+        "listed": len(report.listed),
+        "same": len(report.listed - report.not_here.keys() - report.changed.keys()),
+        **{name: list(getattr(report, name).values()) for name in names},
+        "rejected": report.rejected,
+        "error": report.error,
+        "complete": report.complete,
+    }
+    if as_json:
+        answer(document)
+    else:
+        click.echo(f"{source}: {document['listed']} recordings listed, {document['same']} as the catalog has them")
+        words = "at the source and not here", "here and no longer at the source", "changed"
+        for name, what in zip(names, words, strict=True):
+            for d in getattr(report, name).values():
+                state = f", {d['state']}" if "state" in d else ""
+                click.echo(render.plain(f"  {what}: {d['started_at']} {d['recording_id']}{state}"))
+        if report.rejected:
+            click.echo(f"  {report.rejected} rows could not be read")
+        if report.error:
+            click.echo(render.plain(f"the listing stopped at {report.error}"), err=True)
+    if not report.complete:
+        sys.exit(UNREACHABLE if report.error and not report.windows else INCOMPLETE)

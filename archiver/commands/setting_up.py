@@ -7,14 +7,17 @@ from pathlib import Path
 
 import click
 
-from .common import UNREACHABLE, answer, as_json, catalog_of, load, run
+from .common import INCOMPLETE, UNREACHABLE, answer, as_json, catalog_of, load, run
 
 
 @click.command()
 @click.option("--offline", is_flag=True, help="Only the config file.")
 @as_json
 def check(offline: bool, as_json: bool) -> None:
-    """Validate the config; try the database, each store and each source: one line each."""
+    """Validate the config; try the database, each store and each source: one line each.
+
+    Exits with 3 where one can't be used, with 1 where all can but `status` warns of a source.
+    """
     from .. import checks
 
     config = load()
@@ -23,10 +26,10 @@ def check(offline: bool, as_json: bool) -> None:
         answer({"checks": [r._asdict() for r in results], "ok": all(r.ok for r in results)})
     else:
         for result in results:
-            mark = "ok     " if result.ok else "FAILED "
+            mark = "ok     " if result.ok else "WARNING" if result.warning else "FAILED "
             click.echo(f"{mark} {result.what}: {result.line}")
     if not all(r.ok for r in results):
-        sys.exit(UNREACHABLE)
+        sys.exit(INCOMPLETE if all(r.ok or r.warning for r in results) else UNREACHABLE)
 
 
 @click.command()

@@ -1,0 +1,74 @@
+"""`reconcile`: a source's list of some time against the catalog, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from . import sync
+from .catalog import Catalog, Document
+from .errors import SourceError
+from .model import Listing, State, Window, holdable, utc_text
+from .sync import Feed, Polled
+from .windows import cut
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """What differed, by recording_id."""
+
+    windows: int = 0
+    listed: set[str] = field(default_factory=set)
+    #: At the source, not here.
+    not_here: dict[str, Document] = field(default_factory=dict)
+    #: Here, no longer at the source.
+    no_longer_there: dict[str, Document] = field(default_factory=dict)
+    #: The source tells it otherwise now.
+    changed: dict[str, Document] = field(default_factory=dict)
+    rejected: int = 0
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is missing here; what the source has deleted after we archived it is as it should be."""
+        lost = any(d["state"] != State.ARCHIVED for d in self.no_longer_there.values())
+        return not (self.not_here or self.changed or lost or self.rejected or self.error)
+
+
+async def reconcile(feed: Feed, catalog: Catalog, wanted: Window, *, dry_run: bool, pause: float = 1.0) -> Reconciled:
+    """List all of ``wanted`` again and compare; then, unless ``dry_run``, record what was found: it falls due.
+
+    An error of the source ends it and is told. Raises CatalogDown.
+    """
+    report = Reconciled()
+    for part in cut(wanted, feed.options.window):
+        try:
+            async for window, listing in sync.listed(feed, part, pause=pause):
+                await _compare(feed, catalog, window, listing, report)
+                if not dry_run:
+                    await sync.record(feed, catalog, listing, Polled(), window=window, cover=True)
+                report.windows += 1
+        except SourceError as error:
+            report.error = f"{part}: {error}"
+            break
+    return report
+
+
+async def _compare(feed: Feed, catalog: Catalog, window: Window, listing: Listing, report: Reconciled) -> None:
+    ids = {holdable(r.recording_id) for r in listing.recordings}
+    report.listed |= ids
+    report.rejected += len(listing.rejected)
+    kept = await catalog.kept(feed.name, sorted(ids))
+    for recording in await catalog.unknown(feed.name, listing.recordings):
+        recording_id = holdable(recording.recording_id)
+        told = {
+            "recording_id": recording_id,
+            "started_at": utc_text(recording.started_at),
+            "media": len(recording.media),
+        }
+        (report.changed if recording_id in kept else report.not_here)[recording_id] = told
+    if listing.rejected:
+        # What nobody could read may be what seems to be gone.
+        return
+    for document in await catalog.within(feed.name, window):
+        if document["recording_id"] not in ids:
+            report.no_longer_there[document["recording_id"]] = document
