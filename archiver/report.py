@@ -127,6 +127,14 @@ async def why(catalog: Catalog, source: str, recording_id: str) -> Document | No
         for copy in medium["copies"]:
             detail = f"store {copy['store']}, {copy['size']} bytes, SHA-256 {copy['sha256']}, key {copy['key']}"
             story.append(_event(copy["archived_at"], "archived", detail, medium["media_id"]))
+            if copy["verified_at"]:
+                detail = f"store {copy['store']}, key {copy['key']}"
+                story.append(_event(copy["verified_at"], "read back and found right", detail, medium["media_id"]))
+    for bad in await catalog.findings_of(source, recording_id):
+        if bad["repaired_at"]:
+            was = f"store {bad['store']}, key {bad['key']}: was {bad['problem']}"
+            detail = f"{was}, repaired by {bad['repaired_by']}"
+            story.append(_event(bad["repaired_at"], "right again", detail, bad["media_id"]))
     return {
         "source": source,
         "recording_id": recording_id,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver import orphans, sync, wiring
+from archiver import orphans, report, sync, wiring
 from archiver import rebuild as rebuilding
 from archiver.catalog import Catalog, Query
 from archiver.errors import ConfigError
@@ -82,6 +82,8 @@ async def test_a_spoilt_copy_is_repaired_from_another_store(tmp_path, database, 
         assert path.read_bytes() == whole
         recording = next(d for d in (await rig.documents()).values() if key in json.dumps(d))
         assert (await rig.happened(recording["recording_id"]))["copy repaired from store two"] == 1
+        story = await report.why(rig.catalog, "pbx", recording["recording_id"])
+        assert {"read back and found right", "right again"} <= {event["what"] for event in story["story"]}
         assert (await rig.status())["stores"]["one"]["bad"] == 0
 
 
