@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookies import CookieError, SimpleCookie
+from time import monotonic
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -28,8 +29,9 @@ from yarl import URL
 from . import __version__
 from .errors import BadData, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from .options import SourceOptions
+from .pace import Pace
 from .ports import Sink
-from .transport import Answer, Cut, NoConnection, Origin, Transport
+from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport
 
 JSON_LIMIT = 256 << 20
 #: So many bytes of an answer are looked at for a message.
@@ -38,12 +40,18 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Gate:
-    """Bounds how many requests run at once (``limit`` may change while they do) and how fast they start."""
+    """Bounds how many requests run at once (``limit`` may change while they do) and how fast they start.
 
-    def __init__(self, limit: int, reserve: Callable[[], Awaitable[timedelta]] | None = None) -> None:
+    With a ``pace`` fewer run than the limit allows where more would only wait at the recorder.
+    """
+
+    def __init__(
+        self, limit: int, reserve: Callable[[], Awaitable[timedelta]] | None = None, pace: Pace | None = None
+    ) -> None:
         self._limit = limit
         #: Takes the next place in the rate and says how long to wait for it.
         self.reserve = reserve
+        self._pace = pace
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.running = 0
         #: How many have started since the beginning.
@@ -63,8 +71,25 @@ class Gate:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    @property
+    def room(self) -> int:
+        """How many more may start now."""
+        width = self._limit if self._pace is None else min(self._limit, self._pace.width)
+        return max(0, width - self.running)
+
+    def answered(self, seconds: float) -> None:
+        """The answer to a request for audio began so long after it."""
+        if self._pace is not None:
+            self._pace.answered(seconds, self._limit)
+            self._admit()
+
+    def refused(self) -> None:
+        """The recorder says that it is asked too much."""
+        if self._pace is not None:
+            self._pace.refused()
+
     def _admit(self) -> None:
-        while self._waiters and self.running < self._limit:
+        while self._waiters and self.room:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 self.running += 1
@@ -75,7 +100,7 @@ class Gate:
         self._admit()
 
     async def _enter(self) -> None:
-        if self.running < self._limit and not self._waiters:
+        if self.room and not self._waiters:
             self.running += 1
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -218,8 +243,9 @@ class Client:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         accept: frozenset[int] = frozenset({200}),
+        paced: bool = False,
     ) -> AsyncIterator[Answer]:
-        """One request within the gate; a GET follows up to five redirects.
+        """One request within the gate; a GET follows up to five redirects. ``paced``: how long it takes counts.
 
         Raises what the status means (see :meth:`_refuse`) for any status that is not in ``accept``.
         """
@@ -238,9 +264,17 @@ class Client:
                     origin = Origin.of(url)
                     ours = origin == self._origin
                     headers_now = {**sent, **self._credentials, **self._cookie(url)} if ours else sent
-                    async with await self._transport.send(
-                        method, origin, url.raw_path_qs, headers_now, data
-                    ) as response:
+                    began = monotonic()
+                    try:
+                        answer = await self._transport.send(method, origin, url.raw_path_qs, headers_now, data)
+                    except (Broken, TimeoutError):
+                        self.gate.refused()
+                        raise
+                    if answer.status in {429, 503}:
+                        self.gate.refused()
+                    elif paced and ours:
+                        self.gate.answered(monotonic() - began)
+                    async with answer as response:
                         if ours and self._cookies:
                             self._keep_cookies(url, response)
                         if response.status in _REDIRECTS and response.status not in accept:
@@ -271,7 +305,7 @@ class Client:
 
         Raises TryAgain where fewer bytes come than the answer promised, and where it never ends.
         """
-        async with self.request(method, path, **how) as response:
+        async with self.request(method, path, paced=True, **how) as response:
             into.told(content_type=response.headers.get("Content-Type"))
             received = 0
             async for chunk in self._chunks(response):

@@ -12,6 +12,7 @@ from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
 from .engine import Engine
 from .http import Client, Gate
+from .pace import Pace
 from .spool import Spool
 from .sync import Feed, Outlet, describe_changes, tell_ledgers
 from .verify import Verifier
@@ -46,7 +47,7 @@ class Archive:
     def open_feed(self, source: SourceConfig, outlets: Mapping[str, Outlet]) -> Feed:
         """A source, not asked yet, until :meth:`close`. Raises OSError where its ca_file can't be read."""
         stack, old = AsyncExitStack(), self.feeds.get(source.name)
-        gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0))
+        gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0, pace=Pace()))
         feed = make_feed(source, outlets, self.catalog, stack, gate)
         self._closers[id(feed)] = stack
         return feed
@@ -153,7 +154,7 @@ def make_feed(
         async def reserve() -> timedelta:
             return await catalog.reserve(source.name, interval)
 
-    gate = gate or Gate(0)
+    gate = gate or Gate(0, pace=Pace())
     gate.reserve = reserve
     client = Client.of(options, gate, cookies=getattr(source.cls, "cookies", False))
     stack.push_async_callback(client.close)
