@@ -45,6 +45,8 @@ ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
 ROWS = 2000
 #: A window is listed again so long after its first listing.
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
+#: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
+KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 
 Document = dict[str, Any]
 P = ParamSpec("P")
@@ -86,7 +88,8 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
 RETURNING recording_id, revision = 1 AS new"""
 
 #: A told size or hash that changed is new content: what is archived is fetched again, the old copy stays beside it;
-#: what is on its way (claimed, or held by some stores only) starts anew.
+#: what is on its way (claimed, or held by some stores only) starts anew. Where nothing was told before (a manifest does
+#: not say it), what is told now is compared with what is held.
 UPSERT_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, error, told_size, told_sha256, told_duration,
     told_type, opaque, urgent, ref, stores)
@@ -114,8 +117,8 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
         FROM (SELECT excluded.state = 'pending' AND (
                          m.state IN ('gone', 'empty')
                          OR (m.state IN ('archived', 'pending') AND (
-                             coalesce(m.told_sha256 <> excluded.told_sha256, false)
-                             OR coalesce(m.told_size <> excluded.told_size, false))))
+                             coalesce(coalesce(lower(m.told_sha256), m.sha256) <> lower(excluded.told_sha256), false)
+                             OR coalesce(coalesce(m.told_size, m.size) <> excluded.told_size, false))))
                          AS again,
                      excluded.state <> 'pending' AND m.state IN ('pending', 'failed') AS ends) AS change)"""
 
@@ -725,7 +728,8 @@ class Catalog:
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        settings = {"timezone": "UTC", "application_name": "archiver"} | ({"search_path": schema} if schema else {})
+        settings = {"timezone": "UTC", "application_name": "archiver", **KEEPALIVES}
+        settings |= {"search_path": schema} if schema else {}
         try:
             with _translated(url):
                 pool = await asyncpg.create_pool(
@@ -833,7 +837,9 @@ class Catalog:
         async with self._locking:
             with _translated(self._url):
                 if self._locks is None or self._locks.is_closed():
-                    self._locks = await asyncpg.connect(self._url, timeout=10, command_timeout=30)
+                    self._locks = await asyncpg.connect(
+                        self._url, timeout=10, command_timeout=30, server_settings=KEEPALIVES
+                    )
                 return bool(await self._locks.fetchval(statement, what))
 
     async def _unlock(self, what: str) -> None:

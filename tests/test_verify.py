@@ -17,10 +17,11 @@ from archiver.errors import ConfigError
 from archiver.model import Body, ListingKey
 from archiver.rebuild import rebuild
 from archiver.simulators.genesys import GenesysSimulator
+from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.testing.stores import read
-from tests.engine import Rig, a_recorder, archiving
+from tests.engine import Rig, a_recorder, archiving, assert_archived
 
 
 def two(folder: Path):
@@ -218,6 +219,18 @@ async def test_a_copy_that_counted_only_later_comes_back_as_it_counted(tmp_path,
         for store in ("two", "one"):
             before, after, *_ = await remade(rig, database, store)
             assert before == after
+
+
+async def test_what_changed_at_the_recorder_meanwhile_is_fetched_after_a_rebuild(tmp_path, database):
+    sim = a_recorder(ImagicleSimulator, 3, live=True)
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.sync()
+        await remade(rig, database, "disk")
+        sim.calls[1].extra["format"] = "wav"
+        sim._facts.clear()
+        await rig.sync()
+        await assert_archived(rig)
+        assert sim.count("audio") == 4, "nothing else is fetched again"
 
 
 async def test_what_was_not_archived_yet_is_found_again_after_a_rebuild(tmp_path, database):
