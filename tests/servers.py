@@ -24,7 +24,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -309,7 +309,13 @@ class Postgres(Server):
     #: Immediate shutdown: what a kill would leave behind is tidied away.
     _with_parent = staticmethod(lambda: _signal_with_parent(signal.SIGQUIT))
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1", admits: str = "127.0.0.1/32") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        address: str = "127.0.0.1",
+        admits: str = "127.0.0.1/32",
+        within: Sequence[str] = (),
+    ) -> None:
         super().__init__("postgres", folder)
         self.address = address
         self._programs = _programs()
@@ -317,9 +323,14 @@ class Postgres(Server):
         cluster = Embedded(folder / "db")
         account = _SPAWNER.submit(asyncio.run, self._make(cluster)).result()
         self._prefix, self._how = list(account.prefix), dict(account.how)
+        if within and self._how:
+            # Only root enters a namespace.
+            self._prefix = ["setpriv", "--reuid", str(account.uid), "--regid", str(account.gid), "--clear-groups"]
+            self._how = {}
         if self._prefix:
             # What was asked for before is forgotten when the user changes.
             self._prefix[1:1] = ["--pdeathsig", "QUIT"]
+        self._prefix[:0] = within
         self._data = folder / "db/pgdata"
         with (self._data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {admits} trust\n")
@@ -434,9 +445,11 @@ def apache() -> Iterator[Apache]:
 
 
 @contextlib.contextmanager
-def postgres(address: str = "127.0.0.1", admits: str = "127.0.0.1/32") -> Iterator[Postgres]:
-    """A PostgreSQL of one's own, started in a second or two."""
-    with _serving(lambda folder: Postgres(folder, address, admits)) as server:
+def postgres(
+    address: str = "127.0.0.1", admits: str = "127.0.0.1/32", within: Sequence[str] = ()
+) -> Iterator[Postgres]:
+    """A PostgreSQL of one's own, started in a second or two; ``within``: the command that enters a namespace."""
+    with _serving(lambda folder: Postgres(folder, address, admits, within)) as server:
         try:
             yield server
         finally:

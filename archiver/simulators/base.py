@@ -115,6 +115,8 @@ class Simulator:
     """
 
     kind: ClassVar[str]
+    #: Where it listens.
+    address = "127.0.0.1"
 
     def __init__(self, *, seed: int = 1, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
@@ -210,7 +212,7 @@ class Simulator:
         app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, self.address, self._port, reuse_address=True)
         await site.start()
         self._port = self._runner.addresses[0][1]
 

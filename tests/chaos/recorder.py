@@ -57,6 +57,9 @@ class Settings:
     port: int = 0
     #: How often it was started before; its faults fall otherwise each time. Below zero: none.
     start: int = -1
+    address: str = "127.0.0.1"
+    #: Seconds between the pieces of each download, where it is a slow one.
+    drip: float = 0.0
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -65,7 +68,7 @@ class Settings:
 def made(settings: Settings) -> Simulator:
     """The recorder with its calls: half of them old, half come while it runs, some of these late."""
     sim = SIMULATORS[settings.kind](seed=settings.seed)
-    sim._port = settings.port
+    sim._port, sim.address = settings.port, settings.address
     began = datetime.fromisoformat(settings.began)
     dice = random.Random(f"{settings.seed}/{settings.kind}")
     # Every fourth call of Chronicall has two recordings.
@@ -93,6 +96,8 @@ async def serve(settings: Settings) -> None:
     sim = made(settings)
     if settings.start >= 0:
         spoil(sim, random.Random(f"{settings.seed}/{settings.kind}/{settings.start}"))
+    if settings.drip:
+        sim.fault("drip", "audio", times=-1, value=settings.drip)
     await sim.start()
     hits: dict[str, int] = {}
     while True:

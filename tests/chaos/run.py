@@ -95,6 +95,19 @@ class Report:
         ]
 
 
+class Still(Rig):
+    """An archive that nobody works on: its stores are listed once."""
+
+    listed: dict[str, dict[str, int]] | None = None
+
+    async def objects(self, store: str) -> dict[str, int]:
+        self.listed = self.listed or {}
+        if store not in self.listed:
+            outlet = self.archive.outlets[store]
+            self.listed[store] = {r.key: r.size async for r in outlet.store.list(outlet.prefix)}
+        return self.listed[store]
+
+
 class Peer:
     """A process that may be killed, and is started again."""
 
@@ -423,7 +436,7 @@ class World:
         sims = self.truth()
         loaded = configuration.load(place.write())
         async with wiring.opened(loaded) as archive:
-            rig = Rig(archive, sims)
+            rig = Still(archive, sims)
             objects = {store: await rig.objects(store) for store in archive.outlets}
             for name, sim in sims.items():
                 truth = sim.truth()
@@ -526,7 +539,9 @@ async def run(
                 telling.cancel()
                 await world.stop_daemons()
                 say(f"calm after {report.calm:.0f} s; the audit begins")
-            await world.rebuild(await world.audit())
+            before = await world.audit()
+            say("the audit is done; the catalog is made again")
+            await world.rebuild(before)
     finally:
         report.seconds = time.monotonic() - began
         if report.rebuilt and report.good:
