@@ -593,6 +593,12 @@ RETRY = """
 UPDATE media SET state = 'pending', due_at = $3, error = 'asked for again', failing_since = NULL, attempts = 0
 WHERE state = $2 AND ($1::text IS NULL OR source = $1) RETURNING source, recording_id, media_id"""
 
+FORGIVE = """
+UPDATE media m SET state = 'pending', due_at = $5 FROM unnest($1::text[], $2::text[], $3::text[]) AS t(s, r, i)
+WHERE (m.source, m.recording_id, m.media_id) = (t.s, t.r, t.i) AND m.state = 'failed' AND m.error LIKE $4"""
+
+DELIVERED = """SELECT EXISTS (SELECT FROM totals WHERE source = $1 AND count > 0)"""
+
 HISTORY_OF = """
 SELECT media_id, what, detail, first_at, last_at, times FROM history
 WHERE source = $1 AND recording_id = $2 ORDER BY first_at, last_at"""
@@ -1694,6 +1700,16 @@ class Catalog:
             rows = await c.fetch(RETRY, source, state.value, now)
             await self._remember(c, now, [(r[0], r[1], r[2], "asked for again", f"was {state.value}") for r in rows])
         return len(rows)
+
+    async def forgive(self, ids: Iterable[tuple[str, str, str]], what: str, due_at: datetime) -> None:
+        """Make those of the media due then that failed for that reason, though not one of them was to blame."""
+        async with self._connection() as c:
+            await c.execute(FORGIVE, *_columns(list(ids), 3), f"{what}: %", due_at)
+
+    async def delivered(self, source: str) -> bool:
+        """Was any medium of this source ever archived?"""
+        async with self._connection() as c:
+            return bool(await c.fetchval(DELIVERED, source))
 
 
 class Drill:

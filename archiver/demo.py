@@ -193,7 +193,7 @@ def _new_calls(console: Console, simulators: dict[str, Simulator]) -> None:
 
 def _call_now(simulator: Simulator) -> None:
     """A call that has just ended, for recorders that list by the minute (one that lists by the hour tells it later)."""
-    if simulator.kind != "noojee":
+    if not simulator.lists_closed_hours:
         simulator.add_call(simulator.clock.now() - timedelta(seconds=8), timedelta(seconds=4))
 
 

@@ -353,7 +353,7 @@ class Engine:
             return await sync.explain(feed, claim, self.catalog, error)
         except SpoolDown as error:
             return sync.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
-        feed.health.worked()
+        await sync.delivered(feed, self.catalog)
         return await sync.deliver(feed, claim, self.catalog, body, found)
 
     # -- commit ------------------------------------------------------------------------------------------------------

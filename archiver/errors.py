@@ -50,6 +50,9 @@ class CatalogDown(ArchiverError):
 class SourceError(ArchiverError):
     """The source failed."""
 
+    #: The HTTP status that said so, where one did.
+    status: int | None = None
+
 
 class TryAgain(SourceError):
     """It failed in a way that passes by itself."""

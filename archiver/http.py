@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from http.cookies import CookieError, SimpleCookie
 from time import monotonic
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -33,7 +33,12 @@ from .pace import Pace
 from .ports import Sink
 from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport
 
-JSON_LIMIT = 256 << 20
+#: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
+JSON_LIMIT = 32 << 20
+#: No row nests deeper; what does, no database takes, nor Python's own JSON writer.
+_DEEPEST = 64
+#: So many time-outs long a body may drip; from then on this many bytes must have come in each.
+_PATIENCE, _TRICKLE = 10, 1 << 10
 #: So many bytes of an answer are looked at for a message.
 _QUOTED = 400
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -261,19 +266,9 @@ class Client:
         async with self.gate.slot():
             with self._translated():
                 for _ in range(6):
-                    origin = Origin.of(url)
-                    ours = origin == self._origin
+                    ours = self.is_ours(url)
                     headers_now = {**sent, **self._credentials, **self._cookie(url)} if ours else sent
-                    began = monotonic()
-                    try:
-                        answer = await self._transport.send(method, origin, url.raw_path_qs, headers_now, data)
-                    except (Broken, TimeoutError):
-                        self.gate.refused()
-                        raise
-                    if answer.status in {429, 503}:
-                        self.gate.refused()
-                    elif paced and ours:
-                        self.gate.answered(monotonic() - began)
+                    answer = await self._sent(method, url, headers_now, data, paced=paced and ours)
                     async with answer as response:
                         if ours and self._cookies:
                             self._keep_cookies(url, response)
@@ -286,6 +281,23 @@ class Client:
                         return
                 raise TryAgain("it redirects in a circle")
 
+    async def _sent(
+        self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
+    ) -> Answer:
+        began = monotonic()
+        try:
+            # A head may come byte by byte, and each is progress.
+            async with asyncio.timeout(self._timeout.total_seconds() * _PATIENCE):
+                answer = await self._transport.send(method, Origin.of(url), url.raw_path_qs, headers, data)
+        except (Broken, TimeoutError):
+            self.gate.refused()
+            raise
+        if answer.status in {429, 503}:
+            self.gate.refused()
+        elif paced:
+            self.gate.answered(monotonic() - began)
+        return answer
+
     async def json(self, method: str, path: str, *, limit: int = JSON_LIMIT, **how: Any) -> Any:
         """The answer as JSON. Raises Overflow beyond ``limit`` bytes, TryAgain where it is no JSON."""
         async with self.request(method, path, **how) as response:
@@ -295,10 +307,20 @@ class Client:
                 if len(body) > limit:
                     raise Overflow(f"the answer is longer than {limit} bytes")
         try:
-            return jsonlib.loads(bytes(body)) if len(body) < 1 << 20 else await asyncio.to_thread(_loads, body)
+            return _loads(body) if len(body) < 1 << 20 else await asyncio.to_thread(_loads, body)
         except (ValueError, RecursionError):
             start = bytes(body[: _QUOTED + self._hidden.longest])
             raise TryAgain(f"the answer is no JSON: {self._excerpt(start, whole=len(start) == len(body))}") from None
+
+    async def beginning(self, method: str, path: str, *, limit: int = 1 << 16, **how: Any) -> bytes:
+        """The first bytes of the answer, all of a short one."""
+        body = b""
+        async with self.request(method, path, **how) as response:
+            async for chunk in self._chunks(response):
+                body += chunk
+                if len(body) >= limit:
+                    break
+        return body[:limit]
 
     async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDict[str]:
         """The body, byte for byte, into the sink; returns the answer's headers.
@@ -318,10 +340,13 @@ class Client:
     async def _chunks(self, response: Answer) -> AsyncIterator[bytes]:
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
-        received = 0
+        received, began = 0, monotonic()
         try:
             while chunk := await response.read():
                 received += len(chunk)
+                spans = (monotonic() - began) / self._timeout.total_seconds()
+                if spans > _PATIENCE and received < spans * _TRICKLE:
+                    raise TooSlow(f"the body drips: {received} bytes in {monotonic() - began:.0f} s")
                 if unpack is None:
                     yield chunk
                     continue
@@ -378,17 +403,11 @@ class Client:
         excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
         what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")
-        if status in {401, 403}:
-            raise Refused(what)
-        if status == 404:
-            raise NotReady(what)
-        if status == 410:
-            raise Gone(what)
-        if status == 504:
-            raise TooSlow(what)
-        if status in {408, 425, 429} or status >= 500:
-            raise TryAgain(what, retry_after=_retry_after(response.headers.get("Retry-After")))
-        raise BadData(what)
+        error = _meaning(status)(what)
+        error.status = status
+        if isinstance(error, TryAgain):
+            error.retry_after = _retry_after(response.headers.get("Retry-After"))
+        raise error
 
     def _excerpt(self, body: bytes, *, whole: bool = True) -> str:
         text = self._hidden.hide(body.decode("utf-8", "replace"), whole=whole)
@@ -402,9 +421,7 @@ class Client:
         except SourceError:
             raise
         except ssl.SSLError as error:
-            raise Refused(
-                f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
-            ) from None
+            raise Refused(f"TLS with {at} failed ({_reason(error)}); {_remedy(error)}") from None
         except NoConnection as error:
             raise TryAgain(f"can't connect to {at}: {_reason(error)}") from None
         except TimeoutError:
@@ -415,8 +432,55 @@ class Client:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
 
 
+def basic(username: str, password: str) -> dict[str, str]:
+    """The header of HTTP Basic (RFC 7617, UTF-8)."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+def below(base: URL, uri: str | None) -> str | None:
+    """An address that an answer named, as a path below the base URL.
+
+    Its host does not count: nodes tell internal ones. None where it is no such path.
+    """
+    if uri is None or not re.fullmatch(r"[!-~]+", uri) or {".", ".."} & set(re.split(r"[/\\?]", unquote(uri))):
+        return None
+    try:
+        url = URL(uri, encoded=True)
+    except ValueError:
+        return None
+    root = base.raw_path.rstrip("/")
+    path = url.raw_path.removeprefix(root) if url.raw_path.startswith(f"{root}/") else url.raw_path
+    if not path.startswith("/") or (url.host and root and path == url.raw_path):
+        return None
+    return path + (f"?{url.raw_query_string}" if url.raw_query_string else "")
+
+
+def _meaning(status: int) -> type[SourceError]:
+    known: dict[int, type[SourceError]] = {401: Refused, 403: Refused, 404: NotReady, 410: Gone, 504: TooSlow}
+    again = status in {408, 425, 429} or status >= 500
+    return known.get(status, TryAgain if again else BadData)
+
+
 def _loads(body: bytearray) -> Any:
-    return jsonlib.loads(bytes(body))
+    """Raises ValueError, RecursionError; also for what nests too deeply to be written again."""
+    value = jsonlib.loads(body)
+    level = [value]
+    for _ in range(_DEEPEST):
+        if not level:
+            return value
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [child for each in inner for child in each if isinstance(child, dict | list)]
+    raise ValueError("it nests too deeply")
+
+
+def _remedy(error: ssl.SSLError) -> str:
+    """OpenSSL's numbers (openssl/x509_vfy.h): 9 not valid yet, 10 expired, 62 and 64 another name or address."""
+    code = getattr(error, "verify_code", None)
+    if code in {9, 10}:
+        return "renew its certificate, or set this clock right"
+    if code in {62, 64}:
+        return "base_url must name the host as its certificate does"
+    return "set ca_file to the certificate of its issuer"
 
 
 def _reason(error: BaseException) -> str:

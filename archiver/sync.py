@@ -14,7 +14,7 @@ import contextlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -70,6 +70,8 @@ FRESH = timedelta(minutes=15)
 UNDETAILED = "undetailed"
 #: What only an operator can mend is looked at again so often.
 STUCK = timedelta(minutes=15)
+#: So many media refused, and none delivered in between, are no matter of single recordings.
+REFUSALS = 5
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
 
@@ -139,6 +141,8 @@ class Feed:
     logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
     users: int = 0
+    #: The media that were refused since audio last came, though the account is welcome.
+    refused: set[tuple[str, str, str]] = field(default_factory=set)
 
 
 def hold(*things: Feed | Outlet) -> None:
@@ -241,7 +245,7 @@ async def poll(
         finally:
             if wanted is None:
                 await catalog.polled(feed.name, report.error)
-        if report.error is None:
+        if report.error is None and len(feed.refused) < REFUSALS:
             await resume_source(feed, catalog)
     return report
 
@@ -516,7 +520,7 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
     """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
     with spool.sink() as sink:
         try:
-            body, found = await obtain(feed, claim, sink)
+            body, found = await obtain(feed, claim, sink, catalog)
         except SourceError as error:
             return await explain(feed, claim, catalog, error)
         except SpoolDown as error:
@@ -524,7 +528,7 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
         return await deliver(feed, claim, catalog, body, found)
 
 
-async def obtain(feed: Feed, claim: Claim, sink: SpoolSink) -> tuple[Body, audio.Audio]:
+async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog) -> tuple[Body, audio.Audio]:
     """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
     for copy in claim.copies:
         outlet = feed.outlets.get(copy.store)
@@ -544,8 +548,17 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink) -> tuple[Body, audio
     await feed.source.fetch(claim.medium, sink)
     body = await sink.body()
     found = await verified(claim.medium, body)
-    feed.health.worked()
+    await delivered(feed, catalog)
     return body, found
+
+
+async def delivered(feed: Feed, catalog: Catalog) -> None:
+    """Audio came: the account may have it."""
+    feed.health.worked()
+    refused, feed.refused = feed.refused, set()
+    if len(refused) >= REFUSALS:
+        await catalog.forgive(refused, "refused", catalog.clock.now())
+        await resume_source(feed, catalog)
 
 
 async def verified(medium: Medium, body: Body) -> audio.Audio:
@@ -674,7 +687,7 @@ async def explain(feed: Feed, claim: Claim, catalog: Catalog, error: SourceError
         return outcome(State.PENDING, "not ready", now + next_look(age, jitter))
     if isinstance(error, Refused):
         if await _welcome(feed, catalog):
-            return outcome(State.FAILED, "refused", counts=True)
+            return await _refused(feed, claim, catalog, error, outcome)
         return outcome(State.PENDING, "account refused", feed.paused_until or now + timedelta(minutes=1))
     asked = error.retry_after if isinstance(error, TryAgain) else None
     feed.health.failed(now, str(error), asked)
@@ -683,6 +696,24 @@ async def explain(feed: Feed, claim: Claim, catalog: Catalog, error: SourceError
         return outcome(State.FAILED, "gave up", counts=True)
     wait = next_try(claim.attempts + 1, feed.options.retry, jitter, asked)
     return outcome(State.PENDING, "failed", now + wait, counts=True)
+
+
+async def _refused(
+    feed: Feed, claim: Claim, catalog: Catalog, error: Refused, outcome: Callable[..., Outcome]
+) -> Outcome:
+    """The account is welcome, this medium is refused: it alone or, where none is delivered in between, all of them?"""
+    feed.refused.add(claim.id)
+    if len(feed.refused) < REFUSALS:
+        if await catalog.delivered(feed.name):
+            return outcome(State.FAILED, "refused", counts=True)
+        # An account that never got any audio may not be meant to.
+        due_at = catalog.clock.now() + next_try(claim.attempts + 1, feed.options.retry, 0.5)
+        return outcome(State.PENDING, "refused", due_at, counts=True)
+    await pause_source(feed, catalog, f"the account may list recordings, but is refused the audio of each: {error}")
+    # Behind the others, which may be allowed.
+    due_at = (feed.paused_until or catalog.clock.now()) + timedelta(minutes=1)
+    await catalog.forgive(feed.refused, "refused", due_at)
+    return outcome(State.PENDING, "account refused", due_at)
 
 
 async def _welcome(feed: Feed, catalog: Catalog) -> bool:

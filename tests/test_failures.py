@@ -19,7 +19,7 @@ from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import FRESH, GONE_AFTER
+from archiver.sync import FRESH, GONE_AFTER, REFUSALS
 from tests.engine import HOUR, MINUTE, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -419,7 +419,10 @@ async def test_one_refused_recording_fails_with_that_reason_and_the_rest_goes_on
         sim.fault("status", "audio", times=-1, value=403, match=file_of(sim, 3))
         (summary,) = (await rig.sync()).values()
         assert not summary.complete
-        assert (summary.archived, summary.failed) == (7, 1)
+        # Refused before any audio ever came, it is looked at once more.
+        rig.advance(2 * MINUTE)
+        await rig.transfer()
+        assert summary.archived == 7
         medium = await rig.medium(file_of(sim, 3))
         assert (medium["state"], medium["copies"]) == ("failed", [])
         assert medium["error"].startswith("refused: ")
@@ -437,6 +440,45 @@ async def test_one_refused_recording_fails_with_that_reason_and_the_rest_goes_on
         assert await rig.catalog.retry("pbx", State.FAILED) == 1
         await rig.transfer()
         assert await assert_archived(rig) == 8
+
+
+@pytest.mark.parametrize("before", [0, 3], ids=["never got any", "got some before"])
+async def test_an_account_that_may_list_but_gets_no_audio_is_one_loud_pause_and_no_failure(
+    before, tmp_path, database, clock
+):
+    sim = a_recorder(calls=before)
+    async with archiving(tmp_path, database, sim, clock=clock, lookback="6h") as rig:
+        await rig.sync()
+        archived = {"archived": before} if before else {}
+        rig.advance(HOUR)
+        late = [sim.add_call(clock.now() - (n + 1) * MINUTE, 2 * SECOND) for n in range(12)]
+        refusal = sim.fault("status", "audio", times=-1, value=403)
+        with capture_logs() as said:
+            await rig.sync()
+        (loud,) = [line for line in said if line["event"] == "source.refused"]
+        assert "may list recordings, but is refused the audio of each" in loud["error"]
+        assert "403" in loud["error"]
+        source = (await rig.status())["sources"]["pbx"]
+        assert source["paused_why"] == loud["error"]
+        assert source["failed"] < REFUSALS
+
+        # That it lists shows nothing: each look at the audio is a few requests, and lengthens the pause.
+        for wait in (2, 4):
+            rig.advance(timedelta(minutes=wait))
+            assert (await rig.poll()).error is None
+            asked = sim.count("audio")
+            await rig.transfer()
+            assert asked < sim.count("audio") <= asked + 2 * 4
+            assert await rig.states() == {**archived, "pending": 12}
+        assert rig.feed.pauses == 3
+
+        # Those that are refused hold no other up, and what is refused in the end fails alone.
+        (refusal.match,) = sim.expected(late[3])
+        for _ in range(20):
+            rig.advance(10 * MINUTE)
+            await rig.transfer()
+        assert await rig.states() == {"archived": before + 11, "failed": 1}
+        assert (await rig.status())["sources"]["pbx"]["paused_why"] is None
 
 
 # -- gone and empty --------------------------------------------------------------------------------------------------

@@ -254,6 +254,8 @@ class Simulator:
 
     #: Faults that a vendor's handlers apply themselves (a bad row, a wrong size …).
     own_faults: ClassVar[frozenset[str]] = frozenset()
+    #: True where calls are listed by whole hours, once these are over.
+    lists_closed_hours: ClassVar[bool] = False
 
     @web.middleware
     async def _watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:

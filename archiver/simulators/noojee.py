@@ -69,6 +69,7 @@ class NoojeeSimulator(Simulator):
     #: Do errors come inside 200 OK?
     errors_in_200 = False
     own_faults: ClassVar[frozenset[str]] = frozenset({"error_in_200", "bad_row", "no_id"})
+    lists_closed_hours: ClassVar[bool] = True
 
     def __init__(self, *, seed: int = 1, clock: Clock | None = None) -> None:
         super().__init__(seed=seed, clock=clock)

@@ -7,15 +7,12 @@ page (guide.ximasoftware.com/docs/recording-data) nor guide.xima.cloud tells is 
 from __future__ import annotations
 
 import io
-import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
-from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
@@ -24,8 +21,10 @@ from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, Size, SourceOptions
 from ..ports import Sink
-from .chronicall_rows import EPOCH, MS, recording
-from .chronicall_zip import Spool, unpack
+from ..rows import EPOCH, MS, listing, rejected, segment
+from ..sinks import Capped
+from ..zips import unpack
+from .chronicall_rows import recording
 
 _SECOND = timedelta(seconds=1)
 #: Between two audio requests of a v2 tenant, and until it is worth asking again about an allowance of five days.
@@ -94,7 +93,7 @@ class Chronicall:
             if all(r.recording_id != long.recording_id for r in self._listing(rows).recordings):
                 said += "; its list does not go by the start: set overlap to the longest recording's duration"
         ready = next((m for r in found for m in r.media if m.availability is Availability.READY), None)
-        nowhere = Spool(io.BytesIO(), self._options.batch_largest)
+        nowhere = Capped(io.BytesIO(), self._options.batch_largest, "medium", "batch_largest")
         if ready and self.batch > 1 and not await self.fetch_batch([ready], {ready.media_id: nowhere}):
             said += "; its ZIP export is of no use here: audio will come one by one"
         return said
@@ -105,38 +104,38 @@ class Chronicall:
             with _statuses(wide=True):
                 return self._listing(await self._rows(window.start - _SECOND, window.end + self._options.overlap))
         except NotReady as error:
-            if _status(error) == 204:
+            if error.status == 204:
                 return Listing()
             raise BadData("there is no such list (404): are base_url, list_path and api_version right?") from None
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """By call keys, ``{uuid}-{start ms}-{end ms}``. Raises Refused where not one call may be seen."""
         found: dict[str, Recording] = {}
-        rejected: list[Rejected] = []
+        unread: list[Rejected] = []
         refused = 0
         keys = [key for key in dict.fromkeys(call_ids) if key not in {"", ".", ".."}]
         for call_id in keys:
             try:
                 with _statuses():
-                    rows = await self._http.json("GET", f"{self._api}/calls/{_quoted(call_id)}/recordings")
+                    rows = await self._http.json("GET", f"{self._api}/calls/{segment(call_id)}/recordings")
             except NotReady:
                 continue
             except Refused as error:
                 refused += 1
-                if _status(error) != 403 or refused == len(keys):
+                if error.status != 403 or refused == len(keys):
                     raise
-                rejected.append(Rejected(raw=json.dumps({"callKey": call_id})[:4096], reason=str(error)))
+                unread.append(rejected({"callKey": call_id}, str(error)))
             else:
-                listing = self._listing(rows, call_id)
-                found |= {r.recording_id: r for r in listing.recordings}
-                rejected += listing.rejected
-        return Listing(tuple(found.values()), tuple(rejected))
+                told = self._listing(rows, call_id)
+                found |= {r.recording_id: r for r in told.recordings}
+                unread += told.rejected
+        return Listing(tuple(found.values()), tuple(unread))
 
     async def detail(self, recording: Recording) -> Recording:
         """With a new listen link, where those are wanted; that one can't be had keeps no recording back."""
         if not self._options.listen_links or recording.media[0].availability is not Availability.READY:
             return recording
-        path = f"{self._api}/recordings/{_quoted(recording.recording_id)}/external-listen-link"
+        path = f"{self._api}/recordings/{segment(recording.recording_id)}/external-listen-link"
         try:
             with _statuses():
                 answer = await self._http.json("POST", path, limit=1 << 16)
@@ -150,7 +149,7 @@ class Chronicall:
         path = self._options.audio_path or f"{self._api}/recordings/{{key}}/audio"
         with _statuses():
             await self._http.download(
-                path.replace("{key}", _quoted(medium.recording_id)), into, params={"format": self._options.format}
+                path.replace("{key}", segment(medium.recording_id)), into, params={"format": self._options.format}
             )
 
     async def fetch_batch(self, media: Sequence[Medium], into: Mapping[str, Sink]) -> set[str]:
@@ -159,17 +158,17 @@ class Chronicall:
         Where the export is too much for the recorder (Overflow), later batches are half as long, at last 1.
         """
         keys, params = {"recordingKeys": [m.recording_id for m in media]}, {"format": self._options.format}
-        largest = self._options.batch_largest
+        path, largest = f"{self._api}/recordings/audio", self._options.batch_largest
         with tempfile.TemporaryFile() as file:
+            packed = Capped(file, largest, "ZIP", "batch_largest")
             try:
                 with _statuses(wide=True):
-                    path = f"{self._api}/recordings/audio"
-                    await self._http.download(path, Spool(file, largest), method="POST", json=keys, params=params)
+                    await self._http.download(path, packed, method="POST", json=keys, params=params)
             except Overflow:
                 self.batch = max(1, self.batch // 2)
                 raise
             except (BadData, NotReady, Refused) as error:
-                if isinstance(error, Refused) and _status(error) != 403:
+                if isinstance(error, Refused) and error.status != 403:
                     raise
                 return set()
             self.batch = min(self._options.batch, self.batch + 1)
@@ -186,26 +185,7 @@ class Chronicall:
         if not isinstance(rows, list):
             raise TryAgain("the answer is no list of recordings")
         sized = self._options.check_size and self._options.format == "spx"
-        found: dict[str, Recording] = {}
-        rejected = []
-        for row in rows:
-            try:
-                one = recording(row, call_id=call_id, sized=sized)
-                found[one.recording_id] = one
-            except (ValueError, OverflowError) as error:
-                rejected.append(Rejected(raw=json.dumps(row)[:4096], reason=str(error)))
-        return Listing(tuple(found.values()), tuple(rejected))
-
-
-def _quoted(key: str) -> str:
-    """As one segment of a path, whatever it holds."""
-    return quote(key, safe="", errors="replace")
-
-
-def _status(error: SourceError) -> int | None:
-    """The HTTP status of which the client's error tells."""
-    told = re.match(r"it answered (\d{3})\b", str(error))
-    return int(told[1]) if told else None
+        return listing(rows, lambda row: recording(row, call_id=call_id, sized=sized))
 
 
 @contextmanager
@@ -216,14 +196,16 @@ def _statuses(*, wide: bool = False) -> Iterator[None]:
     except Overflow:
         raise
     except (TryAgain, BadData) as error:
-        status, wait = _status(error), getattr(error, "retry_after", None)
+        status, wait = error.status, getattr(error, "retry_after", None)
         if status == 509:
             said = "the tenant's allowance of downloads in five days is used up (509); only Xima's support resets it"
             raise TryAgain(said, retry_after=max(wait or _HOUR, _HOUR)) from None
         if status == 429:
             raise TryAgain(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
         if status in {202, 204}:
-            raise NotReady(str(error)) from None
+            waiting = NotReady(str(error))
+            waiting.status = status
+            raise waiting from None
         if wide and status in {500, 502}:
             raise TooSlow(str(error), retry_after=wait) from None
         raise

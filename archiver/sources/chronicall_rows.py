@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..model import Availability, Direction, Medium, Party, Recording
+from ..rows import EPOCH, MS, identifier, integer, labelled, text
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MS = timedelta(milliseconds=1)
 _PARTIES = {"caller": "callingParty", "callee": "receivingParty", "agent": "agent"}
 
 
@@ -21,13 +19,11 @@ def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Re
     """What a row tells.
 
     ``call_id`` stands in where the row names no call; ``sized``: the row's size is that of the bytes that will come.
-    Raises ValueError or OverflowError where a row tells neither which recording it is nor when that began.
+    Raises rows.UNREADABLE where a row tells neither which recording it is nor when that began.
     """
-    key = _text(row.get("recordingKey")) if isinstance(row, dict) else None
-    if key is None or key in {".", ".."} or not key.isprintable():
-        raise ValueError("the row has no usable recordingKey")
+    key = identifier(row.get("recordingKey") if isinstance(row, dict) else None, "recordingKey")
     started_at = EPOCH + _start(row, key) * MS
-    length, size = _number(row.get("duration")), _number(row.get("size"))
+    length, size = integer(row.get("duration")), integer(row.get("size"))
     duration = length * MS if length is not None and 0 <= length < 1 << 40 else None
     availability, urgent = _availability(row.get("status"))
     medium = Medium(
@@ -45,12 +41,12 @@ def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Re
         media=(medium,),
         ended_at=started_at + duration if duration is not None else None,
         duration=duration,
-        call_id=_text(row.get("callKey")) or call_id,
+        call_id=text(row.get("callKey")) or call_id,
         direction=_direction(row.get("callDirection")),
         caller=_address(people.get("caller")),
         callee=_address(people.get("callee")),
-        agent=_label(people.get("agent")),
-        queue=_text(row.get("skill")),
+        agent=labelled(agent.name, agent.number) if (agent := people.get("agent")) else None,
+        queue=text(row.get("skill")),
         parties=tuple(people.values()),
         attributes=_attributes(row),
         raw=row,
@@ -59,7 +55,7 @@ def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Re
 
 def _start(row: Mapping[str, Any], key: str) -> int:
     """Milliseconds since 1970: startTime, else the tail of the key."""
-    start = _number(row.get("startTime"))
+    start = integer(row.get("startTime"))
     if start is not None:
         return start
     tail = re.search(r"-([0-9]{13})$", key)
@@ -73,59 +69,37 @@ def _availability(status: Any) -> tuple[Availability, bool]:
 
     A status that nobody knows may be PENDING's new name.
     """
-    text = (_text(status) or "").upper()
-    if text == "SAVED":
+    said = (text(status) or "").upper()
+    if said == "SAVED":
         return Availability.READY, False
-    if text.startswith("PENDING_DELETE_"):
+    if said.startswith("PENDING_DELETE_"):
         return Availability.READY, True
-    return (Availability.DELETED if text.startswith("DELETED_") else Availability.NOT_READY), False
+    return (Availability.DELETED if said.startswith("DELETED_") else Availability.NOT_READY), False
 
 
 def _direction(told: Any) -> Direction:
     try:
-        return Direction((_text(told) or "").lower())
+        return Direction((text(told) or "").lower())
     except ValueError:
         return Direction.UNKNOWN
 
 
 def _party(told: Any, role: str) -> Party | None:
     """``18885553794``, ``Spencer Porter(253)`` or a name alone."""
-    text = _text(told)
-    if text is None:
+    said = text(told)
+    if said is None:
         return None
-    parts = re.fullmatch(r"(.*?)\s*\(([+*#0-9]+)\)", text)
+    parts = re.fullmatch(r"(.*?)\s*\(([+*#0-9]+)\)", said)
     if parts:
         return Party(number=parts[2], name=parts[1] or None, role=role)
-    if re.fullmatch(r"[+*#0-9]+", text):
-        return Party(number=text, role=role)
-    return Party(name=text, role=role)
+    if re.fullmatch(r"[+*#0-9]+", said):
+        return Party(number=said, role=role)
+    return Party(name=said, role=role)
 
 
 def _address(party: Party | None) -> str | None:
     return (party.number or party.name) if party else None
 
 
-def _label(party: Party | None) -> str | None:
-    """``Spencer Porter (253)``"""
-    if party and party.name and party.number:
-        return f"{party.name} ({party.number})"
-    return _address(party)
-
-
 def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("tagData", "tenantName") if row.get(name)}
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value.strip() or None if isinstance(value, str) else None
-
-
-def _number(value: Any) -> int | None:
-    """An integer, told as a number or as its digits."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

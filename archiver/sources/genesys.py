@@ -11,46 +11,29 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import quote
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 from yarl import URL
 
+from ..descriptors import MediaOptions, Storage, opened
 from ..errors import BadData, NotReady, SourceError, TryAgain
-from ..http import Client
-from ..model import Listing, ListingKey, Medium, Recording, Rejected, Window
+from ..http import Client, basic, below
+from ..model import Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SourceOptions
 from ..ports import Sink
-from .genesys_register import Registrar
-from .genesys_rows import (
-    AudioOnly,
-    address,
-    below,
-    goes_on,
-    judged,
-    merged,
-    moment_text,
-    recording,
-    registered,
-    row_id,
-    rows_of,
-    stopped,
-    text,
-    too_deep,
-)
-from .genesys_storage import MediaOptions, Storage, basic, opened
+from ..rows import listing, segment, text
+from ..sinks import AudioOnly
+from ..targets.genesys import AccountOptions, Registrar, judged, moment_text
+from .genesys_rows import address, goes_on, merged, recording, registered, row_id, rows_of, stopped, too_deep
 
 _PASSES = 5
 
 
-class GenesysOptions(SourceOptions, MediaOptions):
-    username: str = Field(min_length=1)
-    password: SecretStr
+class GenesysOptions(SourceOptions, AccountOptions, MediaOptions):
     window: Duration = timedelta(hours=8)
     poll: str = "15m"
     settle: Duration = timedelta(minutes=5)
     concurrency: int = Field(default=2, ge=1, le=1000)
-    list_path: str = Field(default="/recordings", pattern="^/")
     #: Where a medium is played whose own address is on another host.
     play_path: str = Field(default="/recordings/{id}/play/{name}", pattern=r"^/[^{}]*\{id\}[^{}]*\{name\}[^{}]*$")
     page_size: int = Field(default=100, ge=1, le=100)
@@ -67,11 +50,8 @@ class GenesysOptions(SourceOptions, MediaOptions):
     foreign_media: bool = False
     #: Leave out recordings that ``register`` put there.
     skip_registered: bool = False
-    #: Use the internal twin for OPS admins, of this contact center.
-    contact_center: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$")
-    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (genesys_register.py).
+    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/targets).
     register_archived: bool = Field(default=False, alias="register")
-    region: str | None = None
 
     @model_validator(mode="after")
     def _region_is_mandatory(self) -> Self:
@@ -98,8 +78,7 @@ class Genesys:
         self._secret = options.password.get_secret_value()
         self._storage = Storage(options, options, http)
         http.authorise(basic(options.username, self._secret))
-        twin = f"/ops/contact-centers/{options.contact_center}/recordings"
-        self._path = twin if options.contact_center else options.list_path
+        self._path = options.recordings_path
 
     async def check(self) -> str:
         rows = rows_of(await self._search(self._path, {"startTime": 0, "limit": 1}))
@@ -121,35 +100,41 @@ class Genesys:
                 break
         else:
             raise TryAgain("rows keep moving from page to page")
-        recordings, rejected = [], []
-        for row in rows.values():
-            try:
-                found = self._recording(row)
-                ended = stopped(row, self._options.zone)
-                early = ended is not None and ended < window.start - self._options.overlap
-                if not early and not (self._options.skip_registered and registered(row)):
-                    recordings.append(found)
-            except (ValueError, TypeError, AttributeError) as error:
-                rejected.append(Rejected(raw=json.dumps(row)[:4096], reason=str(error)[:200]))
-        return Listing(recordings, rejected)
+
+        def read_if_in(row: Any) -> Recording | None:
+            found, ended = self._recording(row), stopped(row, self._options.zone)
+            early = ended is not None and ended < window.start - self._options.overlap
+            return None if early or (self._options.skip_registered and registered(row)) else found
+
+        return listing(rows.values(), read_if_in)
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """By recording id. NOT_FOUND yields none: the id is unknown, or of another region."""
-        rows = [await self._one(f"{self._path}/{quote(call_id, safe='')}") for call_id in call_ids]
+        rows = [await self._one(f"{self._path}/{segment(call_id)}") for call_id in call_ids]
         try:
             return Listing([self._recording(row) for row in rows if row is not None])
         except (ValueError, TypeError, AttributeError) as error:
             raise BadData(str(error)[:200]) from None
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
-        audio = AudioOnly(into, self._secret)
+        audio = AudioOnly(into)
         if self._options.direct and "storage" in medium.ref:
             await self._storage.fetch(medium.ref["storage"], audio)
         elif "at" in medium.ref:
             await self._http.download(str(medium.ref["at"]), audio)
         else:
             raise NotReady("the recording names no address of this medium that is on the configured host")
-        await audio.finish()
+        if (said := await audio.finish()) is not None:
+            raise self._not_audio(said)
+
+    def _not_audio(self, said: bytes) -> SourceError:
+        try:
+            judged(json.loads(said), self._secret)
+        except SourceError as error:
+            return error
+        except (ValueError, RecursionError):
+            return TryAgain("it answered text in place of audio")
+        return TryAgain("it answered JSON in place of audio")
 
     def decrypted(self, document: Mapping[str, Any], media_id: str, data: bytes) -> bytes:
         """The clear bytes of an archived medium (``document``: its recording's JSON); ``data`` where it is clear.
@@ -243,7 +228,7 @@ class Genesys:
 
         def where(recording_id: str, file: Mapping[str, Any]) -> str | None:
             def play(name: str) -> str:
-                return o.play_path.format(id=quote(recording_id, safe=""), name=quote(name, safe=""))
+                return o.play_path.format(id=segment(recording_id), name=segment(name))
 
             return address(base, file, play, foreign=o.foreign_media)
 

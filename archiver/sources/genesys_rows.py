@@ -1,13 +1,11 @@
-"""What Genesys Web Services says on the wire: codes, rows, addresses. The registrar, which writes to it, reads it too.
+"""What Genesys Web Services tells: rows as recordings, and the addresses in them. Pure.
 
-Facts are from the vendor's page of Nov 2013 ("Recording Access"), codes from its "Return Values".
+Facts are from the vendor's page of Nov 2013 ("Recording Access").
 """
 
 from __future__ import annotations
 
-import codecs
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import PurePosixPath
@@ -16,14 +14,13 @@ from urllib.parse import unquote
 
 from yarl import URL
 
-from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TryAgain
+from ..descriptors import identity, is_encrypted
+from ..errors import BadData, Overflow, TryAgain
+from ..http import below
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Window
-from ..ports import Sink
-from .genesys_storage import identity, is_encrypted
+from ..rows import full_name, labelled, mapping, moment, objects, text
+from ..targets.genesys import MARK
 
-#: Where a statusCode is no success; any other is tried again.
-_MEANING: dict[int, type[SourceError]] = {1: BadData, 2: BadData, 10: BadData, 6: NotReady}
-_MEANING |= dict.fromkeys((3, 5, 8, 20), Refused)
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".opus": "audio/ogg"}
 _DIRECTIONS = {d.value: d for d in (Direction.INBOUND, Direction.OUTBOUND, Direction.INTERNAL)}
 #: What an archive's JSON shows of each medium, beside ``raw``.
@@ -31,59 +28,11 @@ KEPT = (
     "callUUID", "mediaId", "startTime", "stopTime", "type", "tenant", "ivrprofile", "parameters",
     "masks", "pkcs7", "certAlias", "partitions", "accessgroups",
 )  # fmt: skip
-#: The parameter by which a recording that we registered is known again.
-MARK = "archiver"
-_PEEK = 64 << 10
-
-
-def judged(answer: Any, secret: str = "") -> Mapping[str, Any]:
-    """The answer, where its statusCode says success (0, or 7: partial). Raises what any other means.
-
-    Never Gone: NOT_FOUND (6) is also what a server of another region says.
-    """
-    if not isinstance(answer, Mapping):
-        raise BadData("the answer is no JSON object")
-    code = answer.get("statusCode", 0)
-    if str(code) in {"0", "7"}:
-        return answer
-    said = text(answer.get("statusMessage")) or ""
-    said = "".join(c if c.isprintable() else " " for c in said.replace(secret or "\0", "***"))[:160]
-    meaning = _MEANING.get(int(code), TryAgain) if str(code).isdecimal() else TryAgain
-    raise meaning(f"statusCode {str(code)[:20]}" + (f": {said}" if said else ""))
-
-
-def text(value: Any) -> str | None:
-    """A vendor's text (or number) without spaces around it; None where there is none."""
-    return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
-
-
-def moment(value: Any, zone: tzinfo = UTC) -> datetime | None:
-    """``2013-05-17T19:45:32.000+0000`` (or -0800, Z, or epoch milliseconds) as UTC; None where it is none."""
-    told = text(value)
-    try:
-        if told is None or told.isdecimal():
-            return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=int(told)) if told else None
-        parsed = datetime.fromisoformat(told)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def moment_text(at: datetime) -> str:
-    """As the page writes times: ``2013-05-17T19:45:32.000+0000``."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "+0000")
 
 
 def files(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A recording's media files; raises ValueError where they are none."""
-    return _objects(row, "mediaFiles")
-
-
-def _objects(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    found = row.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
-        raise ValueError(f"{name} is no list of objects")
-    return found
+    return objects(row, "mediaFiles")
 
 
 def rows_of(answer: Mapping[str, Any]) -> list[Any]:
@@ -130,7 +79,7 @@ def merged(old: Any, new: Any) -> Any:
     """
     try:
         media = {_medium_key(f): f for row in (old, new) for f in files(row)}
-        events = {_event_key(e): e for row in (old, new) for e in _objects(row, "eventHistory")}
+        events = {_event_key(e): e for row in (old, new) for e in objects(row, "eventHistory")}
     except (ValueError, TypeError, AttributeError):
         return new
     return {**old, **new, "mediaFiles": list(media.values()), "eventHistory": list(events.values())}
@@ -147,24 +96,6 @@ def _event_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
     contact = event.get("contact")
     number = contact.get("phoneNumber") if isinstance(contact, Mapping) else None
     return moment(event.get("occurredAt")) or event.get("occurredAt"), event.get("event"), number
-
-
-def below(base: URL, uri: str | None) -> str | None:
-    """An address that an answer named, as a path below the base URL.
-
-    Its host does not count: nodes tell internal ones. None where it is no such path.
-    """
-    if uri is None or not re.fullmatch(r"[!-~]+", uri) or {".", ".."} & set(re.split(r"[/\\?]", unquote(uri))):
-        return None
-    try:
-        url = URL(uri, encoded=True)
-    except ValueError:
-        return None
-    root = base.raw_path.rstrip("/")
-    path = url.raw_path.removeprefix(root) if url.raw_path.startswith(f"{root}/") else url.raw_path
-    if not path.startswith("/") or (url.host and root and path == url.raw_path):
-        return None
-    return path + (f"?{url.raw_query_string}" if url.raw_query_string else "")
 
 
 def address(base: URL, file: Mapping[str, Any], play: Callable[[str], str], *, foreign: bool) -> str | None:
@@ -190,11 +121,7 @@ def address(base: URL, file: Mapping[str, Any], play: Callable[[str], str], *, f
 
 def registered(row: Mapping[str, Any]) -> bool:
     """Did an archiver put this recording there?"""
-    return bool(found := files(row)) and all(MARK in _mapping(f.get("parameters")) for f in found)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return bool(found := files(row)) and all(MARK in mapping(f.get("parameters")) for f in found)
 
 
 def recording(
@@ -225,9 +152,9 @@ def recording(
         media[media_id] = _medium(recording_id, media_id, file, where, sizes)
         groups = {"accessgroups": file.get("accessgroups") or file.get("accessgroup")}
         told[media_id] = {k: v for k in KEPT if (v := {**file, **groups}.get(k)) not in (None, "", [], {})}
-    contacts = [(e, _mapping(e.get("contact"))) for e in _objects(row, "eventHistory")]
+    contacts = [(e, mapping(e.get("contact"))) for e in objects(row, "eventHistory")]
     parties = tuple(dict.fromkeys(_party(contact) for _, contact in contacts if contact))
-    types = (text(_mapping(f.get("parameters")).get("callType")) for f in files(row))
+    types = (text(mapping(f.get("parameters")).get("callType")) for f in files(row))
     region = text(row.get("region"))
     return Recording(
         recording_id=recording_id,
@@ -238,7 +165,7 @@ def recording(
         direction=next((_DIRECTIONS[t.lower()] for t in types if t and t.lower() in _DIRECTIONS), Direction.UNKNOWN),
         caller=_number(row.get("callerPhoneNumber")),
         callee=_number(row.get("dialedPhoneNumber")),
-        agent=next((_shown(p) for p in parties if p.role == "agent"), None),
+        agent=next((labelled(p.name or p.user, p.number) for p in parties if p.role == "agent"), None),
         parties=parties,
         events=tuple(sorted(_events(contacts, zone), key=lambda event: event.at)),
         media=tuple(media.values()),
@@ -296,18 +223,12 @@ def _number(value: Any) -> str | None:
 
 def _party(contact: Mapping[str, Any]) -> Party:
     kind = (text(contact.get("type")) or "").lower()
-    names = (text(contact.get("firstName")), text(contact.get("lastName")))
     return Party(
         number=_number(contact.get("phoneNumber")),
-        name=" ".join(filter(None, names)) or None,
+        name=full_name(contact),
         user=text(contact.get("userName")),
         role="agent" if kind == "user" else kind or None,
     )
-
-
-def _shown(party: Party) -> str | None:
-    name = party.name or party.user
-    return f"{name} ({party.number})" if name and party.number else name or party.number
 
 
 def _events(contacts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], zone: tzinfo) -> Iterable[CallEvent]:
@@ -315,58 +236,6 @@ def _events(contacts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], zone: t
         at, what = moment(event.get("occurredAt"), zone), text(event.get("event"))
         if at is not None and what is not None:
             yield CallEvent(at=at, event=what.lower(), party=_number(contact.get("phoneNumber")))
-
-
-class AudioOnly:
-    """A sink before a sink: holds back what may be an error, told in text where audio should be."""
-
-    def __init__(self, into: Sink, secret: str) -> None:
-        self._into = into
-        self._secret = secret
-        self._held = bytearray()
-        self._open = False
-        self._named_text = False
-
-    def told(self, *, content_type: str | None = None) -> None:
-        self._named_text = any(word in (content_type or "").lower() for word in ("json", "text", "xml"))
-        self._into.told(content_type=content_type)
-
-    async def write(self, chunk: bytes) -> None:
-        if not self._open:
-            self._held += chunk
-            begin = bytes(self._held.lstrip()[:1])
-            if (self._named_text or begin in {b"", b"{", b"<"}) and len(self._held) <= _PEEK:
-                return
-            await self.finish()
-            return
-        await self._into.write(chunk)
-
-    async def restart(self) -> None:
-        self._held.clear()
-        self._open = False
-        await self._into.restart()
-
-    async def finish(self) -> None:
-        """Pass on what was held back. Raises what it means where it is text."""
-        held, self._held, self._open = bytes(self._held), bytearray(), True
-        if (self._named_text or held.lstrip()[:1] in {b"{", b"<"}) and held.strip() and _is_text(held):
-            try:
-                answer = json.loads(held)
-            except (ValueError, RecursionError):
-                raise TryAgain("it answered text in place of audio") from None
-            judged(answer, self._secret)
-            raise TryAgain("it answered JSON in place of audio")
-        if held:
-            await self._into.write(held)
-
-
-def _is_text(data: bytes) -> bool:
-    """UTF-8, perhaps cut off, without a NUL: encrypted bytes and silence are not."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in data
 
 
 def too_deep(window: Window, longest_call: timedelta, deepest: int) -> TryAgain:

@@ -6,25 +6,23 @@ file of 2025.Winter.1.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 import structlog
 from pydantic import Field
 
 from ..errors import BadData, NotReady, Overflow, Refused, TryAgain
-from ..http import Client
-from ..model import Listing, ListingKey, Medium, Recording, Rejected, Window
+from ..http import Client, basic
+from ..model import Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from .imagicle_rows import UNREADABLE, HashCheck, guid, has_zone, read, text
+from ..rows import UNREADABLE, listing, segment, text
+from ..sinks import Measured
+from .imagicle_rows import HashCheck, guid, has_zone, read
 
 log = structlog.get_logger()
 
@@ -65,8 +63,7 @@ class Imagicle:
         self._options = options
         self._http = http
         self._list = options.list_path.rstrip("/")
-        login = f"{options.username}:{options.password.get_secret_value()}"
-        http.authorise({"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"})
+        http.authorise(basic(options.username, options.password.get_secret_value()))
 
     async def check(self) -> str:
         """Lists one short page; the line begins with ``warning:`` where the account seems to see too little."""
@@ -113,7 +110,7 @@ class Imagicle:
         if "sha256" not in medium.ref and "size" not in medium.ref:
             await self._http.download(path, into)
             return
-        measured = _Measured(into)
+        measured = Measured(into)
         await self._http.download(path, measured)
         found = {"size": measured.size, "sha256": measured.digest.hexdigest()}
         told = {fact: medium.ref[fact] for fact in found if fact in medium.ref}
@@ -169,9 +166,9 @@ class Imagicle:
         try:
             return await self._http.json("GET", path, params=params, headers=_JSON)
         except TryAgain as error:
-            if params is not None and str(error).startswith("it answered 504"):
+            if params is not None and error.status == 504:
                 raise Overflow(f"{error} (the query took too long)", retry_after=error.retry_after) from None
-            if str(error).startswith("it answered 501"):
+            if error.status == 501:
                 raise Refused(f"{error} (the licence of Call Recording is not valid)") from None
             raise
 
@@ -179,19 +176,14 @@ class Imagicle:
         return f"{self._list}/{_quoted(medium)}"
 
     def _listing(self, rows: Sequence[Any], window: Window) -> Listing:
-        recordings, rejected = [], []
-        for row in rows:
-            try:
-                recording = self._recording(row)
-            except UNREADABLE as error:
-                raw = json.dumps(row)[:4096]
-                rejected.append(Rejected(raw=raw, reason=f"{type(error).__name__}: {error}"))
-                continue
+        def read_if_in(row: Any) -> Recording | None:
+            recording = self._recording(row)
             # The filter lets in what ended up to longest_call before; a time without a zone proves nothing.
             ended = recording.ended_at
-            if ended is None or ended >= window.start - self._options.overlap or not has_zone(row):
-                recordings.append(recording)
-        return Listing(recordings, rejected)
+            inside = ended is None or ended >= window.start - self._options.overlap or not has_zone(row)
+            return recording if inside else None
+
+        return listing(rows, read_if_in)
 
     def _recording(self, row: Mapping[str, Any]) -> Recording:
         return read(row, self._options.zone, self._options.hash_check)
@@ -201,30 +193,13 @@ class _Moved(TryAgain):
     """The list changed between its pages."""
 
 
-class _Measured:
-    """Passes bytes on, and knows their length and hash."""
-
-    def __init__(self, into: Sink) -> None:
-        self._into, self.size, self.digest = into, 0, hashlib.sha256()
-        self.told = into.told
-
-    async def write(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self.digest.update(chunk)
-        await self._into.write(chunk)
-
-    async def restart(self) -> None:
-        self.size, self.digest = 0, hashlib.sha256()
-        await self._into.restart()
-
-
 def _bare(account: str) -> str:
     return account.split("\\")[-1].split("@")[0].casefold()
 
 
 def _quoted(medium: Medium) -> str:
     """The id as the vendor wrote it, for a path."""
-    return quote(str(medium.ref.get("id", medium.recording_id)), safe="")
+    return segment(str(medium.ref.get("id", medium.recording_id)))
 
 
 def _iso(moment: datetime) -> str:

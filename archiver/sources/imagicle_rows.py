@@ -9,16 +9,16 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
+from ..localtime import utc
 from ..model import Direction, Medium, Party, Recording
+from ..rows import UNREADABLE, full_name, labelled, text
 
 HashCheck = Literal["strict", "warn", "off"]
-
-#: What reading a row that is none may raise.
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 
 _DIRECTIONS = {"1": Direction.INBOUND, "2": Direction.OUTBOUND}
 _DURATION = re.compile(
@@ -28,10 +28,9 @@ _DURATION = re.compile(
 )
 
 
-def read(row: Mapping[str, Any], zone: tzinfo, hash_check: HashCheck) -> Recording:
+def read(row: Mapping[str, Any], zone: ZoneInfo, hash_check: HashCheck) -> Recording:
     """A list row, or one together with its detail; ``zone`` is that of times without one. Raises UNREADABLE."""
-    started = datetime.fromisoformat(row["startTime"].strip())
-    started = (started if started.tzinfo else started.replace(tzinfo=zone)).astimezone(UTC)
+    started, _ = utc(row["startTime"], zone)
     lasted = duration(row.get("duration"))
     direction = _DIRECTIONS.get(str(row.get("direction")), Direction.UNKNOWN)
     local = text(row.get("localPartyNumber"))
@@ -55,7 +54,7 @@ def read(row: Mapping[str, Any], zone: tzinfo, hash_check: HashCheck) -> Recordi
         callee=callee,
         agent=_label(owner),
         parties=(
-            Party(number=local, name=_name(owner), user=text(owner.get("username")), role="agent"),
+            Party(number=local, name=full_name(owner), user=text(owner.get("username")), role="agent"),
             Party(number=remote, role=role),
         ),
         attributes=_attributes(row, owner, medium),
@@ -137,18 +136,9 @@ def guid(row: Any) -> str | None:
         return None
 
 
-def text(value: Any) -> str | None:
-    """Stripped; None for what is empty or neither text nor number."""
-    return str(value).strip() or None if isinstance(value, str | int) else None
-
-
-def _name(user: Mapping[str, Any]) -> str | None:
-    return " ".join(filter(None, (text(user.get("firstName")), text(user.get("lastName"))))) or None
-
-
 def _label(user: Mapping[str, Any]) -> str | None:
-    name, phone = _name(user), text(user.get("phoneNumber"))
-    return f"{name} ({phone})" if name and phone else name or text(user.get("username"))
+    name = full_name(user)
+    return labelled(name, text(user.get("phoneNumber"))) if name else text(user.get("username"))
 
 
 def _user(user: Mapping[str, Any]) -> str | None:

@@ -12,19 +12,20 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from urllib.parse import quote
 
 import structlog
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
 from ..http import Client
+from ..idfile import Feed
+from ..localtime import clock_hours, epoch
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
+from ..rows import segment
 from . import noojee_legs as legs
 from .noojee_api import Api
-from .noojee_ids import Feed
 from .noojee_legs import Rows
 
 log = structlog.get_logger()
@@ -131,7 +132,7 @@ class Noojee:
         if self._options.listing == "none":
             return Listing()
         rows: list[Any] = []
-        for day, hour in legs.clock_hours(window, self._options.zone):
+        for day, hour in clock_hours(window, self._options.zone):
             rows += await self._api.hour(day, hour)
         ended, nameless = legs.by_call(rows)
         found = await self._find(ended, "unique_id")
@@ -162,7 +163,7 @@ class Noojee:
         again = max(timedelta(minutes=1), self._options.settle)
         ids, rejected = await asyncio.to_thread(feed.read, self._options.ids_file)
         for i in ids:
-            feed.add(i, (legs.epoch(i) or now) + self._options.longest_call.total_seconds())
+            feed.add(i, (epoch(i) or now) + self._options.longest_call.total_seconds())
         found = await self._find(feed.due(now), self._options.lookup)
         failed = {i: f for i, f in found.items() if isinstance(f, SourceError) and not self._is_none(f)}
         for error in failed.values():
@@ -186,7 +187,7 @@ class Noojee:
         return Chapter(Listing(recordings, rejected), feed.text(), more=feed.more)
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
-        names = {name: quote(str(medium.ref.get(name) or ""), safe="") for name in _PLACEHOLDERS}
+        names = {name: segment(str(medium.ref.get(name) or "")) for name in _PLACEHOLDERS}
         if "{tag}" in self._options.audio_path and not names["tag"]:
             raise BadData("the leg has no tag, and audio_path finds audio by tag")
         await self._api.audio(self._options.audio_path.format(**names | {"prefix": self._options.root}), into)

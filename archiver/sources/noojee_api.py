@@ -20,6 +20,7 @@ from urllib.parse import quote
 from ..errors import BadData, Gone, NotReady, Refused, SourceError, TryAgain
 from ..http import Client, Gate
 from ..ports import Sink
+from ..sinks import AudioOnly
 
 _POST: dict[str, Any] = {
     "data": b"",
@@ -144,11 +145,11 @@ class Api:
 
     async def audio(self, path: str, into: Sink) -> None:
         """The bytes of a leg. Raises what an error in their place comes to."""
-        head = _Head(into)
+        audio = AudioOnly(into)
         async with self._signed() as auth:
-            await self._http.download(path, head, method="POST", params=auth, **_POST)
-            if head.text is not None:
-                raise meaning(message(bytes(head.text)))
+            await self._http.download(path, audio, method="POST", params=auth, **_POST)
+            if said := await audio.finish():
+                raise meaning(message(said))
 
     @asynccontextmanager
     async def _signed(self) -> AsyncIterator[dict[str, str]]:
@@ -182,10 +183,8 @@ class Api:
 
     async def _server_time(self) -> str:
         """The server's own clock, as it writes it. Its errors say nothing of the call that is to follow."""
-        head = _Head(None)
         try:
-            await self._http.download(self._time_path, head, method="POST", **_POST)
-            said: object = message(bytes(head.text or b""))
+            said: object = message(await self._http.beginning("POST", self._time_path, limit=_HEAD, **_POST))
             if re.fullmatch("[0-9]{9,19}", str(said)):
                 return str(said)
             if isinstance(meaning(str(said)), Refused):
@@ -193,31 +192,3 @@ class Api:
         except (NotReady, Gone, BadData) as error:
             said = error
         raise TryAgain(f"the server tells no time at {self._time_path}; is time_path right? ({said})")
-
-
-class _Head:
-    """Passes audio on to a sink; keeps an error text that came in its place (with no sink: any text)."""
-
-    def __init__(self, into: Sink | None) -> None:
-        self._into = into
-        self.text: bytearray | None = None if into else bytearray()
-        self._begun = False
-
-    async def write(self, chunk: bytes) -> None:
-        if not self._begun and chunk.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"[", b"<"}:
-            self.text = bytearray()
-        self._begun = self._begun or bool(chunk)
-        if self.text is not None:
-            self.text += chunk[: _HEAD - len(self.text)]
-        elif self._into is not None:
-            await self._into.write(chunk)
-
-    def told(self, *, content_type: str | None = None) -> None:
-        if self._into is not None:
-            self._into.told(content_type=content_type)
-
-    async def restart(self) -> None:
-        self.text = None if self._into else bytearray()
-        self._begun = False
-        if self._into is not None:
-            await self._into.restart()

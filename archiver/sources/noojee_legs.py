@@ -6,17 +6,17 @@ Facts: "4.1 Retrieve Meta Data" (dates ``2014-02-13 17:06:52.0``, directions 0 1
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Rejected, Window
+from .. import rows as api
+from ..localtime import made_at, meanings, whole_quarters
+from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Rejected
 
-_QUARTER = timedelta(minutes=15)
 #: A leg starts this long before its call, or before the end of the leg before it, at most.
 _SLACK = timedelta(minutes=5)
 _DIRECTIONS = {
@@ -28,45 +28,29 @@ _DIRECTIONS = {
 Rows = Sequence[Any]
 
 
-def clock_hours(window: Window, zone: ZoneInfo) -> list[tuple[date, int]]:
-    """The hours that the zone's clock shows within the window: a skipped one never, one shown twice once."""
-    at = window.start.replace(minute=window.start.minute // 15 * 15, second=0, microsecond=0)
-    seen: dict[tuple[date, int], None] = {}
-    while at < window.end:
-        local = at.astimezone(zone)
-        seen[local.date(), local.hour] = None
-        at += _QUARTER
-    return list(seen)
-
-
-def epoch(unique_id: str) -> float | None:
-    """The second in ``[system-]1392271611.238``."""
-    match = re.search(r"(?:^|\D)(\d{9,11})\.\d+$", unique_id, re.ASCII)
-    return float(match[1]) if match else None
-
-
-def moment(text: str, zone: ZoneInfo, after: datetime | None) -> datetime:
+def moment(told: str, zone: ZoneInfo, after: datetime | None) -> datetime:
     """A date of either format in UTC; of two that it may mean, by its letters, else the first not before ``after``.
 
     The letters are trusted no further: EST is New York as well as Sydney. Raises ValueError.
     """
-    parts = text.split()
+    parts = told.split()
     letters = parts.pop(4) if len(parts) == 6 else None
     if letters is not None:
-        local = datetime.strptime(" ".join(parts), "%a %b %d %H:%M:%S %Y").replace(tzinfo=zone)
-    elif len(text) > 10:
-        local = datetime.fromisoformat(text)
-        local = local if local.tzinfo else local.replace(tzinfo=zone)
+        local = datetime.strptime(" ".join(parts), "%a %b %d %H:%M:%S %Y")  # noqa: DTZ007 - of the server's zone
+    elif len(told) > 10:
+        local = datetime.fromisoformat(told)
     else:
-        raise ValueError(text)
-    folds = [local.replace(fold=0), local.replace(fold=1)]
-    meant = sorted(f.astimezone(UTC) for f in ([f for f in folds if f.tzname() == letters] or folds))
+        raise ValueError(told)
+    if local.tzinfo is not None:
+        return local.astimezone(UTC)
+    both = meanings(local, zone)
+    meant = sorted([m for m in both if m.astimezone(zone).tzname() == letters] or both)
     return next((m for m in meant if after is None or m >= after - _SLACK), meant[-1])
 
 
 def text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
-    return str(value).strip() or None if isinstance(value, str | int | float) else None
+    return api.text(str(value) if isinstance(value, float) else value)
 
 
 def leg_id(row: Mapping[str, Any]) -> str:
@@ -87,7 +71,7 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
     for row in rows:
         unique_id = text(row, "UniqueId") if isinstance(row, dict) else None
         if unique_id is None:
-            rejected.append(_rejected(row, "it has no UniqueId"))
+            rejected.append(api.rejected(row, "it has no UniqueId"))
         else:
             calls.setdefault(unique_id, []).append(row)
     return calls, rejected
@@ -95,11 +79,11 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
 
 def off_zone(recording: Recording) -> timedelta | None:
     """How far the start of leg 1 is from the UniqueId's second, where only a wrong time zone explains that."""
-    began = epoch(recording.recording_id)
+    began = made_at(recording.recording_id)
     if began is None or not recording.media or recording.media[0].ref["leg"] != "1":
         return None
-    late = recording.started_at - datetime.fromtimestamp(began, UTC)
-    off = round(late / _QUARTER) * _QUARTER
+    late = recording.started_at - began
+    off = whole_quarters(late)
     return off if off and timedelta(seconds=-10) <= late - off <= timedelta(seconds=90) else None
 
 
@@ -146,18 +130,17 @@ class Reader:
     ) -> tuple[Recording | None, list[Rejected]]:
         """The call, and the legs nobody can read; ``ended`` are ids of legs that the server said have ended."""
         rows = sorted(rows, key=lambda row: (_number(row) or 0, leg_id(row)))
-        began = epoch(unique_id)
-        after = datetime.fromtimestamp(began, UTC) if began is not None else None
+        after = made_at(unique_id)
         legs: dict[str, _Leg] = {}
         rejected = []
         for row in rows:
             if _number(row) is None:
-                rejected.append(_rejected(row, "it names no leg"))
+                rejected.append(api.rejected(row, "it names no leg"))
                 continue
             try:
                 leg = self._leg(row, after, now, ended)
             except (ValueError, OverflowError):
-                rejected.append(_rejected(row, f"its date can't be read: {text(row, 'Start')}"))
+                rejected.append(api.rejected(row, f"its date can't be read: {text(row, 'Start')}"))
             else:
                 legs.setdefault(leg.id, leg)
                 after = leg.end or leg.start
@@ -228,7 +211,3 @@ class Reader:
 def _number(row: Mapping[str, Any]) -> int | None:
     told = text(row, "Leg") or ""
     return int(told) if re.fullmatch(r"\d{1,6}", told, re.ASCII) else None
-
-
-def _rejected(row: Any, reason: str) -> Rejected:
-    return Rejected(raw=json.dumps(row, ensure_ascii=False, default=str)[:4096], reason=reason)

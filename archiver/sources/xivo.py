@@ -6,23 +6,25 @@ Facts are from the vendor's page "Recording server REST API"; what it leaves ope
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 import structlog
 from pydantic import Field, field_validator
 
 from ..errors import BadData, NotReady, Overflow, TryAgain
 from ..http import Client
+from ..localtime import bounds
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
+from ..rows import listing, mapping, segment, text
 from .xivo_cel import ChannelEvents
 from .xivo_history import History
-from .xivo_rows import UNREADABLE, bounds, read, text, why_missing, zone_error
+from .xivo_rows import read, why_missing, zone_error
 
 log = structlog.get_logger()
 
@@ -102,12 +104,12 @@ class Xivo:
         with _there():
             rows, more = await self._search("/records/search", json=week, params={"page": 1, "pageSize": 20})
             events = (await self._cel.rows(options.cel_from, 1))[0] if options.cel else []
-        listing, wrong = self._listing(rows), []
-        if off := zone_error(listing.recordings):
+        told, wrong = self._listing(rows), []
+        if off := zone_error(told.recordings):
             wrong.append(f"timezone {options.timezone} is off by {off}, so say the file ids: set it right")
-        if listing.rejected:
-            wrong.append(f"{len(listing.rejected)} rows are unreadable ({listing.rejected[0].reason})")
-        if self.acknowledges and rows and not any(self._call_data_id(r.raw) for r in listing.recordings):
+        if told.rejected:
+            wrong.append(f"{len(told.rejected)} rows are unreadable ({told.rejected[0].reason})")
+        if self.acknowledges and rows and not any(self._call_data_id(r.raw) for r in told.recordings):
             wrong.append(f"attach can't be written back: the rows hold no {options.call_data_id_field}")
         if options.cel and not events:
             wrong.append("it holds no channel events")
@@ -161,9 +163,9 @@ class Xivo:
                 rows, more = await self._search("/records/callid_search", params={"callid": call_id})
             except NotReady:
                 continue
-            listing = self._listing(rows, call_id)
-            found |= {r.recording_id: r for r in listing.recordings}
-            rejected += listing.rejected
+            told = self._listing(rows, call_id)
+            found |= {r.recording_id: r for r in told.recordings}
+            rejected += told.rejected
             if more:
                 rejected.append(Rejected(raw=call_id, reason="this call has more recordings than one answer holds"))
         return Listing(list(found.values()), rejected)
@@ -173,7 +175,7 @@ class Xivo:
         if medium.media_id == "cel":
             with _there():
                 return await self._cel.fetch(medium, into)
-        path = self._path(self._options.audio_path.replace("{id}", quote(medium.recording_id, safe="")))
+        path = self._path(self._options.audio_path.replace("{id}", segment(medium.recording_id)))
         try:
             await self._http.download(path, into, headers={"Accept": self._options.accept})
         except NotReady as error:
@@ -188,7 +190,7 @@ class Xivo:
         if (call_data_id := self._call_data_id(raw)) is None:
             self._warn("source.attach_impossible", missing=self._options.call_data_id_field)
             return
-        path = self._path(f"/call_data/{quote(call_data_id, safe='')}/attached_data")
+        path = self._path(f"/call_data/{segment(call_data_id)}/attached_data")
         told = [{"key": self._options.attach, "value": max(copies)}]
         async with self._http.request("POST", path, json=told, headers=_JSON, accept=frozenset({200, 201, 204})):
             pass
@@ -197,15 +199,16 @@ class Xivo:
         """With ``cel``: the next channel events (the cursor is an id) as a document, and the calls that ended in it."""
         options = self._options
         with _there():
-            at = int(cursor) if cursor else options.cel_from
+            # A rebuilt catalog has the cursor that a store told it.
+            at = int(cursor) if cursor and re.fullmatch(r"\d{1,18}", cursor, re.ASCII) else options.cel_from
             page = await self._cel.page(at, options.cel_settle) if options.cel else None
         if page is None:
             return Chapter(Listing(), cursor or "", more=False)
         if options.start and page.document.key(ListingKey.END) < options.start:
             return Chapter(Listing(), str(page.next), more=page.more)
         calls = await self.look_up(page.ended) if options.cel_look_up else Listing()
-        listing = Listing([page.document, *calls.recordings], [*page.rejected, *calls.rejected])
-        return Chapter(listing, str(page.next), more=page.more)
+        told = Listing([page.document, *calls.recordings], [*page.rejected, *calls.rejected])
+        return Chapter(told, str(page.next), more=page.more)
 
     async def detail(self, recording: Recording) -> Recording:
         """With ``history``: the names of both parties and the waiting time."""
@@ -213,17 +216,12 @@ class Xivo:
         return await self._history.add_to(recording) if asks else recording
 
     def _listing(self, rows: Sequence[Any], call_id: str | None = None) -> Listing:
-        options, recordings, rejected = self._options, [], []
-        for row in rows:
-            try:
-                known = row if isinstance(row, dict) else {}
-                got = read(known, options.zone, mark=options.attach, longest_call=options.longest_call, call_id=call_id)
-                recordings.append(got)
-            except UNREADABLE as error:
-                rejected.append(Rejected(raw=json.dumps(row)[:4096], reason=str(error)))
-        if off := zone_error(recordings):
-            self._warn("source.timezone_mismatch", timezone=options.timezone, off=off)
-        return Listing(recordings, rejected)
+        o = self._options
+        how: dict[str, Any] = {"mark": o.attach, "longest_call": o.longest_call, "call_id": call_id}
+        told = listing(rows, lambda row: read(mapping(row), o.zone, **how))
+        if off := zone_error(told.recordings):
+            self._warn("source.timezone_mismatch", timezone=o.timezone, off=off)
+        return told
 
     def _filter(self, window: Window) -> dict[str, str]:
         start, end = (at.strftime(self._options.filter_time_format) for at in bounds(window, self._options.zone))

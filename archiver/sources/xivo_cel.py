@@ -13,9 +13,10 @@ from zoneinfo import ZoneInfo
 
 from ..errors import BadData, Gone, TryAgain
 from ..http import Client
+from ..localtime import made_at, utc
 from ..model import Medium, Recording, Rejected
 from ..ports import Sink
-from .xivo_rows import UNREADABLE, epoch, text, utc
+from ..rows import EPOCH, UNREADABLE, rejected, text
 
 _NDJSON = "application/x-ndjson"
 #: Asterisk's name of the event, and the one in the vendor's example.
@@ -70,7 +71,7 @@ class ChannelEvents:
             media=(medium,),
             raw={"cel": {"first": first, "last": last, "count": len(taken)}},
         )
-        ended = [i for _, row in taken if row.get("eventtype") in _ENDS and (i := text(row.get("linkedid")))]
+        ended = [i for _, row in taken if text(row.get("eventtype")) in _ENDS and (i := text(row.get("linkedid")))]
         # Not "a full page": a server may hold a page shorter than it was asked for.
         more = len(taken) == len(rows)
         return Page(document=document, ended=ended, rejected=rejected, next=last + 1, more=more)
@@ -90,7 +91,7 @@ class ChannelEvents:
             if number and re.fullmatch(r"\d{1,18}", number, re.ASCII):
                 rows.append((int(number), row))
             else:
-                odd.append(Rejected(raw=json.dumps(row)[:4096], reason="the channel event has no usable id"))
+                odd.append(rejected(row, "the channel event has no usable id"))
         rows.sort(key=lambda row: row[0])
         if rows[0][0] < at - 1 if rows else odd:
             raise TryAgain("its channel events are not those that were asked for")
@@ -98,11 +99,11 @@ class ChannelEvents:
 
     def _time(self, row: Mapping[str, Any]) -> datetime:
         """When it happened; where it does not say, its channel's epoch, or 1970."""
-        made = epoch(str(row.get("uniqueid") or ""))
+        made = made_at(str(row.get("uniqueid") or ""))
         try:
             return utc(row.get("eventtime"), self._zone, made)[0]
         except UNREADABLE:
-            return made or datetime.fromtimestamp(0, UTC)
+            return made or EPOCH
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
         """The rows of a document as JSON lines, with any that was written late between them.

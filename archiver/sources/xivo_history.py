@@ -11,8 +11,10 @@ from zoneinfo import ZoneInfo
 
 from ..errors import BadData, NotReady
 from ..http import Client
+from ..localtime import utc
 from ..model import Recording
-from .xivo_rows import UNREADABLE, numbered, text, utc
+from ..rows import EPOCH, UNREADABLE, full_name, text
+from .xivo_rows import numbered
 
 #: How long an answer serves the calls that ended before it.
 _KEPT = timedelta(minutes=10)
@@ -49,7 +51,11 @@ class History:
         held = {of: row for of, row in told.items() if row}
         if not held:
             return call
-        names = {role: _name(held.get("agent", {}), end) for role, end in (("caller", "src"), ("callee", "dst"))}
+        agent = held.get("agent", {})
+        names = {
+            role: full_name(agent, f"{end}_firstname", f"{end}_lastname")
+            for role, end in (("caller", "src"), ("callee", "dst"))
+        }
         waited = text(held.get("customer", {}).get("wait_time"))
         return replace(
             call,
@@ -62,7 +68,7 @@ class History:
         """The rows that begin when the call does, to the second."""
         now = datetime.now(UTC)
         key = of, json.dumps(asked)
-        when, rows = self._heard.get(key, (datetime.fromtimestamp(0, UTC), []))
+        when, rows = self._heard.get(key, (EPOCH, []))
         if when < (call.ended_at or now) or now - when > _KEPT:
             headers = {"Accept": "application/json"}
             try:
@@ -81,7 +87,3 @@ class History:
             return abs(utc(row.get("start"), self._zone, call.started_at)[0] - call.started_at) <= _SECOND
         except UNREADABLE:
             return False
-
-
-def _name(row: Mapping[str, Any], end: str) -> str | None:
-    return " ".join(n for k in ("firstname", "lastname") if (n := text(row.get(f"{end}_{k}")))) or None

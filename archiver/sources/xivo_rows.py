@@ -1,4 +1,4 @@
-"""XiVO's search rows as recordings, and its local times without a zone as UTC. Pure.
+"""XiVO's search rows as recordings. Pure.
 
 The epoch in a file id (``xivocc_gateway-1459433866.13971``, an Asterisk unique id) is the one moment without a zone.
 """
@@ -12,27 +12,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..model import Availability, Medium, Party, Recording, Window, utc_text
-
-#: What reading a row that is none may raise.
-UNREADABLE = (ValueError, OverflowError)
-
-_SECOND, _QUARTER = timedelta(seconds=1), timedelta(minutes=15)
+from ..localtime import made_at, utc, whole_quarters
+from ..model import Availability, Medium, Party, Recording, utc_text
+from ..rows import identifier, text
 
 
 def read(
     row: Mapping[str, Any], zone: ZoneInfo, *, mark: str | None, longest_call: timedelta, call_id: str | None = None
 ) -> Recording:
     """One row; ``mark`` is the key of the attached data that we write ourselves. Raises UNREADABLE."""
-    recording_id = text(row.get("id"))
-    if recording_id is None or recording_id in {".", ".."} or not recording_id.isprintable():
-        raise ValueError("the row has no usable id")
+    recording_id = identifier(row.get("id"), "id")
     attached = row.get("attached_data")
     if isinstance(attached, dict) and mark in attached:
         # Our own mark is no news of the call: told on, writing it would look like a change of the call.
         attached = {k: v for k, v in attached.items() if k != mark}
         row = {**row, "attached_data": attached}
-    started, guessed = utc(row.get("start"), zone, epoch(recording_id))
+    started, guessed = utc(row.get("start"), zone, made_at(recording_id))
     lasted = length(row.get("duration"))
     ended = started + lasted if lasted is not None else None
     # A row that never got its duration is tried all the same once the call can't be running any more.
@@ -74,65 +69,14 @@ def why_missing(medium: Medium, settle: timedelta) -> str:
     return "not copied from the gateway yet?" if fresh else "purged by the recorder, or is audio_path wrong?"
 
 
-def bounds(window: Window, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """The span of local time that holds every moment of the window, both folds of a double hour included.
-
-    One second wider at its start ("after" leaves the second itself out), and never within a skipped hour.
-    """
-    moments = [*(window.start + timedelta(days=n) for n in range(window.length.days + 1)), window.end]
-    offsets = [m.astimezone(zone).utcoffset() or timedelta() for m in moments]
-    start, end = (m.astimezone(UTC).replace(tzinfo=None) for m in (window.start, window.end))
-    first = start.replace(microsecond=0) + min(offsets) - _SECOND
-    last = end.replace(microsecond=0) + max(offsets) + _SECOND * bool(end.microsecond)
-    return _shown(first, zone, fold=1), _shown(last, zone, fold=0)
-
-
-def _shown(local: datetime, zone: ZoneInfo, fold: int) -> datetime:
-    """A time that the zone's clock does show: a skipped one goes to before (fold 1) or after (fold 0) the gap."""
-    return local.replace(tzinfo=zone, fold=fold).astimezone(UTC).astimezone(zone)
-
-
-def utc(value: Any, zone: ZoneInfo, near: datetime | None) -> tuple[datetime, bool]:
-    """A local time in UTC: in a double hour the moment nearest to ``near``, or, True, a guess (the first).
-
-    Raises UNREADABLE.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("the row has no time")
-    try:
-        local = datetime.fromisoformat(value.strip())
-    except ValueError:
-        raise ValueError("the row's time can't be read") from None
-    if local.tzinfo is not None:
-        return local.astimezone(UTC), False
-    first, second = (local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    if first == second:
-        return first, False
-    if near is None or min(abs(first - near), abs(second - near)) > timedelta(hours=12):
-        return first, True
-    return min(first, second, key=lambda moment: abs(moment - near)), False
-
-
-def epoch(unique_id: str) -> datetime | None:
-    """When Asterisk made a unique id: the number behind the last ``-``, up to the dot."""
-    match = re.fullmatch(r"(?:.*-)?(\d{9,10})\.\d+", unique_id, re.DOTALL | re.ASCII)
-    return datetime.fromtimestamp(int(match[1]), UTC) if match else None
-
-
 def zone_error(recordings: Sequence[Recording]) -> str | None:
     """By how much most of (at least three) calls stand away from the epochs of their ids, in quarters of an hour."""
-    gaps = [r.started_at - made for r in recordings if (made := epoch(r.recording_id))]
-    quarters = Counter(n for g in gaps if abs(g - (n := round(g / _QUARTER)) * _QUARTER) < timedelta(minutes=1))
-    number, count = max(quarters.items(), key=lambda quarter: quarter[1], default=(0, 0))
-    if not number or count < 3 or count * 2 <= len(gaps):
+    gaps = [r.started_at - made for r in recordings if (made := made_at(r.recording_id))]
+    off = Counter(q for g in gaps if abs(g - (q := whole_quarters(g))) < timedelta(minutes=1))
+    most, count = max(off.items(), key=lambda counted: counted[1], default=(timedelta(), 0))
+    if not most or count < 3 or count * 2 <= len(gaps):
         return None
-    return f"{'-' if number < 0 else '+'}{abs(number) * _QUARTER}"
-
-
-def text(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return (value.strip() or None) if isinstance(value, str) else None
+    return f"{'-' if most < timedelta() else '+'}{abs(most)}"
 
 
 def numbered(named: str | None) -> tuple[str | None, str | None]:

@@ -1,8 +1,8 @@
 """The contract of a source, as tests. A vendor's own test file subclasses it and supplies construction and quirks.
 
-class TestChronicall(SourceContract):
-    simulator = ChronicallSimulator
-    source = Chronicall
+class TestAcme(SourceContract):
+    simulator = AcmeSimulator
+    source = Acme
 """
 
 from __future__ import annotations

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archiver.errors import BadData, NotReady, Overflow, Refused, TryAgain
-from archiver.http import Client
+from archiver.http import Client, basic, below
 from archiver.model import Availability, CallEvent, Direction, Listing, Medium, Party, Window
 from archiver.ports import LooksUp
+from archiver.rows import moment
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator, recording_id, time_text
 from archiver.sources.genesys import Genesys, GenesysOptions
-from archiver.sources.genesys_rows import below, judged, merged, moment, recording
-from archiver.sources.genesys_storage import basic
+from archiver.sources.genesys_rows import merged, recording
+from archiver.targets.genesys import judged
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened
 from tests import servers
 

@@ -10,13 +10,14 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from archiver.descriptors import aws_s3, web_dav
 from archiver.errors import BadData, Refused, TryAgain
 from archiver.http import Client
 from archiver.model import CallEvent, Direction, Party, Window, utc_text
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.sources.genesys import Genesys, GenesysOptions
-from archiver.sources.genesys_register import Registrar, aws_s3, posting, web_dav
+from archiver.targets.genesys import Registrar, posting
 from archiver.testing.sources import NOW, Kept, opened
 from tests.sources.test_genesys import scripted
 

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from archiver.errors import BadData, Gone, NotReady, Refused, TryAgain
+from archiver.idfile import Feed
+from archiver.localtime import clock_hours, epoch
 from archiver.model import Availability, Direction, ListingKey, Medium, Recording, Window
 from archiver.ports import Follows, LooksUp
 from archiver.simulators.base import Clock
@@ -21,7 +23,6 @@ from archiver.simulators.noojee import ROUTE_USER, NoojeeSimulator
 from archiver.sources import noojee_legs as legs
 from archiver.sources.noojee import Noojee, NoojeeOptions
 from archiver.sources.noojee_api import meaning, message, unwrapped
-from archiver.sources.noojee_ids import Feed
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened
 
 HOUR = timedelta(hours=1)
@@ -259,19 +260,17 @@ def test_zones_with_broken_hours_miss_no_clock_hour(zone):
     """Lord Howe's clock changes by half an hour."""
     here = ZoneInfo(zone)
     for start in (datetime(2024, 4, 6, 12, tzinfo=UTC), datetime(2024, 10, 5, 12, tzinfo=UTC)):
-        asked = legs.clock_hours(Window(start, start + 8 * HOUR), here)
+        asked = clock_hours(Window(start, start + 8 * HOUR), here)
         minutes = [(start + n * MINUTE).astimezone(here) for n in range(8 * 60)]
         assert asked == list(dict.fromkeys((m.date(), m.hour) for m in minutes))
 
 
 def test_a_skipped_hour_is_never_asked_and_a_doubled_one_once():
-    spring = legs.clock_hours(
+    spring = clock_hours(
         Window(datetime(2024, 10, 5, 14, tzinfo=UTC), datetime(2024, 10, 5, 18, tzinfo=UTC)), MELBOURNE
     )
     assert spring == [(date(2024, 10, 6), h) for h in (0, 1, 3, 4)]
-    autumn = legs.clock_hours(
-        Window(datetime(2024, 4, 6, 14, tzinfo=UTC), datetime(2024, 4, 6, 18, tzinfo=UTC)), MELBOURNE
-    )
+    autumn = clock_hours(Window(datetime(2024, 4, 6, 14, tzinfo=UTC), datetime(2024, 4, 6, 18, tzinfo=UTC)), MELBOURNE)
     assert autumn == [(date(2024, 4, 7), h) for h in (1, 2, 3)]
 
 
@@ -517,7 +516,7 @@ def test_the_doubled_hour_is_told_apart_by_its_letters_else_by_what_came_before(
     [("1392271611.238", 1392271611), ("pbx1-1392271611.238", 1392271611), ("12.3", None), ("x", None), ("", None)],
 )
 def test_a_unique_id_begins_with_a_second(unique_id, second):
-    assert legs.epoch(unique_id) == second
+    assert epoch(unique_id) == second
 
 
 async def test_a_wrong_time_zone_is_warned_about_once_and_told_by_check(live, tmp_path):

@@ -10,34 +10,70 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import BadData, Refused, TryAgain
-from ..http import Client
-from .genesys_rows import MARK, judged, moment, moment_text
-from .genesys_storage import aws_s3, basic, web_dav
+from pydantic import Field, SecretStr
 
-if TYPE_CHECKING:
-    from .genesys import GenesysOptions
+from ..descriptors import describe
+from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
+from ..http import Client, basic
+from ..options import Strict
+from ..rows import mapping, moment, text
 
-__all__ = ["Registrar", "aws_s3", "posting", "web_dav"]
-
+#: Where a statusCode is no success; any other is tried again.
+_MEANING: dict[str, type[SourceError]] = {"1": BadData, "2": BadData, "10": BadData, "6": NotReady}
+_MEANING |= dict.fromkeys(("3", "5", "8", "20"), Refused)
+#: The parameter by which a recording that we registered is known again.
+MARK = "archiver"
 #: Any GET names the CSRF header and its value; this one is small.
 _ANY = "/me"
 _NEVER = {"authorization", "cookie", "host", "content-length", "content-type", "transfer-encoding"}
 
 
+class AccountOptions(Strict):
+    username: str = Field(min_length=1)
+    password: SecretStr
+    list_path: str = Field(default="/recordings", pattern="^/")
+    #: Use the internal twin for OPS admins, of this contact center.
+    contact_center: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$")
+    region: str | None = None
+
+    @property
+    def recordings_path(self) -> str:
+        twin = f"/ops/contact-centers/{self.contact_center}/recordings"
+        return twin if self.contact_center else self.list_path
+
+
+def judged(answer: Any, secret: str = "") -> Mapping[str, Any]:
+    """The answer, where its statusCode says success (0, or 7: partial). Raises what any other means.
+
+    Never Gone: NOT_FOUND (6) is also what a server of another region says.
+    """
+    if not isinstance(answer, Mapping):
+        raise BadData("the answer is no JSON object")
+    code = answer.get("statusCode", 0)
+    if str(code) in {"0", "7"}:
+        return answer
+    said = (text(answer.get("statusMessage")) or "")[:1000].replace(secret or "\0", "***")[:160]
+    told = f"statusCode {str(code)[:20]}" + (f": {said}" if said else "")
+    raise _MEANING.get(str(code), TryAgain)("".join(c if c.isprintable() else " " for c in told))
+
+
+def moment_text(at: datetime) -> str:
+    """As the page writes times: ``2013-05-17T19:45:32.000+0000``."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "+0000")
+
+
 class Registrar:
     """Posts to one Web Services server. ``http`` keeps cookies: the CSRF token belongs to a session."""
 
-    def __init__(self, options: GenesysOptions, http: Client) -> None:
+    def __init__(self, options: AccountOptions, http: Client) -> None:
         self._region = options.region or ""
         self._http = http
         self._secret = options.password.get_secret_value()
-        twin = f"/ops/contact-centers/{options.contact_center}/recordings"
-        self._path = twin if options.contact_center else options.list_path
+        self._path = options.recordings_path
         self._csrf: Mapping[str, str] | None = None
         #: Two that ask at once would begin two sessions, and mix their cookies.
         self._asking = asyncio.Lock()
@@ -48,17 +84,14 @@ class Registrar:
         descriptors: dict[str, Mapping[str, Any]] = {}
         for medium in document.get("media") or ():
             for copy in sorted(medium["copies"], key=lambda copy: str(copy.get("location", {}).get("kind"))):
-                where = copy.get("location", {})
-                if where.get("kind") == "s3":
-                    descriptors.setdefault(medium["media_id"], aws_s3(where["bucket"], where["key"]))
-                elif where.get("kind") == "webdav":
-                    descriptors.setdefault(medium["media_id"], web_dav(where["url"]))
+                if described := describe(copy.get("location", {})):
+                    descriptors.setdefault(medium["media_id"], described)
         await self.register(document, descriptors)
 
     async def register(self, document: Mapping[str, Any], descriptors: Mapping[str, Mapping[str, Any]]) -> bool:
         """Tell of one recording (its JSON): the archived media that have a descriptor, by media_id.
 
-        A descriptor is :func:`aws_s3` or :func:`web_dav` of a copy. Returns False where there is nothing to post: no
+        A descriptor is made by :func:`describe`. Returns False where there is nothing to post: no
         such medium, or a recording that was itself put there by :meth:`register`. May be called again.
         Raises TryAgain, Refused, BadData.
         """
@@ -76,14 +109,11 @@ class Registrar:
         return True
 
     async def _post(self, body: Mapping[str, Any], token: Mapping[str, str]) -> None:
-        done = frozenset({200, 201, 204})
-        async with self._http.request("POST", self._path, json=body, headers=token, accept=done) as response:
-            answer = b""
-            while len(answer) < 1 << 16 and (chunk := await response.read()):
-                answer += chunk
+        how: Any = {"json": body, "headers": token, "accept": frozenset({200, 201, 204})}
+        answer = await self._http.beginning("POST", self._path, **how)
         try:
             judged(json.loads(answer) if answer.strip() else {}, self._secret)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise TryAgain("the answer to a POST is no JSON") from None
 
     async def _token(self, stale: Mapping[str, str] | None = None) -> Mapping[str, str]:
@@ -107,11 +137,11 @@ def posting(
     if started is None:
         raise BadData("a recording without a start can't be registered")
     ended = moment(document.get("ended_at")) or started + timedelta(seconds=float(document.get("duration") or 0))
-    known = _mapping(_mapping(document.get("attributes")).get("media")) if document.get("kind") == "genesys" else {}
-    if any(MARK in _mapping(_mapping(told).get("parameters")) for told in known.values()):
+    known = mapping(mapping(document.get("attributes")).get("media")) if document.get("kind") == "genesys" else {}
+    if any(MARK in mapping(mapping(told).get("parameters")) for told in known.values()):
         return None
     files = [
-        _file(document, medium, _mapping(known.get(medium["media_id"])), started, ended)
+        _file(document, medium, mapping(known.get(medium["media_id"])), started, ended)
         | {"mediaDescriptor": dict(descriptors[medium["media_id"]])}
         for medium in document.get("media") or ()
         if medium.get("state") == "archived" and medium["media_id"] in descriptors
@@ -149,7 +179,7 @@ def _file(
     length = timedelta(seconds=float(medium.get("duration") or 0))
     stop = moment(known.get("stopTime")) or (start + length if length else ended)
     parameters = {
-        **_mapping(known.get("parameters")),
+        **mapping(known.get("parameters")),
         MARK: str(document["source"]),
         "recordingId": str(document["recording_id"]),
         "sha256": str(medium.get("sha256")),
@@ -216,7 +246,3 @@ def _event(at: datetime, what: str, party: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(value: Any) -> str:
     return str(value).strip() or "UNKNOWN" if value is not None else "UNKNOWN"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -1,28 +1,26 @@
-"""Where media of Genesys Web Services lie (Amazon S3, WebDAV: "mediaDescriptor"), and how encrypted ones are opened.
+"""Media that are described by where they lie ("mediaDescriptor": Amazon S3, WebDAV) and how they are encrypted.
 
-Descriptors that OPS admins are told can be fetched straight from the storage; those of our own copies are what the
-registrar posts.
+What an answer describes can be fetched straight from that storage; our own copies can be described so to others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
-from ..audio import inspect
-from ..errors import BadData, Refused, SourceError
-from ..http import Client
-from ..model import Body
-from ..options import SourceOptions, Strict
-from ..ports import Sink
+from .audio import inspect
+from .errors import BadData, Refused, SourceError
+from .http import Client, basic
+from .model import Body
+from .options import SourceOptions, Strict
+from .ports import Sink
 
 
 class MediaOptions(Strict):
-    #: Fetch straight from the storage that an OPS answer names.
+    #: Fetch straight from the storage that an answer names.
     direct: bool = False
     #: The WebDAV credentials go to this origin only; other WebDAV servers are asked without.
     webdav_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
@@ -47,7 +45,7 @@ def opened(options: MediaOptions, told: Mapping[str, Any], data: bytes) -> bytes
     """
     if not is_encrypted(told) or options.decrypt_key is None:
         return data
-    from ..cms import decrypt, key_pem
+    from .cms import decrypt, key_pem
 
     try:
         # A server that decrypts for playback hands out clear audio, and tells of the envelope all the same.
@@ -70,17 +68,22 @@ def is_encrypted(file: Mapping[str, Any]) -> bool:
     return bool(file.get("pkcs7") or file.get("certAlias"))
 
 
-def basic(username: str, password: str) -> dict[str, str]:
-    """The header of HTTP Basic (RFC 7617, UTF-8)."""
-    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
-
-
 def aws_s3(bucket: str, path: str) -> dict[str, Any]:
     return {"storage": "awsS3", "path": path, "data": {"bucket": bucket}}
 
 
 def web_dav(url: str) -> dict[str, Any]:
     return {"storage": "webDAV", "path": url}
+
+
+def describe(location: Mapping[str, str]) -> dict[str, Any] | None:
+    """The descriptor of one of our copies (see Store.location); None for a store that nobody else can read."""
+    match location.get("kind"):
+        case "s3":
+            return aws_s3(location["bucket"], location["key"])
+        case "webdav":
+            return web_dav(location["url"])
+    return None
 
 
 def identity(descriptor: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import BadData
-from ..model import Rejected
+from .errors import BadData
+from .model import Rejected
 
 #: Bytes read, and ids asked, at a time.
 _READ, _ASK = 1 << 13, 500

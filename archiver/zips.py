@@ -1,4 +1,4 @@
-"""Reading Chronicall's ZIP export, whose layout the vendor does not document: trust nothing, match by recordingKey.
+"""Recordings from a ZIP of whatever layout: trust nothing, match members by the recording's id in their names.
 
 A member that is doubtful in any way is left out, so that its recording is fetched by itself. Names are compared and
 never become paths.
@@ -14,9 +14,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from ..errors import Overflow
-from ..model import CHUNK, Medium
-from ..ports import Sink
+from .model import CHUNK, Medium
+from .ports import Sink
 
 #: zipfile holds the whole directory in memory; a batch's takes about a hundred bytes a member.
 _DIRECTORY = 4 << 20
@@ -25,29 +24,6 @@ _RATIO, _SMALL = 200, 1 << 20
 _AUDIO = (b"OggS", b"RIFF")
 _HOSTILE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)|[\x00-\x1f]")
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError)
-
-
-class Spool:
-    """A sink over a file that takes no more than so many bytes (Overflow)."""
-
-    def __init__(self, file: IO[bytes], largest: int) -> None:
-        self._file = file
-        self._largest = largest
-        self._held = 0
-
-    async def write(self, chunk: bytes) -> None:
-        self._held += len(chunk)
-        if self._held > self._largest:
-            raise Overflow(f"the ZIP is longer than {self._largest} bytes (batch_largest)")
-        await asyncio.to_thread(self._file.write, chunk)
-
-    def told(self, *, content_type: str | None = None) -> None:
-        """The type of the ZIP says nothing of what is in it."""
-
-    async def restart(self) -> None:
-        self._held = 0
-        self._file.seek(0)
-        self._file.truncate()
 
 
 async def unpack(file: IO[bytes], media: Sequence[Medium], into: Mapping[str, Sink], largest: int) -> set[str]:
@@ -119,7 +95,7 @@ def _refuse_a_long_directory(file: IO[bytes]) -> None:
 
 
 def _names(name: str, key: str) -> bool:
-    """Does a member's name hold the recordingKey, or its uuid with no other start behind it?"""
+    """Does a member's name hold the id, or, of an id ``{uuid}-{number}``, the uuid with no other number behind it?"""
     uuid = key.rpartition("-")[0]
     whole = rf"(?<![0-9A-Za-z]){re.escape(key)}(?![0-9A-Za-z])"
     short = rf"(?<![0-9A-Za-z]){re.escape(uuid)}(?![0-9A-Za-z]|-\d)"

@@ -1,0 +1,102 @@
+"""Reading what a recorder's API tells: values that may be anything, rows of which a bad one spoils no other. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+from urllib.parse import quote
+
+from .model import Listing, Recording, Rejected
+
+#: What reading a row that is none may raise.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MS = timedelta(milliseconds=1)
+_KEPT = 4096
+
+
+def listing(rows: Iterable[Any], read: Callable[[Any], Recording | None]) -> Listing:
+    """The recordings that ``read`` makes of the rows (None leaves one out), the last telling of each id.
+
+    Rows on which it raises UNREADABLE are among the rejected.
+    """
+    found: dict[str, Recording] = {}
+    unread = []
+    for row in rows:
+        try:
+            one = read(row)
+        except UNREADABLE as error:
+            unread.append(rejected(row, error))
+        else:
+            found |= {one.recording_id: one} if one else {}
+    return Listing([*found.values()], unread)
+
+
+def rejected(row: Any, why: str | Exception) -> Rejected:
+    """A row that nobody can read, as it came, as far as that is worth keeping."""
+    reason = str(why) if isinstance(why, str | ValueError) else f"{type(why).__name__}: {why}"
+    return Rejected(raw=json.dumps(row, default=str)[:_KEPT], reason=reason[:200])
+
+
+def text(value: Any) -> str | None:
+    """Text (or a whole number) without spaces around it; None for what is empty or of another kind."""
+    return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def integer(value: Any) -> int | None:
+    """A whole number, told as a number or as (up to 18) digits."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def identifier(value: Any, name: str) -> str:
+    """An id that can stand in a path and on a terminal. Raises ValueError, which names it ``name``."""
+    told = text(value)
+    if told is None or told in {".", ".."} or not told.isprintable():
+        raise ValueError(f"the row has no usable {name}")
+    return told
+
+
+def segment(value: str) -> str:
+    """As one segment of a path, or one value of a query, whatever it holds."""
+    return quote(value, safe="", errors="replace")
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value, where it is an object; else one that holds nothing."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def objects(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """A field that lists objects, or is missing. Raises ValueError where it is something else."""
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(f, Mapping) for f in found):
+        raise ValueError(f"{name} is no list of objects")
+    return found
+
+
+def moment(value: Any, zone: tzinfo = UTC) -> datetime | None:
+    """``2013-05-17T19:45:32.000+0000`` (or -0800, Z, or epoch milliseconds) as UTC; None where it is none."""
+    told = text(value)
+    try:
+        if told is None or told.isdecimal():
+            return EPOCH + int(told) * MS if told else None
+        parsed = datetime.fromisoformat(told)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def labelled(name: str | None, number: str | None) -> str | None:
+    """``Joe Dalton (1573)``, or what of it is told."""
+    return f"{name} ({number})" if name and number else name or number
+
+
+def full_name(person: Mapping[str, Any], first: str = "firstName", last: str = "lastName") -> str | None:
+    return " ".join(filter(None, (text(person.get(first)), text(person.get(last))))) or None
