@@ -1538,6 +1538,10 @@ class Catalog:
             right = [r for r in readings if r.right]
             if wrong:
                 await c.execute(FOUND, store, [r.copy.key for r in wrong], [_text(r.problem) for r in wrong], now)
+            # With a copy its store may have lost the manifest that describes it: it is written again.
+            lost = [r.identity for r in wrong if r.mended_by and r.problem == "missing"]
+            if lost:
+                await c.execute(REVISE, [i[0] for i in lost], [i[1] for i in lost])
             by = [r.mended_by or "found right when read again" for r in right]
             await c.execute(RIGHT_AGAIN, store, [r.copy.key for r in right], by, now)
             odd = [

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ FAULTS: tuple[tuple[str, str, float, object], ...] = (
     ("drip", "audio", 0.01, 0.2),
 )
 #: Not looked at, in seconds: caches fill, connections open.
-WARM_UP = 120.0
+WARM_UP = 180.0
 SAMPLE = 5.0
 ALLOWED = 1.05
 
@@ -85,6 +85,8 @@ class Soak:
     ids: dict[str, Path] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    #: Not a day before it: listing that would be most of what the first minutes do.
+    start: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     outages: int = 0
     #: Calls found archived whole.
     proved: set[tuple[str, str]] = field(default_factory=set)
@@ -124,7 +126,7 @@ class Soak:
         }
         for name, simulator in self.recorders.items():
             tables[f"sources.{name}"] = simulator.options() | {
-                "poll": "10s", "settle": "1s", "window": "5m", "lookback": "5m", "longest_call": "1m", "timeout": "5s",
+                "poll": "10s", "settle": "1s", "window": "5m", "lookback": "5m", "longest_call": "1m", "timeout": "10s",
             }  # fmt: skip
             if name in self.ids:
                 tables[f"sources.{name}"] |= {"listing": "none", "ids_file": str(self.ids[name])}
@@ -132,7 +134,7 @@ class Soak:
         for table, options in tables.items():
             lines += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in options.items())]
             if table.startswith("sources."):
-                lines.append('retry = { first = "2s", cap = "30s" }')
+                lines += ['retry = { first = "2s", cap = "30s" }', f"start = {self.start}"]
         return "\n".join(lines) + "\n"
 
     async def call(self) -> None:
@@ -286,7 +288,8 @@ async def soak(folder: Path, s3: Seaweed, asked: argparse.Namespace) -> int:
             daemon = subprocess.Popen(
                 [sys.executable, "-m", "archiver", "--config", str(folder / "archiver.toml"), "run"],
                 stderr=log, stdout=log, cwd=folder, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+                # As the unit has it.
+                env={**os.environ, "MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(Path(__file__).parent.parent)},
             )  # fmt: skip
         stack.callback(daemon.kill)
         while "daemon.ready" not in made.log.read_text():

@@ -36,12 +36,9 @@ install_program() {
     mkdir -p "$DESTDIR$PREFIX"
     "$PYTHON" -m venv "$DESTDIR$home"
     pip="$DESTDIR$home/bin/python -m pip --disable-pip-version-check -q"
-    if [ -d dist/wheels ]; then
-        # `make wheels` on a host with internet access made these.
-        PIP_NO_INDEX=1 PIP_FIND_LINKS=dist/wheels $pip install --require-hashes -r requirements.lock
-    else
+    # `make wheels` on a host with internet access fills dist/wheels; what was made for another version will not do.
+    [ -d dist/wheels ] && PIP_NO_INDEX=1 PIP_FIND_LINKS=dist/wheels $pip install --require-hashes -r requirements.lock ||
         $pip install --require-hashes -r requirements.lock
-    fi
     $pip wheel --no-deps --no-build-isolation -w "$work" .
     $pip install --no-deps "$work"/*.whl
     if [ -n "$DESTDIR" ]; then

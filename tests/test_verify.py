@@ -204,6 +204,20 @@ async def test_the_catalog_comes_back_from_any_one_store_byte_for_byte(tmp_path,
         assert {name: sim.count("audio") for name, sim in sims.items()} == before_requests, "nothing is fetched again"
 
 
+async def test_a_store_that_was_lost_and_filled_again_describes_itself_again(tmp_path, database):
+    async with archived(tmp_path, database, stores=two(tmp_path)) as rig:
+        shutil.rmtree(tmp_path / "one")
+        (tmp_path / "one").mkdir()
+        assert (await check(rig, "one", even_if_empty=True)).complete
+        await rig.sync()
+        before, after, *_ = await remade(rig, database, "one", same=False)
+        assert len(before) == 6
+        assert [json.loads(line)["recording_id"] for line in after] == [
+            json.loads(line)["recording_id"] for line in before
+        ]
+        assert {json.loads(line)["state"] for line in after} == {"archived"}
+
+
 async def test_a_copy_that_counted_only_later_comes_back_as_it_counted(tmp_path, database):
     async with archived(tmp_path, database, calls=0, stores=two(tmp_path)) as rig:
         blocked = tmp_path / "one/_manifests"

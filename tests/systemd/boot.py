@@ -145,7 +145,9 @@ class Story:
 
     def config(self, *sources: str) -> str:
         text = f'data_dir = "/var/lib/archiver"\n[http]\nlisten = "127.0.0.1:{self.port}"\n'
-        text += '[stores.disk]\nkind = "file"\npath = "/var/lib/archiver/calls"\n'
+        for store in ("calls", "spare"):
+            name = "disk" if store == "calls" else store
+            text += f'[stores.{name}]\nkind = "file"\npath = "/var/lib/archiver/{store}"\n'
         for name in sources:
             simulator = {"hq": self.hq, "milan": self.milan}[name]
             options = {**simulator.options(), "poll": "2s", "settle": "1s", "lookback": "10m"}
@@ -305,6 +307,45 @@ class Story:
         assert await self.m.get("Result") == "success"
         assert await self.m.run("pgrep -u archiver -l", code=1) == "", "nothing is left behind"
 
+    async def recover(self) -> None:
+        """docs/recover.md, as it stands there."""
+        await self.m.run("systemctl start archiver")
+        await self.call("hq")
+        held, asked = await self.held(), self.hq.count("audio") + self.milan.count("audio")
+        say("lost database")
+        await self.m.run("systemctl stop archiver 'archiver-backfill@*' archiver-verify")
+        await self.m.run("mv /var/lib/archiver/postgres /var/lib/archiver/postgres.lost")
+        await self.m.run("archiver rebuild --store disk")
+        await self.m.run("systemctl start archiver")
+        assert await self.held() == held
+        say("lost store")
+        await self.m.run("systemctl stop archiver; rm -rf /var/lib/archiver/calls; mkdir /var/lib/archiver/calls")
+        await self.m.run("chown archiver: /var/lib/archiver/calls; systemctl start archiver")
+        await self.m.run("archiver verify --store disk --even-if-empty")
+        await self.m.run("archiver status")
+        assert await self.held() == held
+        say("lost host: a backup of /etc/archiver and one store are left")
+        await self.m.run("cp -a /etc/archiver /root/backup && cd /usr/src/archiver && make -s uninstall")
+        await self.m.run("rm -rf /etc/archiver /var/lib/archiver/postgres* /var/lib/archiver/calls; userdel archiver")
+        await self.m.run("cd /usr/src/archiver && make -s install")
+        await self.m.run("chown -R archiver: /var/lib/archiver/spare")
+        await self.m.run("cp -a /root/backup/. /etc/archiver/ && chgrp -R archiver /etc/archiver")
+        await self.m.run("archiver check")
+        await self.m.run("archiver rebuild --store spare")
+        await self.m.run("systemctl enable --now archiver")
+        await self.m.run("archiver verify --store disk --even-if-empty")
+        assert await self.held() == held
+        assert self.hq.count("audio") + self.milan.count("audio") == asked, "nothing was fetched again"
+        await self.call("hq")
+
+    async def held(self) -> dict[str, list[str]]:
+        """By recording the stores and hashes of its copies, as `archiver list` tells them."""
+        rows = await self.m.run("archiver list --json --limit 1000 2>/dev/null", show=False)
+        return {
+            r["recording_id"]: sorted(f"{c['store']} {c['sha256']}" for m in r["media"] for c in m["copies"])
+            for r in map(json.loads, rows.splitlines())
+        }
+
     async def upgrade(self) -> None:
         say("upgrade while it runs, and back")
         await self.m.run("systemctl start archiver")
@@ -338,7 +379,7 @@ async def main() -> None:
             async with story.hq, story.milan:
                 await story.install()
                 await story.begin()
-                for chapter in ("reload", "one_shots", "kill", "stop", "upgrade"):
+                for chapter in ("reload", "one_shots", "kill", "stop", "recover", "upgrade"):
                     if asked.only in {None, chapter}:
                         await getattr(story, chapter)()
     say("all as documented")
