@@ -258,7 +258,7 @@ class Story:
         wanted = "SOURCE=hq\nFROM=2024-05-17\nTO=2024-05-18\nOPTIONS=--wait 1m\n"
         await self.m.write("/etc/archiver/backfill/hq-may.conf", wanted)
         await self.m.run("cat /etc/archiver/backfill/hq-may.conf")
-        await self.m.run("systemctl start archiver-backfill@hq-may")
+        await self.m.run("systemctl start --wait archiver-backfill@hq-may")
         await self.m.run("systemctl status archiver-backfill@hq-may | cat", code=None)
         await self.call("hq")
         say("read back")
