@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from apscheduler.triggers.cron import CronTrigger
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 
 from .errors import ConfigError
@@ -424,6 +423,8 @@ class _Reader:
     def _check_times(self, where: _Where, options: SourceOptions) -> None:
         retry, none = options.retry, timedelta()
         if len(options.poll.split()) == 5:
+            from apscheduler.triggers.cron import CronTrigger
+
             try:
                 CronTrigger.from_crontab(options.poll, timezone=UTC)
             except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):

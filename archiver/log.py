@@ -20,7 +20,16 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-import structlog
+if "structlog" in sys.modules or "rich" in sys.modules:
+    import structlog
+else:
+    # It imports rich wherever that is installed, for tracebacks that are not ours: a fifth of each command's start.
+    sys.modules["rich"] = None  # type: ignore[assignment]  # how Python spells "not installed"
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
+
 from structlog.typing import EventDict, Processor
 
 __all__ = ["Repeats", "add_secrets", "configure", "redact"]

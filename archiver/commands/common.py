@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -91,6 +92,9 @@ def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None =
 
     signal.signal(signal.SIGTERM, terminate)
     try:
+        # What is loaded by now stays; and the recordings on their way are no garbage yet.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(work)
     except KeyboardInterrupt:
