@@ -374,7 +374,8 @@ class _Reader:
             return None
         self._files[path] = stamp(path)
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            with path.open("rb") as file:
+                return hashlib.sha256(file.read(_LARGEST)).hexdigest()
         except OSError:
             # Whoever opens it says so.
             return None
