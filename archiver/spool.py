@@ -16,6 +16,8 @@ from .errors import SpoolDown
 from .model import Body
 
 _STEP = 1 << 20
+#: A longer body goes to a file whatever room there is: joined it would take twice its length, and few are so long.
+_LONGEST_IN_MEMORY = 8 << 20
 
 
 class Spool:
@@ -71,7 +73,7 @@ class SpoolSink:
         self.length += len(chunk)
         self._chunks.append(chunk)
         self._waiting += len(chunk)
-        if self._file is None and self._spool.take(len(chunk)):
+        if self._file is None and self.length <= _LONGEST_IN_MEMORY and self._spool.take(len(chunk)):
             self._taken += len(chunk)
             # hashlib gives up the GIL for chunks like these, but a thread costs more than hashing them here.
             self._hash.update(chunk)
