@@ -284,13 +284,15 @@ class Client:
     async def _sent(
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
     ) -> Answer:
-        began = monotonic()
+        began, patience = monotonic(), self._timeout.total_seconds() * _PATIENCE
         try:
             # A head may come byte by byte, and each is progress.
-            async with asyncio.timeout(self._timeout.total_seconds() * _PATIENCE):
+            async with asyncio.timeout(patience) as limit:
                 answer = await self._transport.send(method, Origin.of(url), url.raw_path_qs, headers, data)
         except (Broken, TimeoutError):
             self.gate.refused()
+            if limit.expired():
+                raise TooSlow(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
             raise
         if answer.status in {429, 503}:
             self.gate.refused()

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -206,3 +208,190 @@ def test_any_mutation_of_a_recorder_s_answers_gives_a_listing_or_one_clear_refus
         attempt()
         runner.run(opened.__aexit__(None, None, None))
     assert read > 20, "nothing was read at all: the pages no longer fit"
+
+
+# -- answers without measure -----------------------------------------------------------------------------------------
+
+#: A process of its own, so that its memory is that of these answers alone; server and client live in it.
+BOMBS = r'''
+import asyncio, resource, struct, sys, tempfile, time, zlib
+from datetime import timedelta
+from archiver.errors import SourceError
+from archiver.http import Client
+from archiver.model import Medium
+from archiver.options import SourceOptions
+from archiver.sources.chronicall import Chronicall, ChronicallOptions
+
+MiB = 1 << 20
+KEY = "e8e25d94-0ed9-4475-9531-985d5d9dc9f8-1716027586938"
+
+
+class Nowhere:
+    length = 0
+    async def write(self, chunk): self.length += len(chunk)
+    def told(self, *, content_type=None): pass
+    async def restart(self): self.length = 0
+
+
+def silence(wbits):
+    """A mebibyte of zeros that may be repeated within one stream of deflate: head, block, end."""
+    packer = zlib.compressobj(9, wbits=wbits)
+    head = packer.compress(bytes(MiB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head, packer.compress(bytes(MiB)) + packer.flush(zlib.Z_FULL_FLUSH)
+
+
+def a_zip(told):
+    """One member of ten gibibytes that says it is ``told`` bytes long."""
+    head, block = silence(-15)
+    packed = head + block * (10 * 1024 - 1) + b"\x03\x00"
+    name = (KEY + ".spx").encode()
+    what = struct.pack("<HHHHHLLLHH", 20, 0, 8, 0, 0, 0, len(packed), told, len(name), 0)
+    entry = b"PK\x01\x02" + struct.pack("<H", 20) + what + struct.pack("<HHHLL", 0, 0, 0, 0, 0) + name
+    local = b"PK\x03\x04" + what + name
+    end = b"PK\x05\x06" + struct.pack("<HHHHLLH", 0, 0, 1, 1, len(entry), len(local) + len(packed), 0)
+    return local + packed + entry + end
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+OPEN = HEAD + b"Connection: close\r\n"
+GZIP = b"Content-Encoding: gzip\r\n\r\n"
+ONE, MORE = silence(31)
+drips = 0.05
+
+
+async def forever(write, piece, pause=0.0):
+    while True:
+        await write(piece)
+        await asyncio.sleep(pause)
+
+
+async def gibibytes(write, piece, count=1):
+    for _ in range(count * (1 << 30) // len(piece)):
+        await write(piece)
+
+
+async def serve(reader, writer):
+    async def write(data):
+        writer.write(data)
+        await writer.drain()
+    try:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].split(b"?")[0].strip(b"/").decode()
+        if path.endswith("recordings/audio"):
+            data = a_zip((3 << 30) if bomb == "a ZIP that says so" else 1000)
+            await write(OPEN + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        elif path == "json":
+            await write(OPEN + b"\r\n[")
+            await gibibytes(write, b'"' + b"x" * 65532 + b'",\n')
+        elif path == "packed":
+            await write(OPEN + GZIP + ONE)
+            await gibibytes(write, MORE * 64, 10)
+        elif path == "endless":
+            await write(OPEN + b"\r\n")
+            await forever(write, bytes(MiB))
+        elif path == "chunks":
+            await write(OPEN + b"Transfer-Encoding: chunked\r\n\r\n")
+            await forever(write, b"1;" + b"x" * 65536)
+        elif path == "trailers":
+            await write(OPEN + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+            await forever(write, b"A: " + b"x" * 60 + b"\r\n")
+        elif path == "heads":
+            await write(OPEN)
+            await forever(write, b"X-Flood: " + b"x" * 1000 + b"\r\n")
+        elif path == "continues":
+            await forever(write, b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+        elif path == "slow-head":
+            await write(OPEN)
+            await forever(write, b"x", drips)
+        elif path == "slow-body":
+            await write(OPEN + b"\r\n")
+            await forever(write, b"x", drips)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        writer.close()
+
+
+async def main():
+    global bomb
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    quick = Client(base, timeout=timedelta(seconds=0.4), largest=64 * MiB)
+    calm = Client(base, timeout=timedelta(seconds=60), largest=64 * MiB)
+    options = ChronicallOptions(kind="chronicall", base_url=base, token="t", fetch="zip", batch_largest=64 * MiB)
+    recorder = Chronicall("pbx", options, calm)
+
+    async def unzip():
+        sink = Nowhere()
+        medium = Medium(recording_id=KEY, media_id=KEY)
+        found = await recorder.fetch_batch([medium], {KEY: sink})
+        assert not found and sink.length == 0, (found, sink.length)
+        return "nothing of it is taken"
+
+    bombs = {
+        "a JSON of a gibibyte": lambda: calm.json("GET", "/json"),
+        "ten gibibytes of packed JSON": lambda: calm.json("GET", "/packed"),
+        "ten gibibytes of packed audio": lambda: calm.download("/packed", Nowhere()),
+        "an endless body": lambda: calm.download("/endless", Nowhere()),
+        "an endless chunk's head": lambda: calm.download("/chunks", Nowhere()),
+        "endless headers": lambda: calm.json("GET", "/heads"),
+        "a ZIP that says so": unzip,
+        "a ZIP that lies": unzip,
+    }
+    slow = {
+        "endless trailers": lambda: quick.download("/trailers", Nowhere()),
+        "endless interim answers": lambda: quick.json("GET", "/continues"),
+        "a head that drips": lambda: quick.json("GET", "/slow-head"),
+        "a body that drips": lambda: quick.json("GET", "/slow-body"),
+    }
+
+    async def met(name, drop):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            async with asyncio.timeout(300):
+                said = await drop()
+        except SourceError as error:
+            said = error
+        except TimeoutError:
+            said = "it never ended"
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+        print(name, type(said).__name__, grown, str(said).replace("\n", "\\n"), sep="\t", flush=True)
+
+    for bomb, drop in bombs.items():
+        await met(bomb, drop)
+    await asyncio.gather(*(met(name, drop) for name, drop in slow.items()))
+    await quick.close()
+    await calm.close()
+
+
+asyncio.run(main())
+'''
+
+REFUSALS = {
+    "a JSON of a gibibyte": ("Overflow", "longer than"),
+    "ten gibibytes of packed JSON": ("Overflow", "longer than"),
+    "ten gibibytes of packed audio": ("TryAgain", "longer than"),
+    "an endless body": ("TryAgain", "longer than"),
+    "an endless chunk's head": ("TryAgain", ""),
+    "endless headers": ("TryAgain", ""),
+    "a ZIP that says so": ("str", "nothing of it is taken"),
+    "a ZIP that lies": ("str", "nothing of it is taken"),
+    "endless trailers": ("TooSlow", ""),
+    "endless interim answers": ("TooSlow", ""),
+    "a head that drips": ("TooSlow", ""),
+    "a body that drips": ("TooSlow", ""),
+}
+
+
+def test_an_answer_without_measure_is_one_clear_refusal_in_flat_memory():
+    done = subprocess.run([sys.executable, "-c", BOMBS], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {bomb for bomb, *_ in told} == REFUSALS.keys()
+    for bomb, kind, grown, said in told:
+        expected, words = REFUSALS[bomb]
+        assert said != "it never ended", bomb
+        assert kind == expected, (bomb, kind, said)
+        assert words in said, (bomb, said)
+        assert said.isprintable(), bomb
+        # Of a JSON all is held that is allowed; buffers grow by halves.
+        assert int(grown) < 160, (bomb, grown)

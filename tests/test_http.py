@@ -19,10 +19,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from ipaddress import IPv4Address
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from archiver.errors import BadData, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
 from archiver.http import Client, Gate
@@ -676,6 +683,23 @@ def certificate(tmp_path_factory):
     return folder
 
 
+def expired(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that was good for a day, long ago, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "recorder")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2020, 1, 2, tzinfo=UTC))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "old.pem").write_bytes(private + made.public_bytes(Encoding.PEM))
+    return folder / "old.pem"
+
+
 @pytest.fixture
 def tls(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -708,6 +732,21 @@ class TestTls:
         async with serving(tls) as server:
             with pytest.raises(Refused):
                 await self.ask(server.url.replace("127.0.0.1", "localhost"), ca_file=certificate / "cert.pem")
+        assert server.requests == []
+
+    async def test_a_certificate_of_another_name_or_time_is_told_so_and_not_to_trust_its_issuer(
+        self, tmp_path, certificate, tls
+    ):
+        async with serving(tls) as server:
+            with pytest.raises(Refused, match="base_url must name the host as its certificate does") as named:
+                await self.ask(server.url.replace("127.0.0.1", "localhost"), ca_file=certificate / "cert.pem")
+        old = expired(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(old)
+        async with serving(context) as server:
+            with pytest.raises(Refused, match=r"certificate has expired.*renew its certificate") as late:
+                await self.ask(server.url, ca_file=old)
+        assert all(str(raised.value).isprintable() for raised in (named, late))
         assert server.requests == []
 
     async def test_who_wants_no_check_gets_none(self, tls):
