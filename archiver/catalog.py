@@ -699,6 +699,7 @@ class Query:
     direction: str | None = None
     state: str | None = None
     text: str | None = None
+    longer_than: timedelta | None = None
     limit: int | None = None
 
 
@@ -1841,6 +1842,8 @@ _LOST: tuple[type[BaseException], ...] = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InvalidCatalogNameError,
+    # It takes no connections for now.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -2246,6 +2249,8 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         n = value("%" + like(query.text, wild=False) + "%")
         columns = "r.recording_id", "r.call_id", "r.caller", "r.callee", "r.agent", "r.queue", "r.raw::text"
         where.append("(" + " OR ".join(f"{c} ILIKE {n}" for c in (*columns, "r.attributes::text")) + ")")
+    if query.longer_than is not None:
+        where.append(f"r.duration > {value(query.longer_than)}")
     return where, values
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
 from .catalog import Catalog
-from .config import Config
-from .errors import ArchiverError, CatalogDown
+from .config import Config, SourceConfig, StoreConfig
+from .errors import ArchiverError, CatalogDown, with_advice
 from .log import redact
 from .render import plain
-from .report import status
+from .report import number, status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
 
@@ -24,10 +25,19 @@ class Result(NamedTuple):
     warning: bool = False
 
 
+def line(result: Result) -> str:
+    """As people read it."""
+    return f"{mark(result):<8}{result.what}: {result.line}"
+
+
+def mark(result: Result) -> str:
+    return "ok" if result.ok else "WARNING" if result.warning else "FAILED"
+
+
 async def check(config: Config, *, offline: bool) -> list[Result]:
     """Everything that can be tried, tried at once; a failure hides no other."""
-    sources, stores = len(config.sources), len(config.stores)
-    results = [Result("config", True, f"{config.path}: {sources} sources, {stores} stores")]
+    sources, stores = number(len(config.sources), "source"), number(len(config.stores), "store")
+    results = [Result("config", True, f"{config.path}: {sources}, {stores}")]
     if offline:
         return results
     async with AsyncExitStack() as stack:
@@ -35,10 +45,25 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
         results.append(result)
         outlets = open_outlets(config, stack)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
-        results += await asyncio.gather(*(_source(config, name, outlets, catalog, stack) for name in config.sources))
+        tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
+        results += await asyncio.gather(*tried)
         if catalog is not None:
             results += await _warnings(config, catalog)
-    return [result._replace(line=redact(plain(" ".join(result.line.split())))) for result in results]
+    return [_shown(result) for result in results]
+
+
+async def one(entry: SourceConfig | StoreConfig) -> Result:
+    """A single source or store, before there is an archive."""
+    async with AsyncExitStack() as stack:
+        if isinstance(entry, SourceConfig):
+            return _shown(await _source(replace(entry, stores=()), {}, None, stack))
+        outlet = Outlet(entry.name, entry.cls(entry.name, entry.options), entry.options.prefix)
+        stack.push_async_callback(outlet.store.close)
+        return _shown(await _store(outlet))
+
+
+def _shown(result: Result) -> Result:
+    return result._replace(line=redact(plain(" ".join(result.line.split()))))
 
 
 async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | None, Result]:
@@ -46,7 +71,7 @@ async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | No
         catalog, embedded = await open_catalog(config, stack, size=2)
         version = await catalog.version()
     except CatalogDown as error:
-        return None, Result("database", False, f"{error}; is [database] url right, and is the server running?")
+        return None, Result("database", False, with_advice(error))
     kind = f"embedded in {config.data_dir}" if embedded else "given by url"
     if not version:
         # Without tables no rate can be kept either.
@@ -58,7 +83,7 @@ async def _store(outlet: Outlet) -> Result:
     try:
         return Result(f"store {outlet.name}", True, await outlet.store.check())
     except ArchiverError as error:
-        return Result(f"store {outlet.name}", False, str(error))
+        return Result(f"store {outlet.name}", False, with_advice(error))
 
 
 async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
@@ -66,7 +91,7 @@ async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
     try:
         document = await status(config, catalog)
     except CatalogDown as error:
-        return [Result("database", False, str(error))]
+        return [Result("database", False, with_advice(error))]
     return [
         Result(f"source {name}", False, warning["text"], warning=True)
         for name, source in document["sources"].items()
@@ -75,9 +100,9 @@ async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
 
 
 async def _source(
-    config: Config, name: str, outlets: dict[str, Outlet], catalog: Catalog | None, stack: AsyncExitStack
+    source: SourceConfig, outlets: dict[str, Outlet], catalog: Catalog | None, stack: AsyncExitStack
 ) -> Result:
-    source = config.sources[name]
+    name = source.name
     if not source.options.enabled:
         return Result(f"source {name}", True, "switched off (enabled = false), not tried")
     try:
@@ -85,6 +110,10 @@ async def _source(
         feed.gate.limit = source.options.concurrency
         return Result(f"source {name}", True, await feed.source.check())
     except ArchiverError as error:
-        return Result(f"source {name}", False, str(error))
+        return Result(f"source {name}", False, with_advice(error))
     except OSError as error:
-        return Result(f"source {name}", False, f"ca_file {source.options.ca_file}: {error.strerror or error}")
+        return Result(
+            f"source {name}",
+            False,
+            f"ca_file {source.options.ca_file}: {error.strerror or error} → name a PEM file that this user may read",
+        )

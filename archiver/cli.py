@@ -6,19 +6,20 @@ Exit codes: 0 done and complete · 1 not complete · 2 usage or config error · 
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 
 import click
 
 from . import __version__
-from .commands import archiving, proving, reading, running, setting_up
+from .commands import archiving, completing, first_config, getting, proving, reading, running, setting_up
 from .commands.common import INCOMPLETE, UNREACHABLE, USAGE
-from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError
+from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError, with_advice
 
 #: Every command, as `--help` shows them.
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
-    "Set up": (setting_up.check, setting_up.migrate, setting_up.demo),
+    "Set up": (first_config.init, setting_up.check, setting_up.migrate, setting_up.demo, completing.completion),
     "Archive": (archiving.run_daemon, archiving.sync, archiving.backfill, archiving.retry, running.reload),
     "Look": (
         reading.status,
@@ -26,7 +27,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.show,
         reading.why,
         reading.rejected,
-        reading.get,
+        getting.get,
     ),
     "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }
@@ -58,6 +59,7 @@ def cli(context: click.Context, config_path: str | None, log_level: str | None) 
     context.obj = {"config": config_path, "level": log_level}
 
 
+cli.add_command(completing.manual)
 for _section in COMMANDS.values():
     for _command in _section:
         cli.add_command(_command)
@@ -70,7 +72,7 @@ def main() -> None:
             # A terminal that can't show a character is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="archiver")
     except BaseExceptionGroup as group:
         _fail(_first(group))
     except (ArchiverError, OSError) as error:
@@ -84,6 +86,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
+_TO_DO = {
+    errno.ENOENT: "make it, or name another place",
+    errno.EACCES: "give this user the right to it, or name another place",
+    errno.EISDIR: "name a file",
+    errno.ENOSPC: "make room on that disk",
+    errno.EROFS: "name a place that can be written",
+}
+
+
 def _fail(error: BaseException) -> None:
     from .log import redact
     from .render import plain
@@ -91,13 +102,12 @@ def _fail(error: BaseException) -> None:
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)
         sys.exit(USAGE)
-    if isinstance(error, CatalogDown | StoreError | SourceError):
-        click.echo(plain(redact(f"archiver: {error}")), err=True)
-        sys.exit(UNREACHABLE)
     if isinstance(error, OSError):
-        click.echo(redact(f"archiver: {error.strerror or error}: {error.filename or ''}".rstrip(": ")), err=True)
+        where = f": {error.filename}" if error.filename else ""
+        todo = f" → {_TO_DO[error.errno]}" if error.errno in _TO_DO else ""
+        click.echo(plain(redact(f"archiver: {error.strerror or error}{where}{todo}")), err=True)
         sys.exit(INCOMPLETE)
     if isinstance(error, ArchiverError):
-        click.echo(plain(redact(f"archiver: {error}")), err=True)
-        sys.exit(INCOMPLETE)
+        click.echo(plain(redact(f"archiver: {with_advice(error)}")), err=True)
+        sys.exit(UNREACHABLE if isinstance(error, CatalogDown | StoreError | SourceError) else INCOMPLETE)
     raise error

@@ -33,6 +33,7 @@ __all__ = [
     "StoreConfig",
     "data_dir_of",
     "diff",
+    "entry",
     "find",
     "kinds",
     "load",
@@ -124,7 +125,7 @@ def find(explicit: str | None = None) -> Path:
     for name, how in ((explicit, "--config"), (os.environ.get("ARCHIVER_CONFIG"), "$ARCHIVER_CONFIG")):
         if name:
             if not Path(name).exists():
-                raise ConfigError([f"{how}: there is no file {name}"])
+                raise ConfigError([f"{how}: there is no file {name}; `archiver init` writes a first config"])
             return Path(name)
     for place in map(Path, _PLACES):
         try:
@@ -134,7 +135,8 @@ def find(explicit: str | None = None) -> Path:
             # A service's user often can't look into the folder that root calls it in.
             if place.is_absolute():
                 raise ConfigError([f"{place}: you may not look there; run as root or as the service's user"]) from None
-    raise ConfigError([f"there is no config file: write {' or '.join(_PLACES)}, or name one with --config"])
+    places = " or ".join(_PLACES)
+    raise ConfigError([f"there is no config file ({places}): `archiver init` writes one; --config names another"])
 
 
 def kinds(group: Literal["archiver.sources", "archiver.stores"]) -> dict[str, EntryPoint]:
@@ -169,6 +171,22 @@ def data_dir_of(path: Path) -> Path | None:
     if named is None:
         return _default_data_dir()
     return path.absolute().parent / Path(named[1] or named[2]).expanduser()
+
+
+def entry(
+    path: Path, section: Literal["sources", "stores"], name: str, table: Mapping[str, Any]
+) -> tuple[SourceConfig | StoreConfig | None, list[tuple[str, str]]]:
+    """One source or store as it would stand in the file at ``path``; the key and text of each problem.
+
+    Other sections are not looked at: whether stores that a source names exist is not told.
+    """
+    reader = _Reader(path, {})
+    found = dict(reader.entries(section, {name: dict(table)}))
+    where = f"{_dotted((section, name))}."
+    return found.get(name), [
+        (problem.removeprefix(where).partition(": ")[0].split(".")[0], _one_line(problem))
+        for problem in reader.problems
+    ]
 
 
 def diff(old: Config, new: Config) -> Changes:
@@ -270,7 +288,7 @@ class _Reader:
         self._files = files
         self._sha256 = ""
         self._folder = path.absolute().parent
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._secrets: set[str] = set()
         self._resolved: set[_Where] = set()
         self._broken: set[_Where] = set()
@@ -280,14 +298,14 @@ class _Reader:
         document = self._parse()
         stores, sources = document.pop("stores", None), document.pop("sources", None)
         top = self._validated(_Top, document, ())
-        store_configs = {name: c for name, c in self._entries("stores", stores) if isinstance(c, StoreConfig)}
-        source_configs = {name: c for name, c in self._entries("sources", sources) if isinstance(c, SourceConfig)}
+        store_configs = {name: c for name, c in self.entries("stores", stores) if isinstance(c, StoreConfig)}
+        source_configs = {name: c for name, c in self.entries("sources", sources) if isinstance(c, SourceConfig)}
         if isinstance(sources, dict):
             self._check_names(sources, source_configs, stores if isinstance(stores, dict) else {})
         data_dir = self._data_dir(top)
         # One of the last two is missing only where there is a problem.
-        if self._problems or top is None or data_dir is None:
-            raise ConfigError([f"{self._path.name}: {_one_line(problem)}" for problem in self._problems])
+        if self.problems or top is None or data_dir is None:
+            raise ConfigError([f"{self._path.name}: {_one_line(problem)}" for problem in self.problems])
         return Config(
             path=self._path.absolute(),
             data_dir=data_dir,
@@ -339,18 +357,18 @@ class _Reader:
         if top is not None and top.data_dir is not None:
             return top.data_dir
         if (default := _default_data_dir()) is None:
-            self._problems.append("data_dir: is missing, and this user has no home folder to put it in")
+            self.problems.append("data_dir: is missing, and this user has no home folder to put it in")
         return default
 
     # -- sources and stores ------------------------------------------------------------------------------------------
 
-    def _entries(self, section: str, tables: Any) -> Iterator[tuple[str, StoreConfig | SourceConfig]]:
+    def entries(self, section: str, tables: Any) -> Iterator[tuple[str, StoreConfig | SourceConfig]]:
         one = section.removesuffix("s")
         if tables is None or tables == {}:
-            self._problems.append(f"there is no {one}: add a section [{section}.NAME]")
+            self.problems.append(f"there is no {one}: add a section [{section}.NAME]")
             return
         if not isinstance(tables, dict):
-            self._problems.append(f"{section}: must be a table; write a section [{section}.NAME]")
+            self.problems.append(f"{section}: must be a table; write a section [{section}.NAME]")
             return
         for name, table in tables.items():
             where = (section, name)
@@ -484,7 +502,7 @@ class _Reader:
             if how == "env":
                 text = os.environ.get(name)
                 if text is None:
-                    return self._broke(place, f"environment variable {name} is not set")
+                    return self._broke(place, f"environment variable {name} is not set; set it where archiver runs")
                 what = f"environment variable {name}"
             elif how == "credential":
                 folder = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -496,7 +514,8 @@ class _Reader:
             else:
                 text, what = self._content(self._folder / Path(name).expanduser()), f"file {name}"
         except (OSError, RuntimeError, ValueError) as error:
-            why = "is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or str(error)
+            why = getattr(error, "strerror", None) or str(error)
+            why = "is not UTF-8" if isinstance(error, UnicodeError) else f"{why}; make it, readable by this user"
             return self._broke(place, f"{how} {name} can't be read: {why}")
         if not text or "\0" in text:
             return self._broke(place, f"{what} {'holds a NUL character' if text else 'is empty'}")
@@ -547,7 +566,7 @@ class _Reader:
         return options.model_copy(update=found)
 
     def _say(self, place: _Where, problem: str) -> None:
-        self._problems.append(f"{_dotted(place)}: {problem}" if place else problem)
+        self.problems.append(f"{_dotted(place)}: {problem}" if place else problem)
 
     def _hidden(self, text: str) -> str:
         for secret in sorted(self._secrets, key=len, reverse=True):
@@ -559,7 +578,7 @@ class _Reader:
 # -- words -----------------------------------------------------------------------------------------------------------
 
 _WORDS = {
-    "missing": "is missing",
+    "missing": "is missing; add it",
     "string_type": "must be text",
     "string_unicode": "must be text",
     "string_too_short": "is too short",

@@ -28,8 +28,9 @@ from .catalog import Catalog
 from .config import Stamp
 from .engine import Engine
 from .errors import CatalogDown, ConfigError, Refused, SourceError, StoreError
-from .model import State, Window, utc_text
+from .model import Availability, Recording, State, Window, utc_text
 from .options import duration
+from .ports import Details, FetchesBatches
 from .sync import Feed, Outlet, Polled, using
 from .windows import plan
 from .wiring import Archive
@@ -58,7 +59,7 @@ class Summary:
     gone: int = 0
     empty: int = 0
     bytes: int = 0
-    #: Requests to the source: made while listing, or (dry run) needed in all.
+    #: Requests to the source while listing it.
     requests: int = 0
 
     @property
@@ -183,32 +184,78 @@ def _add(total: Polled, polled: Polled) -> None:
     total.error, total.more = polled.error, polled.more
 
 
-async def count_only(archive: Archive, name: str, wanted: Window, *, relist: bool) -> Summary:
-    """A backfill's listing without writing anything: recordings, bytes where the source tells, requests."""
+@dataclass(slots=True, kw_only=True)
+class Cost:
+    """What a backfill would take: of what the ledger lacks, as far as it could be listed."""
+
+    windows: int = 0
+    recordings: int = 0
+    media: int = 0
+    #: Of the media whose size the source tells, and how many those are.
+    bytes: int = 0
+    sized: int = 0
+    rejected: int = 0
+    #: To the source: the listing's, and one or more for each recording.
+    requests: int = 0
+    #: The least it takes, at the configured rate and concurrency, going by how fast the listing was answered.
+    seconds: float = 0.0
+    error: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        whole = self.sized == self.media
+        told = {n: getattr(self, n) for n in ("windows", "recordings", "media", "rejected", "requests", "error")}
+        return told | {"bytes": self.bytes or None, "bytes_complete": whole, "seconds": round(self.seconds, 1)}
+
+
+async def count_only(
+    archive: Archive,
+    name: str,
+    wanted: Window,
+    *,
+    relist: bool,
+    on_window: Callable[[int, int], None] | None = None,
+) -> Cost:
+    """A backfill's listing without writing anything. ``on_window`` hears how many windows of how many are listed."""
     feed, catalog = archive.feeds[name], archive.catalog
     feed.gate.limit = feed.options.concurrency
     known = await catalog.sources([name])
     covered = () if relist or not known else known[0]["covered"]
-    summary = Summary()
+    cost = Cost()
     pieces = plan(covered, wanted, longest=feed.options.window, lookback=timedelta(), recent=False)
-    before = feed.gate.started
+    before, began = feed.gate.started, time.monotonic()
     seen: set[str] = set()
-    for piece in pieces:
+    for number, piece in enumerate(pieces):
+        if on_window is not None:
+            on_window(number, len(pieces))
         try:
             listings = [listing async for _, listing in sync.listed(feed, piece.window)]
         except SourceError as error:
-            summary.polled.error = f"{piece.window}: {error}"
+            cost.error = f"{piece.window}: {error}"
             break
-        summary.polled.windows += 1
+        cost.windows += 1
         for recording in (r for listing in listings for r in listing.recordings):
             if recording.recording_id not in seen:
                 seen.add(recording.recording_id)
-                summary.polled.listed += 1
-                summary.requests += len(recording.media)
-                summary.bytes += sum(medium.size or 0 for medium in recording.media)
-        summary.polled.rejected += sum(len(listing.rejected) for listing in listings)
-    summary.requests += feed.gate.started - before
-    return summary
+                _count(cost, recording)
+        cost.rejected += sum(len(listing.rejected) for listing in listings)
+    asked, took = feed.gate.started - before, time.monotonic() - began
+    batch = feed.source.batch if isinstance(feed.source, FetchesBatches) else 1
+    asks = isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True)
+    details = cost.recordings if asks else 0
+    cost.requests = asked + details + -(-cost.media // batch)
+    at_once = cost.requests * (took / asked) / feed.options.concurrency if asked else 0.0
+    paced = cost.requests * feed.options.rate.interval.total_seconds() if feed.options.rate is not None else 0.0
+    cost.seconds = max(at_once, paced, took)
+    return cost
+
+
+def _count(cost: Cost, recording: Recording) -> None:
+    media = [m for m in recording.media if m.availability in {Availability.READY, Availability.NOT_READY}]
+    sizes = [m.size for m in media if m.size is not None]
+    cost.recordings += 1
+    cost.media += len(media)
+    cost.sized += len(sizes)
+    cost.bytes += sum(sizes)
 
 
 # -- the daemon ----------------------------------------------------------------------------------------------------

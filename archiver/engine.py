@@ -134,6 +134,10 @@ class Engine:
     def busy(self) -> int:
         return len(self._running)
 
+    @property
+    def listing(self) -> bool:
+        return self._polling.total() > 0
+
     @contextlib.asynccontextmanager
     async def polling(self, name: str) -> AsyncIterator[None]:
         """Hold this process's share of a source while listing it."""

@@ -113,3 +113,23 @@ class StoreMissing(StoreError):
 
 class StoreConflict(StoreError):
     """Other bytes lie under that key."""
+
+
+_ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (
+    (CatalogDown, "see that PostgreSQL runs and [database] url is right, then `archiver check`"),
+    (Refused, "mend the account, its key or its rights (docs/sources.md tells which), then `archiver check`"),
+    (SourceError, "see that the recorder runs and base_url is right, then `archiver check`"),
+    (SpoolDown, "make room under data_dir, then run it again"),
+    (StoreDown, "see that the store runs and can be reached from here, then `archiver check`"),
+    (StoreError, "mend the store's options, account or rights, then `archiver check`"),
+)
+
+
+def advice(error: BaseException) -> str:
+    """What to do next about it; nothing where only its own text can tell."""
+    return next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
+
+
+def with_advice(error: BaseException) -> str:
+    """Its text and what to do next, in one line."""
+    return " → ".join(filter(None, [" ".join(str(error).split()), advice(error)]))

@@ -84,6 +84,8 @@ def configure(*, level: str = "info", json: bool | None = None, secrets: Iterabl
     root.setLevel(_LEVELS[level])
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+    # What the pool wonders at the catalog raises, in plain words.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 

@@ -90,6 +90,11 @@ async def _several(store: Store, prefix: str, after: str) -> AsyncIterator[list[
         yield keys
 
 
+async def count(store: Store, prefix: str) -> int:
+    """How many manifests there are. Raises StoreError."""
+    return sum([found.key.endswith(".jsonl") async for found in store.list(f"{prefix}_manifests/")])
+
+
 async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncIterator[dict[str, Any]]:
     """The newest ledger of each source. Raises StoreError."""
     newest: dict[str, str] = {}

@@ -6,6 +6,7 @@ A source's or store's own options live beside its class, in a model that extends
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,6 +73,10 @@ class Rate(BaseModel):
     @property
     def interval(self) -> timedelta:
         return self.per / self.count
+
+    def __str__(self) -> str:
+        seconds = f"{self.per.total_seconds():g}"
+        return f"{self.count}/{'' if seconds == '1' else seconds}s"
 
 
 def rate(value: Any) -> Rate:
@@ -172,6 +177,7 @@ class SourceOptions(Strict):
     enabled: bool = True
     #: IANA name of the zone of the API's zone-less times.
     timezone: str | None = None
+    #: Calls are archived from this moment on, like 2024-01-01; none: from 24 h before the first start.
     start: datetime | None = None
     #: How often to look for calls: a duration or a cron expression.
     poll: str = "5m"
@@ -187,12 +193,15 @@ class SourceOptions(Strict):
     retention: Duration | None = None
     #: Concurrent requests to this source, over all hosts together.
     concurrency: int = Field(default=4, ge=1, le=1000)
+    #: Requests to this source, like 10/s or 1/3s; none: no limit.
     # Named outside the class: within it, ``rate`` is this field's default.
     rate: RateOption | None = None
     #: Of no progress, not of a whole download.
     timeout: Duration = timedelta(seconds=60)
     retry: Retry = Retry()
+    #: The certificate of the server's issuer, where no public authority issued it.
     ca_file: Path | None = None
+    #: false: anyone on the way can read and change what is transferred.
     verify_tls: bool = True
     #: No recording is larger: a body that never ends is cut off here.
     largest: Size = 8 << 30
@@ -253,6 +262,28 @@ class SourceOptions(Strict):
         may turn up as late as the longest call takes.
         """
         return max(self.lookback, self.longest_call) if listing_key is ListingKey.START else self.lookback
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """By option, what its model's source says of it in ``#:`` comments above; nothing where that is not to be had."""
+    told: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        comment: list[str] = []
+        try:
+            lines = inspect.getsource(cls).splitlines() if cls.__module__ != "builtins" else []
+        except (OSError, TypeError):
+            continue
+        for line in lines:
+            if match := re.fullmatch(r" {4}#: ?(.*)", line):
+                comment.append(match[1].replace("``", ""))
+                continue
+            if re.match(r" {4}# ", line):
+                continue
+            if (match := re.match(r" {4}(\w+): ", line)) and (comment or match[1] not in told):
+                told[match[1]] = " ".join(comment)
+            comment = []
+    fields = model.model_fields.items()
+    return {about.alias or name: about.description or told.get(name, "") for name, about in fields}
 
 
 Kind = Literal["source", "store"]

@@ -45,7 +45,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Details(Protocol):
-    """A source whose list rows are short: asked once more for each new or changed recording."""
+    """A source whose list rows are short: asked once more for each new or changed recording.
+
+    One whose options turn this off says ``asks_details = False``.
+    """
 
     async def detail(self, recording: Recording) -> Recording:
         """The same recording with what its own page tells beside the list row."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from .catalog import Document
+from .config import SourceConfig
+from .model import Window
 
 
 def size(count: float) -> str:
@@ -44,93 +49,80 @@ def clean(text: object) -> str:
 
 
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in set(right) else "left", overflow="fold")
     return table
 
 
+#: Narrower terminals are shown less.
+WIDE = 110
+
+
 def status(console: Console, document: Document) -> None:
-    numbers = ("lag", "archived", "pending", "failed", "gone", "empty", "size")
-    table = _table("source", "kind", "lag", "covered to (UTC)", "gaps", *numbers[1:], right=numbers)
-    hints = []
-    for name, s in document["sources"].items():
-        table.add_row(
-            f"[bold]{clean(name)}[/]" if s["enabled"] else f"[dim]{clean(name)} (off)[/]",
-            s["kind"],
-            span(s["lag"]),
-            (s["covered_to"] or "–")[:19].replace("T", " "),
-            f"[yellow]{len(s['gaps'])}[/]" if s["gaps"] else "0",
-            str(s["archived"]),
-            str(s["pending"]),
-            f"[red]{s['failed']}[/]" if s["failed"] else "0",
-            str(s["gone"]),
-            str(s["empty"]),
-            size(s["bytes"]),
-        )
-        hints += _hints(name, s)
+    """The tables, and below them what is wrong and what to do about it."""
+    for part in status_parts(console, document):
+        # Others grep these lines: off a terminal they are as long as they are.
+        console.print(part, soft_wrap=isinstance(part, str) and not console.is_terminal)
+
+
+def status_parts(console: Console, document: Document) -> list[RenderableType]:
+    """What :func:`status` prints, for a live view too."""
+    wide = console.width >= WIDE
+    problems = document["problems"]
+    parts: list[RenderableType] = [_sources(document["sources"], problems, wide=wide), "", _stores(document["stores"])]
+    for p in problems:
+        colour = "red" if p["level"] == "error" else "yellow"
+        what = f"[{colour}]{clean(p['name'])}:[/] {clean(p['what'])}"
+        do = f"→ {clean(p['do'])}"
+        below = [*map(clean, p.get("details", [])), do]
+        parts += ["", what, *(Padding(line, (0, 0, 0, 2)) if console.is_terminal else f"  {line}" for line in below)]
+    if not problems:
+        parts += ["", "[green]nothing is wrong[/]"]
+    return parts
+
+
+def _sources(sources: Mapping[str, Any], problems: Iterable[Document], *, wide: bool) -> Table:
+    numbers = ("lag", "gaps", "archived", "pending", "failed", "gone", "empty", "size")
+    columns = ("source", "kind", "lag", "covered to (UTC)", *numbers[1:])
+    shown = [c for c in columns if wide or c not in {"kind", "covered to (UTC)"}]
+    table = _table(*shown, right=numbers)
+    troubled = {p["name"]: p["level"] for p in reversed(list(problems)) if p["of"] == "source"}
+    colours = {"error": "red", "warning": "yellow"}
+    for name, s in sources.items():
+        colour = colours.get(troubled.get(name, ""), "green")
+        cells = {
+            "source": f"[{colour}]{clean(name)}[/]" if s["enabled"] else f"[dim]{clean(name)} (off)[/]",
+            "kind": clean(s["kind"]),
+            "lag": span(s["lag"]),
+            "covered to (UTC)": (s["covered_to"] or "–")[:19].replace("T", " "),
+            "gaps": f"[yellow]{len(s['gaps'])}[/]" if s["gaps"] else "0",
+            "archived": str(s["archived"]),
+            "pending": str(s["pending"]),
+            "failed": f"[red]{s['failed']}[/]" if s["failed"] else "0",
+            "gone": str(s["gone"]),
+            "empty": str(s["empty"]),
+            "size": size(s["bytes"]),
+        }
+        table.add_row(*(cells[c] for c in shown))
+    return table
+
+
+def _stores(stores: Mapping[str, Any]) -> Table:
+    table = _table("store", "kind", "copies", "bad", "size", right=("copies", "bad", "size"))
+    for name, s in stores.items():
+        bad = f"[red]{s['bad']}[/]" if s["bad"] else "0"
+        table.add_row(clean(name), clean(s["kind"]), str(s["copies"]), bad, size(s["bytes"]))
+    return table
+
+
+def checks(console: Console, results: Iterable[tuple[str, str, str]]) -> None:
+    """Whether it works (ok, WARNING, FAILED), what was tried, and what was seen or what to do."""
+    table = _table("", "")
+    colours = {"ok": "green", "WARNING": "yellow"}
+    for mark, what, line in results:
+        table.add_row(f"[{colours.get(mark, 'red')}]{mark}[/]", f"[bold]{clean(what)}[/]: {clean(line)}")
     console.print(table)
-    stores = _table("store", "kind", "copies", "size", right=("copies", "size"))
-    for name, s in document["stores"].items():
-        stores.add_row(clean(name), s["kind"], str(s["copies"]), size(s["bytes"]))
-        if s["bad"]:
-            hints.append(
-                f"[red]{clean(name)}: {s['bad']} copies are bad or missing[/] → `archiver verify --store {name}`"
-            )
-        hints += _verify_hints(clean(name), s["verify"])
-        if s["lacking"]:
-            hints.append(
-                f"[yellow]{clean(name)}: {s['lacking']} media were archived before it was a store of their source[/]"
-                f" → `archiver copy --to {name}`"
-            )
-    console.print()
-    console.print(stores)
-    for hint in [*_config_hints(document["daemon"]), *hints]:
-        console.print(hint, soft_wrap=True)
-
-
-def _config_hints(daemon: Mapping[str, Any] | None) -> list[str]:
-    stale = daemon["stale"] if daemon is not None else []
-    return [f"[red]config on disk is not the live one:[/] {clean(line)}" for line in stale]
-
-
-def _verify_hints(who: str, v: Mapping[str, Any]) -> list[str]:
-    hints = []
-    if v["error"]:
-        hints.append(f"[red]{who}: verify could not read on:[/] {clean(v['error'])}")
-    if v["behind"]:
-        hints.append(f"[yellow]{who}: {clean(v['behind'])}[/]")
-    if v["enabled"] and v["overdue"]:
-        hints.append(f"[yellow]{who}: {v['overdue']} copies were not read back for longer than the verify cycle[/]")
-    if v["found"]:
-        hints.append(f"[yellow]{who}: verify found {v['found']} spoilt copies, {v['repaired']} of them repaired[/]")
-    for f in v["findings"]:
-        ended = f"repaired by {f['repaired_by']}" if f["repaired_at"] else "not repaired"
-        hints.append(f"  {f['last_at'][:19]} {clean(f['key'])}: {clean(f['problem'])}; {clean(ended)}")
-    return hints
-
-
-def _hints(name: str, s: Mapping[str, Any]) -> list[str]:
-    who = clean(name)
-    hints = []
-    if s["paused_why"]:
-        hints.append(
-            f"\n[red]{who}: the recorder refuses the account:[/] {clean(s['paused_why'])}\n"
-            f"  → mend it, then `archiver check`; it is tried again by itself at {s['paused_until']}"
-        )
-    elif s["last_error"]:
-        hints.append(f"\n[yellow]{who}: the last poll had trouble:[/] {clean(s['last_error'])}")
-    hints += [f"[red]{who}: {clean(warning['text'])}[/]" for warning in s["warnings"]]
-    for reason in s["reasons"]:
-        colour = "red" if reason["state"] == "failed" else "yellow"
-        hints.append(f"[{colour}]{who}: {reason['count']} {reason['state']}:[/] {clean(reason['error'])}")
-    if s["failed"]:
-        hints.append(f"  → `archiver retry --source {who}` makes the failed ones due again")
-    if s["rejected_rows"]:
-        hints.append(
-            f"[red]{who}: {s['rejected_rows']} rows of listings could not be read[/] → `archiver rejected {who}`"
-        )
-    return hints + [f"[yellow]{who}: not listed yet:[/] {gap['from']} to {gap['to']}" for gap in s["gaps"][:5]]
 
 
 def recordings(console: Console, documents: Iterable[Document]) -> None:
@@ -157,7 +149,9 @@ def recording(console: Console, d: Document) -> None:
     for name in (*told, "callee", "agent", "queue", "missing_since"):
         table.add_row(f"[bold]{name}[/]", clean(d[name]))
     for name, value in d["attributes"].items():
-        table.add_row(clean(name), clean(value))
+        table.add_row(
+            clean(name), clean(json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value)
+        )
     console.print(table)
     for party in d["parties"]:
         told_party = ", ".join(clean(v) for v in party.values() if v)
@@ -206,6 +200,39 @@ def summary(console: Console, document: Document) -> None:
         console.print("[green]complete[/]: nothing is pending, nothing failed")
     else:
         console.print("[yellow]not complete[/]: run the same command again, or see `archiver status`")
+
+
+def cost(console: Console, d: Document, wanted: Window, source: SourceConfig) -> None:
+    """What a backfill would take."""
+    if d["bytes"] is None:
+        held = "the source does not tell sizes"
+    else:
+        least = "" if d["bytes_complete"] else "at least "
+        held = f"{least}{size(d['bytes'])} in each of: {', '.join(source.stores)}"
+    options = source.options
+    paced = f"at {options.rate}" if options.rate is not None else f"with {options.concurrency} requests at once"
+    table = _table("", "")
+    for name, value in (
+        ("span", f"{moment(wanted.start)} to {moment(wanted.end)} UTC"),
+        ("windows", f"{d['windows']} not yet listed"),
+        ("recordings", f"{d['recordings']} ({d['media']} media)"),
+        ("size", held),
+        ("requests", f"about {d['requests']} to the source, those of this listing included"),
+        ("time", f"about {span(max(d['seconds'], 1))} {paced}, or longer: the recorder and the stores decide"),
+    ):
+        table.add_row(f"[bold]{name}[/]", clean(value))
+    console.print(f"[bold]{clean(source.name)}[/]: what this backfill would take; nothing was written")
+    console.print(table)
+    if d["rejected"]:
+        console.print(f"[yellow]{d['rejected']} rows of its listings can't be read[/]; a backfill keeps and shows them")
+    if d["error"]:
+        console.print(f"[red]the listing stopped at[/] {clean(d['error'])}", soft_wrap=True)
+        console.print("  → `archiver check` tries the source; then ask again")
+
+
+def moment(at: datetime) -> str:
+    """``2024-05-17 11:45`` with the seconds only where there are any."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" + (f":{at.second:02d}" if at.second else "")
 
 
 def verified(console: Console, stores: Mapping[str, Any], complete: bool) -> None:

@@ -6,20 +6,25 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from apscheduler.triggers.cron import CronTrigger
+
 from . import live
 from .alarms import Watched, watch
 from .catalog import Catalog, Document
 from .config import Config
 from .model import Window, utc_text
+from .options import duration
 from .verify import owed
 from .windows import merge, subtract
 
+#: A poll that is so much later than its schedule says was not made.
+LATE = timedelta(minutes=10)
 #: Findings of `verify` are told for so long after they were repaired.
 FOUND_LATELY = timedelta(days=30)
 
 
 async def status(config: Config, catalog: Catalog) -> Document:
-    """Per source: lag, newest covered moment, gaps, counts, last error; per store: copies, bytes."""
+    """Per source: lag, newest covered moment, gaps, counts, last error; per store: copies, bytes; what to do."""
     now = catalog.clock.now()
     known = {row["name"]: row for row in await catalog.sources()}
     counts = await catalog.counts()
@@ -75,13 +80,140 @@ async def status(config: Config, catalog: Catalog) -> Document:
         using = [of for of, source in config.sources.items() if name in source.stores]
         counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
         stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
-    return {"at": utc_text(now), "daemon": _daemon(config), "sources": sources, "stores": stores}
+    daemon = _daemon(config)
+    found = [
+        *daemon_problems(daemon),
+        *(p for name, s in sources.items() for p in problems_of(name, s, config, now)),
+        *(p for name, s in stores.items() for p in store_problems(name, s)),
+    ]
+    return {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores, "problems": found}
 
 
 def _daemon(config: Config) -> Document | None:
     """What the daemon of this host runs with, and why that is not the config on disk, if it is not."""
     found = live.daemon(config.data_dir)
     return found | {"stale": live.stale(found, config.sha256)} if found is not None else None
+
+
+def daemon_problems(daemon: Document | None) -> list[Document]:
+    """What the daemon runs with that is not what the file says."""
+    stale = daemon["stale"] if daemon is not None else []
+    do = "`archiver check --offline` reads the file, `archiver reload` has the daemon take it"
+    told = "the daemon does not run with the config on disk: "
+    return [_problem("config", "config", "error", told + line, do) for line in stale]
+
+
+def _problem(of: str, name: str, level: str, what: str, do: str) -> Document:
+    return {"of": of, "name": name, "level": level, "what": what, "do": do}
+
+
+def store_problems(name: str, s: Document) -> list[Document]:
+    """What is wrong with a store, each with what to do about it; ``details`` are findings, a line each."""
+    found: list[Document] = []
+    read = s["verify"]
+    verify = f"`archiver verify --store {name}`"
+    if s["bad"]:
+        what = f"{number(s['bad'], 'copy is', 'copies are')} bad or missing"
+        found.append(_problem("store", name, "error", what, f"{verify} repairs what another store or the source has"))
+    if read["error"]:
+        told = f"its copies could not be read on: {read['error']}"
+        found.append(_problem("store", name, "error", told, f"`archiver check` tries the store, {verify} goes on"))
+    if s["lacking"]:
+        what = f"{number(s['lacking'], 'medium was', 'media were')} archived before it was a store of their source"
+        found.append(_problem("store", name, "warning", what, f"`archiver copy --to {name}` brings them there"))
+    if read["behind"]:
+        found.append(
+            _problem("store", name, "warning", read["behind"], "give [verify] a larger budget or a longer cycle")
+        )
+    if read["enabled"] and read["overdue"]:
+        what = f"{number(read['overdue'], 'copy was', 'copies were')} not read back for longer than the verify cycle"
+        found.append(_problem("store", name, "warning", what, f"the daemon does it bit by bit; {verify} does it now"))
+    if read["found"]:
+        spoilt = number(read["found"], "spoilt copy", "spoilt copies")
+        what = f"verify found {spoilt}, {read['repaired']} of them repaired"
+        found.append(_problem("store", name, "warning", what, "see what happens to that disk or bucket"))
+        found[-1]["details"] = [_told_finding(finding) for finding in read["findings"]]
+    return found
+
+
+def _told_finding(f: Document) -> str:
+    ended = f"repaired by {f['repaired_by']}" if f["repaired_at"] else "not repaired"
+    return f"{f['last_at'][:19]} {f['key']}: {f['problem']}; {ended}"
+
+
+#: By kind of an alarm.
+_TO_DO = {
+    "quiet": "see that the recorder records, and that the account may see all of it; `archiver check` asks it now",
+    "shrunk": "mend the account's rights, then `archiver check`; what is listed again comes by itself",
+    "still": "see that the daemon runs (`systemctl status archiver`); `archiver sync {}` does it now",
+    "losing": "give the source more concurrency or rate, or have the recorder keep its calls for longer",
+}
+
+
+def problems_of(name: str, s: Document, config: Config, now: datetime) -> list[Document]:
+    """What is wrong with a source, the worst first, each with what to do about it."""
+    found: list[tuple[str, str, str]] = []
+    if not s["enabled"]:
+        return []
+    if s["paused_why"]:
+        found.append(
+            (
+                "error",
+                f"the recorder refuses the account: {s['paused_why']}",
+                f"mend the account or the options, then `archiver check`; tried again by itself at {s['paused_until']}",
+            )
+        )
+    elif s["polled_at"] is None:
+        now_or_always = f"`archiver run` (the daemon), or `archiver sync {name}` once"
+        found.append(("warning", "it was never polled", now_or_always))
+    elif late(config.sources[name].options.poll, datetime.fromisoformat(s["polled_at"]), now):
+        found.append(
+            (
+                "error",
+                f"it was last polled at {s['polled_at']}",
+                f"see that the daemon runs (`systemctl status archiver`, `archiver run`), or `archiver sync {name}`",
+            )
+        )
+    if s["last_error"] and not s["paused_why"]:
+        tried = "tried again at each poll; `archiver check` tries now"
+        found.append(("warning", f"the last poll had trouble: {s['last_error']}", tried))
+    found += [("error", warning["text"], _TO_DO[warning["kind"]].format(name)) for warning in s["warnings"]]
+    found += [_reason(name, reason, config) for reason in s["reasons"]]
+    if s["rejected_rows"]:
+        rows = number(s["rejected_rows"], "row of its listings", "rows of its listings")
+        found.append(("error", f"{rows} could not be read", f"`archiver rejected {name}` shows what came"))
+    if s["gaps"]:
+        first = s["gaps"][0]
+        what = (
+            f"{number(len(s['gaps']), 'gap', 'gaps')} not listed yet, the first from {first['from']} to {first['to']}"
+        )
+        found.append(("warning", what, f"listed by itself with the next polls; `archiver sync {name}` does it now"))
+    return [_problem("source", name, *problem) for problem in found]
+
+
+def _reason(name: str, reason: Document, config: Config) -> tuple[str, str, str]:
+    what = f"{number(reason['count'], 'medium', 'media')} {reason['state']}: {reason['error']}"
+    if reason["state"] == "failed":
+        listed = f"`archiver list --source {name} --state failed` names the calls"
+        return "error", what, f"{listed}; `archiver retry --source {name}` tries again"
+    if any(reason["error"].startswith(f"store {store}:") for store in config.stores):
+        return "error", what, "`archiver check` tries the store now; what waits goes on by itself once it is back"
+    return "warning", what, f"tried again by itself; `archiver list --source {name} --state pending` names the calls"
+
+
+def number(count: int, one: str, many: str = "") -> str:
+    """``1 copy``, ``2 copies``; without ``many`` by an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def late(poll: str, polled_at: datetime, now: datetime) -> bool:
+    """Has a poll been left out? One may take as long as the next beat is away."""
+    if len(poll.split()) == 5:
+        cron = CronTrigger.from_crontab(poll, timezone="UTC")
+        due = cron.get_next_fire_time(None, polled_at + timedelta(seconds=1))
+        due = cron.get_next_fire_time(None, due + timedelta(seconds=1)) if due else None
+        return due is not None and now > due + LATE
+    return now > polled_at + 2 * duration(poll) + LATE
 
 
 def _coverage(row: Mapping[str, Any] | None, now: datetime) -> Document:

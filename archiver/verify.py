@@ -89,6 +89,8 @@ class Verifier:
     #: A store in which not one copy is found is taken for one that is not mounted, and left alone, unless this is set.
     even_if_empty: bool = False
     found: Verified = field(default_factory=Verified)
+    #: Hears the size of each copy that was read.
+    on_read: Callable[[int], None] | None = None
     #: The store has taken and given back a canary.
     checked: bool = False
 
@@ -212,6 +214,8 @@ class Verifier:
         found.seconds += spent
         found.read += len(readings)
         found.bytes += sum(r.copy.size for r in readings)
+        if self.on_read is not None:
+            self.on_read(sum(r.copy.size for r in readings))
         found.good += sum(r.problem is None for r in readings)
         found.bad += sum(r.problem is not None for r in readings)
         found.missing += sum(r.problem == MISSING for r in readings)

@@ -88,7 +88,7 @@ def test_its_kind_is_known_only_once_the_package_is_installed(package, config):
     installed = run("-m", "archiver", "--config", config, "check", "--offline", package=package, cwd=config.parent,
                     ACME_KEY="k-1234567890")  # fmt: skip
     assert installed.returncode == 0, installed.stderr
-    assert "1 sources" in installed.stdout
+    assert "1 source," in installed.stdout
     assert "k-1234567890" not in installed.stdout + installed.stderr
 
 

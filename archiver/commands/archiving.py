@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import progress
 from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, catalog_of, chosen, console, load, run, wait
-from .progress import progress
+from .completing import SOURCE
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..model import Window
 
 
 @click.command("run")
@@ -33,8 +35,8 @@ def run_daemon() -> None:
     run(serve(), code=0)
 
 
-@click.command()
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.command(short_help="One pass: list up to now, transfer all that is due, end.")
+@click.argument("sources", nargs=-1, type=SOURCE, metavar="[SOURCE]...")
 @wait
 @as_json
 def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
@@ -44,8 +46,8 @@ def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
     finish(config, names, as_json, wait=wait)
 
 
-@click.command()
-@click.option("--source", required=True, help="The source to read.")
+@click.command(short_help="Archive the history between two moments.")
+@click.option("--source", type=SOURCE, metavar="NAME", required=True, help="The source to read.")
 @click.option("--from", "start", type=Moment(), help="The first moment (UTC unless it carries a zone).")
 @click.option("--to", "end", type=Moment(), help="The first moment that is no longer wanted.")
 @click.option(
@@ -96,9 +98,8 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
     from .. import daemon, render, report, wiring
 
     async def work() -> dict[str, daemon.Summary]:
-        async with wiring.opened(config) as archive:
-            with progress() as on_engine:
-                return await daemon.run_once(archive, names, on_engine=on_engine, **how)
+        async with wiring.opened(config) as archive, progress.archiving(names, how.get("wanted")) as on_engine:
+            return await daemon.run_once(archive, names, on_engine=on_engine, **how)
 
     summaries = run(work(), "interrupted; the same command goes on where it stopped")
     document = report.summary(summaries)
@@ -111,39 +112,30 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
         sys.exit(UNREACHABLE if len(from_the_start) == len(summaries) else INCOMPLETE)
 
 
-def count(config: Config, source: str, wanted: Any, relist: bool, as_json: bool) -> None:
+def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bool) -> None:
+    """List, print what the backfill would take, exit by whether it was all listed."""
     from .. import daemon, render, wiring
 
-    async def work() -> daemon.Summary:
+    async def work() -> daemon.Cost:
         async with wiring.opened(config) as archive:
-            return await daemon.count_only(archive, source, wanted, relist=relist)
+            with progress.bar("listed windows") as shown:
+                return await daemon.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
 
-    summary = run(work())
-    document = {
-        "source": source,
-        "windows": summary.polled.windows,
-        "recordings": summary.polled.listed,
-        "bytes": summary.bytes or None,
-        "requests": summary.requests,
-        "error": summary.polled.error,
-    }
+    cost = run(work())
+    document = {"source": source, **cost.document()}
     if as_json:
         answer(document)
     else:
-        size = render.size(summary.bytes) if summary.bytes else "size not told by the source"
-        click.echo(
-            f"{source}: {summary.polled.listed} recordings in {summary.polled.windows} windows not yet listed, {size},"
-            f" about {summary.requests} requests to the source; nothing was written"
-        )
-        if summary.polled.error:
-            click.echo(render.plain(f"the listing stopped at {summary.polled.error}"), err=True)
-    if summary.polled.error:
-        sys.exit(UNREACHABLE if not summary.polled.windows else INCOMPLETE)
+        render.cost(console(), document, wanted, config.sources[source])
+    if cost.error:
+        sys.exit(UNREACHABLE if not cost.windows else INCOMPLETE)
 
 
 @click.command()
-@click.option("--source", help="Only this source.")
-@click.option("--state", type=click.Choice(["failed", "gone", "empty"]), default="failed", show_default=True)
+@click.option("--source", type=SOURCE, metavar="NAME", help="Only this source.")
+@click.option(
+    "--state", type=click.Choice(["failed", "gone", "empty"]), default="failed", show_default=True, help="Which."
+)
 @as_json
 def retry(source: str | None, state: str, as_json: bool) -> None:
     """Make failed (or gone, or empty) media due again now."""

@@ -140,5 +140,5 @@ def chosen(config: Config, names: tuple[str, ...]) -> list[str]:
     for name in names:
         known(config, name)
         if not config.sources[name].options.enabled:
-            raise click.UsageError(f'source "{name}" is switched off (enabled = false)')
+            raise click.UsageError(f'source "{name}" is switched off: set enabled = true in the config')
     return list(names) or [n for n, s in config.sources.items() if s.options.enabled]

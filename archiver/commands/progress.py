@@ -1,37 +1,111 @@
-"""Progress on a terminal's standard error."""
+"""A progress bar with rate and time left: on a terminal, on standard error; elsewhere nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CatalogDown
 from .common import console
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..model import Window
+
+#: Seconds between two looks at what is left.
+EVERY = 2.0
+
+
+class Bar:
+    """Takes what is done; draws nothing where there is no terminal."""
+
+    def __init__(self, bars: Any = None, task: Any = None, size: Any = None) -> None:
+        self._bars, self._task, self._size = bars, task, size
+
+    @property
+    def shown(self) -> bool:
+        return self._bars is not None
+
+    def advance(self, count: int = 1, size: int = 0) -> None:
+        """So much more is done, of so many bytes."""
+        if self.shown:
+            self._bars.advance(self._task, count)
+            self._bars.advance(self._size, size)
+
+    def of(self, done: int, total: int) -> None:
+        """So much is done, of so much."""
+        if self.shown:
+            self._bars.update(self._task, completed=done, total=total)
+
+    def says(self, what: str, total: int | None) -> None:
+        if self.shown:
+            self._bars.update(self._task, description=what, total=total)
 
 
 @contextlib.contextmanager
-def progress() -> Any:
-    """On a terminal a bar that counts finished media; elsewhere nothing."""
+def bar(what: str, *, of_bytes: bool = False, total: int | None = None) -> Iterator[Bar]:
+    """A bar that counts things (with the bytes' rate beside), or ``of_bytes``. Logs appear above it."""
     if not sys.stderr.isatty():
-        yield None
+        yield Bar()
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TransferSpeedColumn(), console=console(err=True), transient=True) as bars:
-        bar = bars.add_task("archived", total=None)
+    from ..render import size, span
 
-        def watch(engine: Engine) -> None:
-            engine.on_settled = lambda *_: bars.advance(bar)
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            per_second = [] if of_bytes or task.speed is None else [f"{task.speed:.3g}/s"]
+            bytes_per_second = task.speed if of_bytes else next((t.speed for t in bars.tasks if not t.visible), None)
+            per_second += [f"{size(bytes_per_second)}/s"] if bytes_per_second else []
+            return Text(" ".join(per_second))
 
-        yield watch
+    class Left(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Any) -> Text:
+            left = task.time_remaining
+            return Text(f"{span(task.elapsed)}" + (f", {span(left)} left" if left else ""))
+
+    counted = DownloadColumn(binary_units=True) if of_bytes else MofNCompleteColumn()
+    columns = TextColumn("{task.description}"), BarColumn(20), counted, Rate(), Left()
+    with Progress(*columns, console=console(err=True), transient=True, redirect_stdout=False) as bars:
+        task = bars.add_task(what, total=total)
+        yield Bar(bars, task, bars.add_task("bytes", total=None, visible=False))
+
+
+@contextlib.asynccontextmanager
+async def archiving(names: Sequence[str], wanted: Window | None) -> AsyncIterator[Any]:
+    """A bar of media archived out of those known by now; yields what ``run_once`` calls with its engine."""
+    with bar("archived") as shown:
+        if not shown.shown:
+            yield None
+            return
+        looking: list[asyncio.Task[None]] = []
+
+        def begin(engine: Engine) -> None:
+            engine.on_settled = lambda finished, _: shown.advance(1, getattr(finished, "size", 0))
+            looking.append(asyncio.create_task(_look(shown, engine, names, wanted)))
+
+        try:
+            yield begin
+        finally:
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
+
+
+async def _look(shown: Bar, engine: Engine, names: Sequence[str], wanted: Window | None) -> None:
+    """How much there is to do grows while sources are listed."""
+    while True:
+        began = time.monotonic()
+        with contextlib.suppress(CatalogDown):
+            counts = await engine.catalog.counts(list(names), wanted if len(names) == 1 else None)
+            left = sum(states["pending"][0] for states in counts.values() if "pending" in states)
+            shown.says("listing, archived" if engine.listing else "archived", left + sum(engine.tally.states.values()))
+        # A large catalog is not asked all the time.
+        await asyncio.sleep(max(EVERY, 5 * (time.monotonic() - began)))

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..model import utc_text
+from . import progress
 from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, load, run
+from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
     from ..config import Config
 
 
-@click.command()
-@click.option("--store", help="Only this store.")
-@click.option("--source", help="Only this source's copies.")
+@click.command(short_help="Read copies back, compare them, repair what is spoilt.")
+@click.option("--store", type=STORE, metavar="NAME", help="Only this store.")
+@click.option("--source", type=SOURCE, metavar="NAME", help="Only this source's copies.")
 @click.option("--budget", metavar="SIZE", help="Stop after reading so much, like 10GiB; the next run goes on there.")
 @click.option("--even-if-empty", is_flag=True, help="Repair a store in which not one copy is found.")
 @click.option("--orphans", is_flag=True, help="Instead: find bytes that nothing describes; adopt what is waited for.")
@@ -27,7 +29,7 @@ def verify(
 ) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
     from .. import render, wiring
-    from ..options import size
+    from ..options import size as parsed
     from ..sync import tell_verified
 
     config = load(quiet=sys.stderr.isatty())
@@ -35,7 +37,7 @@ def verify(
         if name is not None and name not in known:
             raise click.UsageError(f'there is no {what} "{name}"; the config has {", ".join(sorted(known))}')
     try:
-        limit = size(budget) if budget is not None else None
+        limit = parsed(budget) if budget is not None else None
     except ValueError as error:
         raise click.UsageError(f"--budget {error}") from None
     if orphans:
@@ -47,14 +49,17 @@ def verify(
     async def work() -> dict[str, Any]:
         async with wiring.opened(config) as archive:
             engine, left, found = archive.engine(), limit, {}
-            async with engine.sharing():
-                for name in archive.outlets:
-                    if store in {None, name}:
+            outlets = [name for name in archive.outlets if store in {None, name}]
+            totals = (await archive.catalog.totals()).items()
+            held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
+            with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:
+                async with engine.sharing():
+                    for name in outlets:
                         reader = wiring.verifier(archive, engine, name)
-                        reader.source, reader.even_if_empty = source, even_if_empty
+                        reader.source, reader.even_if_empty, reader.on_read = source, even_if_empty, shown.advance
                         found[name] = await reader.stalest(budget=left)
                         left = max(left - found[name].bytes, 0) if left is not None else None
-                await tell_verified(archive.feeds, archive.catalog)
+                    await tell_verified(archive.feeds, archive.catalog)
             return found
 
     found = run(work())
@@ -107,13 +112,13 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--store", required=True, help="The store whose manifests to read.")
+@click.option("--store", type=STORE, metavar="NAME", required=True, help="The store whose manifests to read.")
 @click.option("--drill", is_flag=True, help="Try it out beside the live catalog and compare; nothing is changed.")
 @click.option("--sample", type=click.IntRange(min=1), help="With --drill: compare so many recordings, by chance.")
 @as_json
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
-    from .. import wiring
+    from .. import manifests, wiring
     from ..rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
@@ -129,7 +134,13 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     async def work() -> Any:
         async with wiring.opened(config) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
-            return await read_manifests(archive.catalog, archive.outlets[store], keys, archive.spool)
+            outlet = archive.outlets[store]
+            with progress.bar("read manifests") as shown:
+                if shown.shown:
+                    shown.of(0, await manifests.count(outlet.store, outlet.prefix))
+                return await read_manifests(
+                    archive.catalog, outlet, keys, archive.spool, on_lines=lambda _: shown.advance()
+                )
 
     report = run(work(), "interrupted; the same command goes on where it stopped")
     if as_json:
@@ -146,9 +157,9 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
         sys.exit(INCOMPLETE)
 
 
-@click.command()
-@click.option("--to", "store", required=True, help="The store to copy into.")
-@click.option("--source", help="Only this source's recordings.")
+@click.command(short_help="Bring what is archived into a store that came later.")
+@click.option("--to", "store", type=STORE, metavar="NAME", required=True, help="The store to copy into.")
+@click.option("--source", type=SOURCE, metavar="NAME", help="Only this source's recordings.")
 @click.option("--from", "start", type=Moment(), help="Only recordings that began then or later.")
 @click.option("--until", "end", type=Moment(), help="Only recordings that began before.")
 @as_json
@@ -173,7 +184,13 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
                 spool=archive.spool,
                 meant=meant,
             )
-            report = await copier.copy(source, (start, end))
+            totals = (await archive.catalog.totals()).items()
+            every = sum(count for (of, name), (count, _) in totals if not name and source in {None, of})
+            there = sum(count for (of, name), (count, _) in totals if name == store and source in {None, of})
+            whole = start is None and end is None
+            with progress.bar("copied", total=max(every - there, 0) if whole else None) as shown:
+                copier.on_copied = lambda size: shown.advance(1, size)
+                report = await copier.copy(source, (start, end))
             if report.complete and start is None and end is None:
                 await wiring.describe_all(archive, store, [name for name in meant if source in {None, name}])
             return report
@@ -221,7 +238,7 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
 
 
 @click.command()
-@click.option("--source", required=True, help="The source to list again.")
+@click.option("--source", type=SOURCE, metavar="NAME", required=True, help="The source to list again.")
 @click.option("--from", "start", type=Moment(), required=True, help="The first moment (UTC unless it carries a zone).")
 @click.option("--to", "end", type=Moment(), required=True, help="The first moment that is no longer wanted.")
 @click.option("--dry-run", is_flag=True, help="Compare only; write nothing.")

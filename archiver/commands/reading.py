@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
-import os
 import sys
-import tempfile
+import time
 from collections.abc import Callable
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, StoreError
-from .common import INCOMPLETE, Moment, answer, as_json, as_text, catalog_of, console, known, load, run
+from ..errors import CatalogDown, ConfigError
+from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known, load, run
+from .completing import SOURCE
 from .running import tell_live
 
 if TYPE_CHECKING:
-    from ..model import Copy
+    from ..config import Config
+
+#: `status --watch`: seconds between two looks, and of no answer.
+EVERY, PATIENCE = 2.0, 30.0
 
 
 @click.command()
+@click.option("--watch", "live", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
 @as_json
-def status(as_json: bool) -> None:
-    """Per source: lag, coverage, gaps, counts, last error; per store: copies and bytes."""
+def status(live: bool, as_json: bool) -> None:
+    """How each source and store is, what is wrong, and what to do.
+
+    Per source: lag (how far behind now its listing is), gaps in it, media by state, the last error; per store: copies
+    and bytes.
+    """
     from .. import render, report
 
+    if live and (as_json or not sys.stdout.isatty()):
+        raise click.UsageError("--watch is for a terminal; a program asks `archiver status --json` again and again")
     try:
         config = load()
     except ConfigError:
         tell_live(as_json)
         raise
+    if live:
+        run(_watch(config), code=0)
+        return
 
     async def work() -> dict[str, Any]:
         async with catalog_of(config) as catalog:
@@ -45,15 +56,49 @@ def status(as_json: bool) -> None:
         render.status(console(), document)
 
 
+async def _watch(config: Config) -> None:
+    """Show the status anew for ever; where the database is lost, the last one with a line that says so."""
+    from rich.console import Group
+    from rich.live import Live
+
+    from .. import render, report
+    from ..log import redact
+
+    screen = console()
+    parts: list[Any] = []
+    title = "[bold]archiver[/]; Ctrl-C ends"
+    async with catalog_of(config) as catalog:
+        with Live(console=screen, auto_refresh=False, screen=True, vertical_overflow="crop") as view:
+            while True:
+                began, trouble = time.monotonic(), []
+                try:
+                    async with asyncio.timeout(PATIENCE):
+                        parts = render.status_parts(screen, await report.status(config, catalog))
+                    title = f"[bold]archiver[/] at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, every 2 s; Ctrl-C ends"
+                except (CatalogDown, TimeoutError) as error:
+                    why = redact(render.clean(error)) or f"no answer within {PATIENCE:.0f} s"
+                    trouble = [f"[red]the database can't be reached:[/] {why}", "[dim]as it was before:[/]"]
+                view.update(Group(title, *trouble, "", *parts), refresh=True)
+                # A large catalog is not asked all the time.
+                await asyncio.sleep(max(EVERY, 5 * (time.monotonic() - began)) if not trouble else EVERY)
+
+
 @click.command("list")
-@click.option("--source")
-@click.option("--from", "start", type=Moment())
-@click.option("--to", "end", type=Moment())
+@click.option("--source", type=SOURCE, metavar="NAME", help="Only this source.")
+@click.option("--from", "start", type=Moment(), help="Started at this moment or later (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), help="Started before this moment.")
 @click.option("--caller", help="Number; * is a wildcard.")
 @click.option("--callee", help="Number; * is a wildcard.")
-@click.option("--direction", type=click.Choice(["inbound", "outbound", "internal", "unknown"]))
-@click.option("--state", type=click.Choice(["pending", "archived", "failed", "gone", "empty"]))
+@click.option(
+    "--direction", type=click.Choice(["inbound", "outbound", "internal", "unknown"]), help="As seen from the company."
+)
+@click.option(
+    "--state",
+    type=click.Choice(["pending", "archived", "failed", "gone", "empty"]),
+    help="Of its least finished medium.",
+)
 @click.option("--text", help="Anywhere in ids, names, queues, attributes and what the vendor sent.")
+@click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many (on a terminal: 100).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
@@ -77,12 +122,17 @@ def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
 
     found = run(work())
     if not as_json:
+        if not found:
+            click.echo("no recording matches; fewer filters find more", err=True)
+            return
         render.recordings(console(), found[:most])
         if most and len(found) > most:
             click.echo("there are more: give a --limit, or filters", err=True)
 
 
 def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, Any]:
+    from .. import render
+
     config = load()
 
     async def work() -> Any:
@@ -91,16 +141,17 @@ def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, 
 
     document: dict[str, Any] | None = run(work())
     if document is None:
-        click.echo(
-            f'there is no recording "{recording_id}" of source "{source}"; `archiver list` shows what there is',
-            err=True,
-        )
+        click.echo(render.plain(unknown(source, recording_id)), err=True)
         sys.exit(INCOMPLETE)
     return document
 
 
+def unknown(source: str, recording_id: str) -> str:
+    return f'there is no recording "{recording_id}" of source "{source}"; `archiver list --source {source}` shows them'
+
+
 @click.command()
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @click.argument("recording_id")
 @as_json
 def show(source: str, recording_id: str, as_json: bool) -> None:
@@ -114,8 +165,8 @@ def show(source: str, recording_id: str, as_json: bool) -> None:
         render.recording(console(), document)
 
 
-@click.command()
-@click.argument("source")
+@click.command(short_help="What happened to a recording, and when.")
+@click.argument("source", type=SOURCE)
 @click.argument("recording_id")
 @as_json
 def why(source: str, recording_id: str, as_json: bool) -> None:
@@ -129,9 +180,9 @@ def why(source: str, recording_id: str, as_json: bool) -> None:
         render.story(console(), document)
 
 
-@click.command()
-@click.argument("source")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@click.command(short_help="Rows of a source's listings that could not be read.")
+@click.argument("source", type=SOURCE)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
 @as_json
 def rejected(source: str, limit: int, as_json: bool) -> None:
     """Rows of a source's listings that could not be read, as they came."""
@@ -149,103 +200,8 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
     if as_json:
         answer(rows)
         return
+    if not rows:
+        click.echo("every row of its listings could be read")
     for row in rows:
         told = f"{row['last_at']} ({row['times']}×) {render.plain(row['reason'])}"
         click.echo(f"{told}\n    {render.plain(row['raw'][:500])}")
-
-
-@click.command()
-@click.argument("source")
-@click.argument("recording_id")
-@click.argument("media_id", required=False)
-@click.option("-o", "--output", required=True, metavar="PATH", help="Where to write; - is standard output.")
-@click.option("--raw", is_flag=True, help="The bytes as archived, encrypted ones too.")
-def get(source: str, recording_id: str, media_id: str | None, output: str, raw: bool) -> None:
-    """Write the archived bytes of a recording's audio, after checking their SHA-256.
-
-    Encrypted media are decrypted where the source's options hold the key (--raw: not even then).
-    """
-    from functools import partial
-
-    from .. import render, wiring
-    from ..ports import Decrypts
-
-    config = load()
-
-    async def work() -> str | None:
-        async with wiring.opened(config) as archive:
-            found = await archive.catalog.documents([(source, recording_id)])
-            if (source, recording_id) not in found:
-                return f'there is no recording "{recording_id}" of source "{source}"'
-            media = [m["media_id"] for m in found[source, recording_id][0]["media"]]
-            if media_id is None and len(media) != 1:
-                return f"it has {len(media)} media, say which: {', '.join(media)}"
-            wanted = media_id or media[0]
-            if wanted not in media:
-                return f'it has no medium "{wanted}"; it has {", ".join(media)}'
-            copies = await archive.catalog.copies_of(source, recording_id, wanted)
-            feed, clear = archive.feeds.get(source), None
-            if not raw and feed is not None and isinstance(feed.source, Decrypts):
-                clear = partial(feed.source.decrypted, found[source, recording_id][0], wanted)
-            return await _write(archive, copies, output, clear)
-
-    problem = run(work())
-    if problem:
-        click.echo(render.plain(problem), err=True)
-        sys.exit(INCOMPLETE)
-
-
-async def _write(archive: Any, copies: list[Copy], output: str, clear: Callable[[bytes], bytes] | None) -> str | None:
-    """The newest content (an older one is not what was asked for) from the first store that has it whole."""
-    from ..model import Body
-
-    problems = []
-    newest = max(copies, key=lambda c: c.archived_at).sha256 if copies else None
-    for copy in (c for c in copies if c.sha256 == newest):
-        outlet = archive.outlets.get(copy.store)
-        if outlet is None:
-            problems.append(f"store {copy.store} is not in the config")
-            continue
-        with archive.spool.sink() as sink:
-            try:
-                await outlet.store.get(copy.key, sink)
-            except StoreError as error:
-                problems.append(f"store {copy.store}: {error}")
-                continue
-            body = await sink.body()
-            if body.sha256 != copy.sha256:
-                problems.append(f"store {copy.store}: the bytes of {copy.key} are not those that were archived")
-                continue
-            if clear is not None:
-                body = Body.of(clear(await asyncio.to_thread(body.read)))
-            await asyncio.to_thread(_save, body, output)
-            return None
-    return "; ".join(problems) or "it is not archived yet; see `archiver why`"
-
-
-def _save(body: Any, output: str) -> None:
-    if output == "-":
-        for chunk in body.chunks():
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return
-    target = Path(output)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)) from None
-    temporary = Path(name)
-    try:
-        digest = hashlib.sha256()
-        with os.fdopen(handle, "wb") as file:
-            for chunk in body.chunks():
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != body.sha256:
-            raise StoreError("the bytes changed while they were written")
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

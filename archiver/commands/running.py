@@ -14,7 +14,7 @@ from .common import INCOMPLETE, UNREACHABLE, USAGE, answer, as_json
 PATIENCE = 150.0
 
 
-@click.command()
+@click.command(short_help="Have the daemon take its config now.")
 @as_json
 def reload(as_json: bool) -> None:
     """Have the daemon take its config now; tell whether it did, or why not."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from .common import INCOMPLETE, UNREACHABLE, answer, as_json, catalog_of, load, run
+from .common import INCOMPLETE, UNREACHABLE, answer, as_json, catalog_of, console, load, run
 
 
-@click.command()
+@click.command(short_help="Try the config, the database, each store and each source.")
 @click.option("--offline", is_flag=True, help="Only the config file.")
 @as_json
 def check(offline: bool, as_json: bool) -> None:
@@ -18,16 +18,18 @@ def check(offline: bool, as_json: bool) -> None:
 
     Exits with 3 where one can't be used, with 1 where all can but `status` warns of a source.
     """
-    from .. import checks
+    from .. import checks, render
 
     config = load()
     results = run(checks.check(config, offline=offline))
     if as_json:
         answer({"checks": [r._asdict() for r in results], "ok": all(r.ok for r in results)})
+    elif sys.stdout.isatty():
+        render.checks(console(), [(checks.mark(r), r.what, r.line) for r in results])
     else:
+        # Others grep these lines.
         for result in results:
-            mark = "ok     " if result.ok else "WARNING" if result.warning else "FAILED "
-            click.echo(f"{mark} {result.what}: {result.line}")
+            click.echo(checks.line(result))
     if not all(r.ok for r in results):
         sys.exit(INCOMPLETE if all(r.ok or r.warning for r in results) else UNREACHABLE)
 
@@ -49,7 +51,7 @@ def migrate(as_json: bool) -> None:
         click.echo(f"the schema is at version {version}")
 
 
-@click.command()
+@click.command(short_help="Simulated recorders and a fresh archive: nothing to configure.")
 @click.option("--folder", default=".demo", show_default=True, metavar="PATH", help="Where the demo's archive lives.")
 @click.option(
     "--calls", default=300, show_default=True, type=click.IntRange(10, 5000), help="How many calls of yesterday."

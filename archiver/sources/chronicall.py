@@ -75,6 +75,7 @@ class Chronicall:
     def __init__(self, name: str, options: ChronicallOptions, http: Client) -> None:
         self.name = name
         self.batch = options.batch if options.fetch == "zip" else 1
+        self.asks_details = options.listen_links
         self._options = options
         self._api = f"/rest/api/{options.api_version}"
         self._http = http

@@ -95,6 +95,7 @@ class Xivo:
         days, size = options.history_days, options.history_size
         self._history = History(http, self._path("/history"), options.zone, days=days, size=size, warn=self._warn)
         self.acknowledges = options.attach is not None
+        self.asks_details = options.history
         http.authorise({"X-Auth-Token": options.token.get_secret_value()})
 
     async def check(self) -> str:

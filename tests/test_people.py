@@ -1,0 +1,414 @@
+"""What is made for people: the status and its advice, the live view, first configs, completion, the manual page."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from archiver import config, render, report
+from archiver.cli import cli
+from archiver.commands.completing import page
+from archiver.options import descriptions
+from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.xivo import XivoSimulator
+from archiver.sources.chronicall import ChronicallOptions
+from tests import commands
+from tests.commands import DAY, HOUR, ROOT
+from tests.servers import free_ports
+from tests.terminal import Terminal
+
+NOW = datetime(2024, 5, 18, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def place(tmp_path, database):
+    async with commands.place(tmp_path, database) as made:
+        yield made
+
+
+def quiet(**changes):
+    """A source in a status where nothing is wrong."""
+    return {
+        "kind": "chronicall", "enabled": True, "lag": 130.0, "covered_to": "2024-05-18T11:57:50.000Z",
+        "start": "2024-05-17T00:00:00.000Z", "gaps": [], "archived": 12345, "pending": 0, "failed": 0, "gone": 3,
+        "empty": 0, "bytes": 123456789, "rejected_rows": 0, "polled_at": "2024-05-18T11:59:00.000Z",
+        "last_error": None, "paused_until": None, "paused_why": None, "reasons": [], "warnings": [],
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path):
+    path = tmp_path / "archiver.toml"
+    path.write_text(
+        '[stores.disk]\nkind = "file"\npath = "x"\n'
+        '[sources.hq]\nkind = "chronicall"\nbase_url = "http://127.0.0.1:1"\ntoken = "secret-token"\n'
+    )
+    path.chmod(0o600)
+    return config.load(path)
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+
+GAP = {"from": "2024-05-17T01:00:00.000Z", "to": "2024-05-17T02:00:00.000Z"}
+TROUBLE = {
+    "nothing": ({}, []),
+    "paused": ({"paused_why": "401", "paused_until": "soon"}, ["`archiver check`"]),
+    "never polled": ({"polled_at": None, "lag": None, "covered_to": None}, ["`archiver run`", "`archiver sync hq`"]),
+    "no daemon": ({"polled_at": "2024-05-18T11:00:00.000Z"}, ["systemctl status archiver", "`archiver sync hq`"]),
+    "unreachable": ({"last_error": "can't connect"}, ["`archiver check`"]),
+    "failed": (
+        {"reasons": [{"state": "failed", "count": 2, "error": "403"}]},
+        ["`archiver retry --source hq`", "`archiver list --source hq --state failed`"],
+    ),
+    "store down": ({"reasons": [{"state": "pending", "count": 9, "error": "store disk: full"}]}, ["`archiver check`"]),
+    "waiting": ({"reasons": [{"state": "pending", "count": 1, "error": "503"}]}, ["tried again by itself"]),
+    "unreadable": ({"rejected_rows": 1}, ["`archiver rejected hq`"]),
+    "quiet": ({"warnings": [{"kind": "quiet", "text": "only 1 call"}]}, ["`archiver check`"]),
+    "losing": ({"warnings": [{"kind": "losing", "text": "9 will be lost"}]}, ["more concurrency or rate"]),
+    "still": ({"warnings": [{"kind": "still", "text": "9 due"}]}, ["`archiver sync hq`"]),
+    "gap": ({"gaps": [GAP]}, ["`archiver sync hq`"]),
+    "off": ({"enabled": False, "polled_at": None, "last_error": "old"}, []),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_each_trouble_of_a_source_is_told_with_what_to_do(settings, name):
+    changes, commands_told = TROUBLE[name]
+    found = report.problems_of("hq", quiet(**changes), settings, NOW)
+    assert len(found) == (1 if commands_told else 0)
+    for command in commands_told:
+        assert command in found[0]["do"]
+
+
+@pytest.mark.parametrize(
+    ("poll", "minutes", "late"),
+    [
+        ("5m", 15, False),
+        ("5m", 21, True),
+        ("1h", 125, False),
+        ("1h", 131, True),
+        ("0 * * * *", 100, False),
+        ("0 * * * *", 131, True),
+        ("0 3 * * *", 60 * 30, False),
+        ("0 3 * * *", 60 * 60, True),
+    ],
+)
+def test_a_poll_is_missed_when_two_beats_and_some_minutes_have_passed(poll, minutes, late):
+    assert report.late(poll, NOW - timedelta(minutes=minutes), NOW) is late
+
+
+def shown(document, **how):
+    target = io.StringIO()
+    render.status(Console(file=target, highlight=False, emoji=False, **how), document)
+    return target.getvalue()
+
+
+def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    source = quiet(
+        failed=2, reasons=[{"state": "failed", "count": 2, "error": "it answered 403 " + "x" * 90}], gaps=[GAP]
+    )
+    document = {
+        "sources": {"hq": source, "off": quiet(enabled=False)},
+        "stores": {"disk": {"kind": "file", "copies": 12345, "bytes": 123456789, "bad": 0}},
+        "problems": report.problems_of("hq", source, settings, NOW),
+    }
+    narrow = shown(document, width=80, force_terminal=True, color_system="standard")
+    assert "\x1b[31m" in narrow
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", narrow).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(r"hq +2m 10s +1 +12345 +0 +2 +3 +0 +117.7 MiB", lines[1].strip()), lines
+    wide = shown(document, width=250)
+    assert "\x1b" not in wide
+    assert re.search(
+        r"^hq +chronicall +2m 10s +2024-05-18 11:57:50 +1 +12345 +0 +2 +3 +0 +117.7 MiB", wide, re.MULTILINE
+    )
+    told = wide.splitlines()
+    for problem in document["problems"]:
+        assert f"  → {problem['do']}" in told
+    assert "nothing is wrong" in shown(document | {"problems": []}, width=80)
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = shown(document, width=80, force_terminal=True)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", plain), plain
+
+
+async def test_the_live_view_goes_on_without_the_database_and_ends_on_ctrl_c(place, postgres):
+    hq = await place.add("hq", ChronicallSimulator())
+    hq.add_call(datetime.now(UTC) - 2 * HOUR, timedelta(seconds=1))
+    await place.run("sync")
+    before = await commands.tables(place.database)
+    async with Terminal("--config", str(place.write()), "status", "--watch", cwd=place.folder) as screen:
+        await screen.shows("every 2 s; Ctrl-C ends")
+        await screen.shows("hq")
+        name = place.database.split("?")[0].rpartition("/")[2]
+        postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        try:
+            await screen.shows("the database can't be reached")
+            await screen.shows("hq")
+        finally:
+            postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await screen.shows("every 2 s; Ctrl-C ends")
+        assert await screen.interrupted() == 0
+        assert "Traceback" not in screen.text
+    assert await commands.tables(place.database) == before
+    refused = await place.run("status", "--watch", code=2)
+    assert "`archiver status --json`" in refused.err
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+async def test_get_writes_many_to_a_folder_and_bars_count_bytes_and_manifests(place, postgres):
+    pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris")
+    for i in range(4):
+        pbx.add_call(DAY + i * HOUR, timedelta(seconds=1 + i), caller=f"+3311111111{i}")
+    span = ("--from", "2024-05-17", "--to", "2024-05-17T06:00")
+    await place.run("backfill", "--source", "pbx", *span)
+    everything = await place.run("list", "--json")
+    long = (await place.run("list", "--json", "--longer-than", "2s")).rows
+    assert sorted(r["duration"] for r in long) == [r["duration"] for r in everything.rows if r["duration"] > 2]
+    assert 0 < len(long) < 4
+
+    audio = sorted(place.truth().values())
+    await place.run("get", "--listed", "-", "-o", "calls/", stdin=everything.raw)
+    got = list((place.folder / "calls").iterdir())
+    assert sorted(path.read_bytes() for path in got) == audio
+    assert all(re.match(r"20240517T\d{6}Z-audio-", path.name) for path in got)
+    unknown = b'{"source": "pbx", "recording_id": "x"}\n' + everything.raw
+    some = await place.run("get", "--listed", "-", "-o", "some/", stdin=unknown, code=1)
+    assert some.err == 'there is no recording "x" of source "pbx"; `archiver list --source pbx` shows them\n'
+    assert sorted(path.read_bytes() for path in (place.folder / "some").iterdir()) == audio
+    nonsense = await place.run("get", "--listed", "-", "-o", "some/", stdin=b"nonsense\n", code=2)
+    assert "line 1 is no line of `archiver list --json`" in nonsense.err
+
+    program = ("--config", str(place.write()))
+    async with Terminal(*program, "verify", cwd=place.folder) as screen:
+        assert await screen.ends() == 0, screen.text
+    assert re.search(r"read .*[\d.]+/[\d.]+ [kK]i?B", screen.text), screen.text
+    place.config["database"]["url"] = postgres.create()
+    async with Terminal("--config", str(place.write()), "rebuild", "--store", "disk", cwd=place.folder) as screen:
+        assert await screen.ends() == 0, screen.text
+    assert re.search(r"read manifests .*\d/\d", screen.text), screen.text
+    assert "4 recordings from" in screen.text
+
+
+# -- completion and the manual page ------------------------------------------------------------------------------------
+
+
+async def test_shells_complete_commands_options_and_the_names_in_the_config(place):
+    place.config["sources"] = {"hq": {"kind": "chronicall"}, "paris": {"kind": "xivo"}}
+    place.write()
+
+    async def completed(line: str, **env: str) -> list[str]:
+        asked = {"_ARCHIVER_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        done = await place.run(config=False, env=asked | env)
+        return [row.partition(",")[2] for row in done.out.split("\n")][: done.out.count("\n")]
+
+    assert "status" in await completed("archiver sta")
+    assert await completed("archiver status --wa") == ["--watch"]
+    assert await completed("archiver sync ") == ["hq", "paris"]
+    assert await completed("archiver list --source p") == ["paris"]
+    assert await completed("archiver verify --store ") == ["disk"]
+    elsewhere = place.folder / "other.toml"
+    elsewhere.write_text("[sources.rome]\n")
+    assert await completed(f"archiver --config {elsewhere} why ") == ["rome"]
+    assert await completed("archiver sync ", ARCHIVER_CONFIG="/nowhere") == [""]
+    for shell in ("bash", "zsh", "fish"):
+        script = (await place.run("completion", shell, config=False)).out
+        assert "_ARCHIVER_COMPLETE" in script
+    script = (await place.run("completion", "bash", config=False)).raw
+    checked = await asyncio.create_subprocess_exec("bash", "-n", stdin=asyncio.subprocess.PIPE)
+    await checked.communicate(script)
+    assert checked.returncode == 0
+
+
+def test_the_manual_page_is_in_step_with_the_commands():
+    written = (ROOT / "docs" / "archiver.1").read_text("utf-8")
+    assert written == page(cli), "write it anew: .venv/bin/archiver manual > docs/archiver.1"
+    for name in cli.commands:
+        assert cli.commands[name].hidden or f"\n.SS {name} " in written
+
+
+def test_every_command_is_in_a_section_of_the_help():
+    from archiver.cli import COMMANDS
+
+    listed = {command.name for commands in COMMANDS.values() for command in commands}
+    assert listed == {name for name, command in cli.commands.items() if not command.hidden}
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+GOOD = """\
+[stores.disk]
+kind = "file"
+path = "store"
+[sources.hq]
+kind = "chronicall"
+base_url = "http://127.0.0.1:{port}"
+"""
+DAY_OF = "--from 2024-05-17 --to 2024-05-18"
+NO_DATABASE = '[database]\nurl = "postgresql://127.0.0.1:{port}/x"\n'
+TOKEN = 'token = "secret-token"\n'
+#: What the config holds, what is asked, what must be told.
+MISTAKES = {
+    "no source": ('[stores.disk]\nkind = "file"\npath = "x"\n', "check", "add a section [sources.NAME]"),
+    "a typing error": (GOOD + TOKEN + 'windw = "1h"\n', "check", 'did you mean "window"?'),
+    "a wrong kind": (GOOD.replace("chronicall", "chronical") + TOKEN, "check", "known are chronicall"),
+    "a wrong duration": (GOOD + TOKEN + 'window = "an hour"\n', "check", 'write it like "90s"'),
+    "a wrong rate": (GOOD + TOKEN + 'rate = "fast"\n', "check", 'write it like "10/s"'),
+    "a wrong zone": (GOOD + TOKEN + 'timezone = "Paris"\n', "check", 'write it like "Europe/Paris"'),
+    "a wrong start": (GOOD + TOKEN + 'start = "soon"\n', "check", "write it like 2024-01-31"),
+    "a store that is not there": (GOOD + TOKEN + 'stores = ["dsk"]\n', "check", 'did you mean "disk"?'),
+    "a secret without its variable": (GOOD + 'token = { env = "NOT_SET" }\n', "check", "set it"),
+    "a secret without its file": (GOOD + 'token = { file = "none" }\n', "check", "make it"),
+    "no token": (GOOD, "check", "add it"),
+    "no config": (None, "status", "`archiver init`"),
+    "an unknown source": (GOOD + TOKEN, "sync paris", "the config has hq"),
+    "a source that is off": (GOOD + TOKEN + "enabled = false\n", "sync hq", "set enabled = true"),
+    "an unknown store": (GOOD + TOKEN, "verify --store tape", "the config has disk"),
+    "no budget": (GOOD + TOKEN, "verify --budget much", 'write it like "64MiB"'),
+    "no time": (GOOD + TOKEN, "backfill --source hq", "--from T --to T"),
+    "a wrong time": (GOOD + TOKEN, "list --from soon", "write it like 2024-05-17"),
+    "an unknown recording": (GOOD + TOKEN, "show hq 1", "`archiver list --source hq`"),
+    "an unknown recording to get": (GOOD + TOKEN, "get hq 1 -o -", "`archiver list --source hq`"),
+    "a recorder that is not there": (GOOD + TOKEN, "check", "see that the recorder runs and base_url is right"),
+    "a folder that is not there": (
+        GOOD.replace('"store"', '"none/store"') + TOKEN, "sync", "mount its disk"
+    ),
+    "no recorder to list": (GOOD + TOKEN, "backfill --dry-run --source hq " + DAY_OF, "`archiver check` tr"),
+    "no database": (NO_DATABASE + GOOD + TOKEN, "status", "see that PostgreSQL runs and [database] url is right"),
+    "a URL with a wrong database": ('database.url = "mysql://x"\n' + GOOD + TOKEN, "status", '"embedded"'),
+}  # fmt: skip
+
+
+async def test_every_mistake_is_answered_by_what_to_do_next(place):
+    (port,) = free_ports(1)
+    folders = {}
+    for number, (name, (text, *_)) in enumerate(MISTAKES.items()):
+        folders[name] = place.folder / str(number)
+        folders[name].mkdir()
+        if text is not None:
+            text = text.replace("{port}", str(port))
+            database = "" if "database" in text else f'[database]\nurl = "{place.database}"\n'
+            (folders[name] / "archiver.toml").write_text(database + text)
+            (folders[name] / "archiver.toml").chmod(0o600)
+
+    async def tried(name: str) -> None:
+        _, line, wanted = MISTAKES[name]
+        done = await place.run(*line.split(), config=False, cwd=folders[name], code=None)
+        assert done.code in {1, 2, 3}, (name, done)
+        told = done.err + done.out
+        assert wanted in told, (name, done)
+        assert "secret-token" not in told, name
+
+    for name in MISTAKES:
+        await tried(name)
+
+
+# -- the first config --------------------------------------------------------------------------------------------------
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_options_are_described_by_their_own_class():
+    told = descriptions(ChronicallOptions)
+    assert told["token"] == "The authentication key of a Service User."
+    assert told["window"] == "The longest span one listing asks for."
+    # A class that says it anew is believed.
+    assert told["concurrency"] == "Small: the recorder serves beside recording calls."
+    assert set(told) == {about.alias or name for name, about in ChronicallOptions.model_fields.items()}
+
+
+async def test_init_asks_tries_and_writes_a_config_that_works(place):
+    hq = await place.add("hq", ChronicallSimulator())
+    hq.add_call(datetime.now(UTC) - timedelta(minutes=30), timedelta(seconds=1))
+    token = hq.options()["token"]
+    async with Terminal("init", cwd=place.folder) as person:
+        await person.answers(("kind: ", "asterisk"), ("known are chronicall", "chronicall"), ("name [hq]", ""))
+        await person.answers(("base_url: ", "10.0.0.1"), ("is no base URL", hq.base_url), ("token: ", "wrong"))
+        await person.answers(("start: ", "2024-05-01"), ("options to set", "?"), ("The longest span", ""))
+        await person.answers(("FAILED  source hq: ", "a"), (f"base_url [{hq.base_url}]", ""), ("token: ", token))
+        await person.answers(("start [2024-05-01]", ""), ("options to set", "window"), ("window: ", "30m"))
+        await person.answers(("ok      source hq: ", "n"))
+        await person.answers(("kind: ", "file"), ("name [main]", "disk"), ("path: ", "none/calls"), ("to set", ""))
+        await person.answers(("FAILED  store disk", "a"), ("path [none/calls]", "calls"), ("to set", ""))
+        await person.answers(("ok      store disk", "n"), ("database [embedded]", place.database))
+        await person.shows("ok      database")
+        await person.shows("next:")
+        assert await person.ends() == 0
+        assert token not in person.text
+        assert "Traceback" not in person.text
+        assert max(map(len, person.text.splitlines())) <= 80 + len(place.database)
+    written = place.folder / "archiver.toml"
+    text = written.read_text()
+    assert token not in text
+    assert 'token = { file = "hq.token" }' in text
+    assert "start = 2024-05-01" in text
+    assert (place.folder / "hq.token").read_text() == token + "\n"
+    assert (mode(written), mode(place.folder / "hq.token")) == (0o600, 0o600)
+    assert not list(place.folder.glob(".archiver-*"))
+    checked = await place.run("check", "--json", config=False)
+    assert checked.json["ok"] is True
+    assert not checked.err
+    # What is there is not written over without being asked, and a secret of somebody else's never.
+    answered = ("init", "--answers", "archiver.toml")
+    assert "--force writes over it" in (await place.run(*answered, config=False, code=2)).err
+    refused = await place.run("init", config=False, stdin=b"n\n", code=2)
+    assert "--force writes over it" in refused.err
+    assert written.read_text() == text
+
+
+async def test_init_takes_piped_answers_and_a_file_of_them(place):
+    hq = await place.add("hq", ChronicallSimulator())
+    token = hq.options()["token"]
+    lines = ["chronicall", "hq", hq.base_url, "env:HQ_TOKEN", "", "none", "n", "file", "disk", "calls", "none", "n", ""]
+    env = {"HQ_TOKEN": token}
+    piped = "\n".join([*lines[:-1], place.database, ""]).encode()
+    asked = await place.run("--config", "piped.toml", "init", stdin=piped, config=False, env=env)
+    assert asked.err.count("ok      ") == 6
+    assert "archiver --config piped.toml sync hq" in asked.err
+    assert not asked.raw
+    assert 'token = { env = "HQ_TOKEN" }' in (place.folder / "piped.toml").read_text()
+    half = await place.run("--config", "half.toml", "init", stdin=b"chronicall\nhq\n", config=False, code=2)
+    assert 'standard input ended before an answer to "base_url"; nothing was written' in half.err
+    assert not (place.folder / "half.toml").exists()
+
+    def answers(**changes: str) -> None:
+        table = {"kind": "chronicall", "base_url": hq.base_url, "token": token} | changes
+        place.folder.joinpath("answers").write_text(
+            commands.toml(
+                {
+                    "transfers": 4,
+                    "database": {"url": place.database},
+                    "stores": {"disk": {"kind": "file", "path": "calls"}},
+                    "sources": {"hq": table},
+                }
+            )
+        )
+
+    init = ("--config", "made.toml", "init", "--answers", "answers")
+    answers(token="wrong-token")
+    failed = await place.run(*init, config=False, code=3)
+    assert "nothing was written" in failed.err
+    answers(windw="1h")
+    mistaken = await place.run(*init, config=False, code=2)
+    assert mistaken.err.splitlines() == ['made.toml: sources.hq.windw: unknown key; did you mean "window"?']
+    assert {path.name for path in place.folder.glob("*made*")} == set()
+    answers()
+    (place.folder / "hq.token").write_text("somebody else's")
+    made = await place.run(*init, config=False)
+    assert token not in made.err
+    assert (place.folder / "hq.token").read_text() == "somebody else's"
+    assert (place.folder / "hq.token2").read_text() == token + "\n"
+    again = await place.run("--config", "made.toml", "check", "--json", config=False)
+    assert again.json["ok"] is True
