@@ -6,6 +6,7 @@ Raises errors.CatalogDown where the database can't be reached; every statement m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -43,6 +44,8 @@ from .model import (
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
 ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
 ROWS = 2000
+#: After the server's start its processes get so long to connect again.
+SETTLING = timedelta(seconds=20)
 #: A window is listed again so long after its first listing.
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 #: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
@@ -214,6 +217,23 @@ GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT (source, recording_id, media_id, what, detail) DO UPDATE SET
     last_at = excluded.last_at, times = h.times + excluded.times"""
 
+#: Dead is who neither holds its lock nor has any connection; after the server's own start all are to connect first.
+FREE_DEAD = """
+WITH dead AS (
+    DELETE FROM processes p WHERE p.process <> $1 AND pg_postmaster_start_time() < clock_timestamp() - $3::interval
+        AND NOT EXISTS (
+            SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended('process:' || p.process, 8410))
+        AND NOT EXISTS (
+            SELECT FROM pg_stat_activity a
+            WHERE a.datname = current_database() AND a.application_name = 'archiver ' || p.process)
+    RETURNING p.process), unshared AS (
+    DELETE FROM shares s USING dead WHERE s.process = dead.process), freed AS (
+    UPDATE media m SET due_at = $2, claim = NULL, holder = NULL FROM dead
+    WHERE m.state = 'pending' AND m.claim IS NOT NULL AND m.holder = dead.process)
+SELECT count(*) FROM dead"""
+
 DUE = """
 SELECT s.name, m.due_at FROM unnest($1::text[]) AS s (name)
 CROSS JOIN LATERAL (SELECT due_at FROM media WHERE source = s.name AND state = 'pending' ORDER BY due_at LIMIT 1) m"""
@@ -228,7 +248,7 @@ WITH due AS (
         SELECT source, recording_id, media_id FROM media
         WHERE media.source = want.source AND state = 'pending' AND due_at <= $3
         ORDER BY due_at LIMIT want.count FOR UPDATE SKIP LOCKED) m)
-UPDATE media m SET due_at = $4, claim = nextval('claims')
+UPDATE media m SET due_at = $4, claim = nextval('claims'), holder = $5
 FROM due JOIN recordings r USING (source, recording_id)
 WHERE (m.source, m.recording_id, m.media_id) = (due.source, due.recording_id, due.media_id)
 RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
@@ -241,7 +261,7 @@ CLAIM_EXPIRING = CLAIM.replace("due_at <= $3", "due_at <= $3 AND expires_at IS N
 
 #: As CLAIM, of one medium that nobody has in hand, whatever became of it before.
 CLAIM_ONE = """
-UPDATE media m SET state = 'pending', due_at = $5, claim = nextval('claims') FROM recordings r
+UPDATE media m SET state = 'pending', due_at = $5, claim = nextval('claims'), holder = $6 FROM recordings r
 WHERE (m.source, m.recording_id, m.media_id) = ($1, $2, $3) AND r.source = $1 AND r.recording_id = $2
     AND m.state <> 'archived' AND (m.claim IS NULL OR m.due_at <= $4)
 RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
@@ -722,20 +742,22 @@ def _repeated(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
-    def __init__(self, url: str, pool: Any, clock: Clock) -> None:
+    def __init__(self, url: str, pool: Any, clock: Clock, process: UUID) -> None:
         self._url = url
         self._pool = pool
         self.clock = clock
         #: Identifies this process among those that share the database.
-        self.process = uuid4()
+        self.process = process
         self._locks: Any = None
         self._held: set[str] = set()
+        self._announced = False
         self._locking = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        settings = {"timezone": "UTC", "application_name": "archiver", **KEEPALIVES}
+        process = uuid4()
+        settings = {"timezone": "UTC", "application_name": f"archiver {process}", **KEEPALIVES}
         settings |= {"search_path": schema} if schema else {}
         try:
             with _translated(url):
@@ -751,11 +773,15 @@ class Catalog:
         except ValueError:
             # Its text quotes the URL, password included.
             raise CatalogDown("database.url can't be read; a password's special characters are %-encoded") from None
-        catalog = cls(url, pool, clock or Clock())
+        catalog = cls(url, pool, clock or Clock(), process)
         await catalog.ping()
         return catalog
 
     async def close(self) -> None:
+        if self._announced:
+            with contextlib.suppress(CatalogDown, TimeoutError):
+                async with asyncio.timeout(2), self._connection() as c:
+                    await c.execute("DELETE FROM processes WHERE process = $1", self.process)
         if self._locks is not None:
             self._locks.terminate()
         try:
@@ -845,7 +871,10 @@ class Catalog:
             with _translated(self._url):
                 if self._locks is None or self._locks.is_closed():
                     self._locks = await asyncpg.connect(
-                        self._url, timeout=10, command_timeout=30, server_settings=KEEPALIVES
+                        self._url,
+                        timeout=10,
+                        command_timeout=30,
+                        server_settings={"application_name": f"archiver {self.process}", **KEEPALIVES},
                     )
                 return bool(await self._locks.fetchval(statement, what))
 
@@ -855,6 +884,21 @@ class Catalog:
         except CatalogDown:
             # The lock died with its connection.
             self._locks = None
+
+    async def stay_alive(self) -> int:
+        """Show that this process lives, and free at once what those held that are dead; how many these were.
+
+        A process that was only cut off commits nothing late: the claims that it had are no longer its own.
+        """
+        me = f"process:{self.process}"
+        lost = self._locks is None or self._locks.is_closed()
+        if lost or not self._announced:
+            await self._lock("SELECT pg_try_advisory_lock(hashtextextended($1, 8410))", me)
+            async with self._connection() as c:
+                await c.execute("INSERT INTO processes VALUES ($1) ON CONFLICT DO NOTHING", self.process)
+            self._announced = True
+        async with self._connection() as c:
+            return int(await c.fetchval(FREE_DEAD, self.process, self.clock.now(), SETTLING))
 
     async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
         """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""
@@ -1108,13 +1152,12 @@ class Catalog:
         now = self.clock.now()
         async with self._transaction() as c:
             racing = {name: count for name, count in wanted.items() if name in expiring}
-            rows = (
-                await c.fetch(CLAIM_EXPIRING, list(racing), list(racing.values()), now, now + lease) if racing else []
-            )
+            mine = now, now + lease, self.process
+            rows = await c.fetch(CLAIM_EXPIRING, list(racing), list(racing.values()), *mine) if racing else []
             got = Counter(row["source"] for row in rows)
             left = {name: count - got[name] for name, count in wanted.items() if count > got[name]}
             if left:
-                rows = [*rows, *await c.fetch(CLAIM, list(left), list(left.values()), now, now + lease)]
+                rows = [*rows, *await c.fetch(CLAIM, list(left), list(left.values()), *mine)]
             partial = [row for row in rows if row["held"]]
             held = await self._copies(c, partial) if partial else {}
         return [_claim(row, held) for row in rows]
@@ -1123,7 +1166,7 @@ class Catalog:
         """Lease this medium, due or not, unless it is archived or another has it in hand."""
         now = self.clock.now()
         async with self._transaction() as c:
-            row = await c.fetchrow(CLAIM_ONE, source, recording_id, media_id, now, now + lease)
+            row = await c.fetchrow(CLAIM_ONE, source, recording_id, media_id, now, now + lease, self.process)
             held = await self._copies(c, [row]) if row else {}
         return _claim(row, held) if row else None
 

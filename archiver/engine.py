@@ -30,6 +30,8 @@ log = structlog.get_logger()
 LEASE = timedelta(minutes=2)
 #: A share of a source's concurrency lasts so long without being renewed.
 SHARE = timedelta(seconds=20)
+#: How often a process shows that it lives and looks for dead ones, in seconds.
+ALIVE = 1.0
 #: A group of finished media is committed when it has so many, or when the oldest has waited so long.
 GROUP = 100
 GATHER = 1.0
@@ -179,10 +181,13 @@ class Engine:
         ``until`` returns None while more may still be found.
         """
         try:
+            with contextlib.suppress(CatalogDown):
+                await self.catalog.stay_alive()
             async with asyncio.TaskGroup() as group:
                 loops = {
                     "commit": self._commit_forever,
                     "renew": self._every(LEASE.total_seconds() / 4, self._renew),
+                    "alive": self._every(ALIVE, self._stay_alive),
                     "share": self._every(SHARE.total_seconds() / 4, self._share_active),
                     "heal": self._every(0.5, self._heal),
                     "tell": self._every(LOOK, self._tell),
@@ -443,6 +448,22 @@ class Engine:
     async def _renew(self) -> None:
         if self._claims:
             await self.catalog.renew(list(self._claims.values()), LEASE)
+
+    async def _stay_alive(self) -> None:
+        try:
+            async with asyncio.timeout(SHARE.total_seconds() / 2):
+                dead = await self.catalog.stay_alive()
+        except (CatalogDown, TimeoutError) as error:
+            # Others may take this process for dead: what it had of their limits is theirs now.
+            for name in list(self._shared):
+                self._shared.pop(name)
+                if name in self.lanes:
+                    self.lanes[name].feed.gate.limit = 0
+            raise CatalogDown(str(error) or "the database does not answer") from error
+        if dead:
+            log.info("process.dead", count=dead)
+            await self._share_active()
+            self.nudge()
 
     async def _share_active(self) -> None:
         now = time.monotonic()

@@ -77,8 +77,9 @@ CREATE TABLE media (
     state         text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'archived', 'failed', 'gone', 'empty')),
     -- When to try next; while claimed, when the lease ends.
     due_at        timestamptz NOT NULL,
-    -- The fencing token of the running claim.
+    -- The fencing token of the running claim, and the process that has it.
     claim         bigint,
+    holder        uuid,
     attempts      integer NOT NULL DEFAULT 0,
     failing_since timestamptz,
     error         text,
@@ -208,6 +209,11 @@ CREATE TABLE shares (
     slots   integer NOT NULL CHECK (slots >= 0),
     until   timestamptz NOT NULL,
     PRIMARY KEY (source, process)
+);
+
+-- Processes at work. Each holds an advisory lock for as long as it is connected: one without it is dead.
+CREATE TABLE processes (
+    process uuid PRIMARY KEY
 );
 
 -- Who still wants to hear that a recording is archived.

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -33,6 +34,7 @@ from archiver.model import (
     State,
     Window,
 )
+from tests.engine import eventually
 from tests.factories import NOON, ManualClock, a_listing, a_medium, a_recording, a_window, at
 
 LEASE = timedelta(minutes=2)
@@ -765,6 +767,43 @@ class TestClaim:
     async def test_nothing_is_due_where_nothing_is_pending(self, hq):
         await archived(hq, a_recording())
         assert await hq.due([HQ, "nowhere"]) == {}
+
+
+class TestDeath:
+    async def test_what_a_dead_process_had_is_free_at_once_and_its_late_commit_is_refused(
+        self, hq, database, clock, monkeypatch
+    ):
+        monkeypatch.setattr(module, "SETTLING", timedelta())
+        await tell(hq, a_recording())
+        first = await Catalog.open(database, clock=clock)
+        await first.stay_alive()
+        assert await first.share({HQ: (1, 1)}, LEASE) == {HQ: 1}
+        (held,) = await claim(first)
+        assert await hq.stay_alive() == 0
+        assert await claim(hq) == []
+        # As by kill -9: the server sees its connections end, and nothing else.
+        first._locks.terminate()
+        first._pool.terminate()
+
+        async def freed():
+            return await hq.stay_alive()
+
+        assert await eventually(freed) == 1
+        assert await hq.share({HQ: (1, 0)}, LEASE) == {HQ: 1}
+        (again,) = await claim(hq)
+        late = await Catalog.open(database, clock=clock)
+        assert await settle(late, a_download(held)) == {}
+        await late.close()
+        assert await settle(hq, a_download(again)) == {again.id: State.ARCHIVED}
+
+    async def test_a_process_that_lost_its_lock_alone_is_not_taken_for_dead(self, hq, database, clock, monkeypatch):
+        monkeypatch.setattr(module, "SETTLING", timedelta())
+        async with another(database, clock) as first:
+            await first.stay_alive()
+            await first._locks.close()
+            assert await hq.stay_alive() == 0
+            await first.stay_alive()
+            assert not first._locks.is_closed()
 
 
 class TestSettle:
@@ -1518,7 +1557,7 @@ class TestPlans:
     async def test_the_queue(self, large, subtests):
         keys = [[HQ] * 50, [f"r{n:08}" for n in range(50)], ["m1"] * 50, list(range(50))]
         plans = {
-            "claim": await self.plan(large, module.CLAIM, [HQ, "branch"], [20, 20], NOON, NOON + LEASE),
+            "claim": await self.plan(large, module.CLAIM, [HQ, "branch"], [20, 20], NOON, NOON + LEASE, uuid4()),
             "due": await self.plan(large, module.DUE, [HQ, "branch"]),
             "renew": await self.plan(large, module.RENEW, *keys, NOON),
             "release": await self.plan(large, module.RELEASE, *keys, NOON),
