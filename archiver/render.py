@@ -180,7 +180,7 @@ def story(console: Console, d: Document) -> None:
         )
     for event in d["story"]:
         times = f" ({event['times']}×, last {event.get('last_at')})" if event["times"] > 1 else ""
-        medium = f" {event['media_id']}" if event["media_id"] else ""
+        medium = f" {event['media_id']}" if event["media_id"] and len(d["media"]) > 1 else ""
         detail = f": {event['detail']}" if event["detail"] else ""
         console.print(clean(f"  {event['at']}{medium} {event['what']}{detail}{times}"), soft_wrap=True)
     if d["missing_since"]:

@@ -140,9 +140,7 @@ def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings,
 
 
 async def test_the_live_view_goes_on_without_the_database_and_ends_on_ctrl_c(place, postgres):
-    hq = await place.add("hq", ChronicallSimulator())
-    hq.add_call(datetime.now(UTC) - 2 * HOUR, timedelta(seconds=1))
-    await place.run("sync")
+    place.config["sources"]["hq"] = {"kind": "chronicall", "base_url": "http://127.0.0.1:1", "token": "secret-token"}
     before = await commands.tables(place.database)
     async with Terminal("--config", str(place.write()), "status", "--watch", cwd=place.folder) as screen:
         await screen.shows("every 2 s; Ctrl-C ends")

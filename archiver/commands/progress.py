@@ -57,19 +57,24 @@ def bar(what: str, *, of_bytes: bool = False, total: int | None = None) -> Itera
 
     from ..render import size, span
 
+    # From the beginning on: things are finished in groups, so a short while says little of the rate.
+    def rate(task: Any) -> float:
+        return float(task.completed / task.elapsed) if task.elapsed else 0.0
+
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            per_second = [] if of_bytes or task.speed is None else [f"{task.speed:.3g}/s"]
-            bytes_per_second = task.speed if of_bytes else next((t.speed for t in bars.tasks if not t.visible), None)
-            per_second += [f"{size(bytes_per_second)}/s"] if bytes_per_second else []
-            return Text(" ".join(per_second))
+            held = next((other for other in bars.tasks if not other.visible), task)
+            per_second = [] if of_bytes or not task.completed else [f"{rate(task):.3g}/s"]
+            per_second += [f"{size(rate(held))}/s"] if held is not task and held.completed else []
+            return Text(" ".join([f"{size(rate(task))}/s"] if of_bytes else per_second))
 
     class Left(ProgressColumn):
         max_refresh = 0.5
 
         def render(self, task: Any) -> Text:
-            left = task.time_remaining
-            return Text(f"{span(task.elapsed)}" + (f", {span(left)} left" if left else ""))
+            known = task.total is not None and task.completed
+            left = f", {span((task.total - task.completed) / rate(task))} left" if known and rate(task) else ""
+            return Text(f"{span(task.elapsed)}{left}")
 
     counted = DownloadColumn(binary_units=True) if of_bytes else MofNCompleteColumn()
     columns = TextColumn("{task.description}"), BarColumn(20), counted, Rate(), Left()
