@@ -239,6 +239,8 @@ class _Connection(asyncio.Protocol):
         self._left: int | None = 0
         self._chunked = ""
         self._line = b""
+        #: Bytes of trailers so far.
+        self._trailed = 0
         self._whole = True
         self._reusable = False
         self._error: BaseException | None = None
@@ -489,21 +491,23 @@ class _Connection(asyncio.Protocol):
             self._hold(data)
 
     def _read_chunks(self, data: bytes) -> None:
-        while data:
+        at = 0
+        while at < len(data):
             if self._whole:
                 self._reusable = False
                 return
             if self._chunked == "data" and self._left:
-                piece = data[: self._left]
-                data = data[len(piece) :]
+                piece = data[at : at + self._left]
+                at += len(piece)
                 self._left -= len(piece)
                 self._hold(piece)
                 continue
-            line, found, data = data.partition(b"\n")
+            end = data.find(b"\n", at)
+            line, at = data[at : end if end >= 0 else None], end + 1 or len(data)
             self._line += line
             if len(self._line) > _LONGEST_HEAD:
                 raise Broken("a chunk's head is too long")
-            if not found:
+            if end < 0:
                 return
             line, self._line = self._line.strip(), b""
             if self._chunked == "data":
@@ -516,8 +520,13 @@ class _Connection(asyncio.Protocol):
                     raise Broken("a chunk tells no size")
                 self._left = int(size, 16)
                 self._chunked = "data" if self._left else "trailer"
+                self._trailed = 0
             elif not line:
                 self._whole = True
+            else:
+                self._trailed += len(line)
+                if self._trailed > _LONGEST_HEAD:
+                    raise Broken("its trailers are too long")
 
     def _hold(self, data: bytes) -> None:
         if not data:
