@@ -300,7 +300,7 @@ FROM (SELECT u.source, u.recording_id, u.media_id, u.claim, u.size, u.sha256, u.
       AS u (source, recording_id, media_id, claim, size, sha256, content_type, duration, held, due_at, error)) t
 WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state"""
+RETURNING m.source, m.recording_id, m.media_id, m.state, t.claim"""
 
 ADD_COPIES = """
 INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)
@@ -325,7 +325,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::ti
     $9::timestamptz[]) AS t (source, recording_id, media_id, claim, state, due_at, error, attempts, failing_since)
 WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state"""
+RETURNING m.source, m.recording_id, m.media_id, m.state, t.claim"""
 
 TOUCH_RECORDINGS = """
 UPDATE recordings r SET revision = r.revision + 1, undescribed = true
@@ -1219,12 +1219,17 @@ class Catalog:
                 downloads = sorted(downloads, key=lambda d: d.claim.id)
                 rows = await c.fetch(SETTLE_ARCHIVED, *_download_columns(downloads, now))
                 settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
-                await self._add_copies(c, [d for d in downloads if d.claim.id in settled], settled, revisions, now)
+                held = {r[4] for r in rows}
+                await self._add_copies(c, [d for d in downloads if d.claim.token in held], settled, revisions, now)
+                # Their manifests are written and may sort last: what counts is described once more.
+                lost = [d.claim for d in downloads if d.claim.token not in held]
+                await c.execute(TOUCH_RECORDINGS, [x.source for x in lost], [x.medium.recording_id for x in lost])
             if outcomes:
                 outcomes = sorted(outcomes, key=lambda o: o.claim.id)
                 rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
                 settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
-                kept = [o for o in outcomes if o.claim.id in settled]
+                held = {r[4] for r in rows}
+                kept = [o for o in outcomes if o.claim.token in held]
                 await self._remember(c, now, [(*o.claim.id, o.what, o.error or "") for o in kept])
                 ended = [o.claim for o in kept if o.state is not State.PENDING]
                 await c.execute(TOUCH_RECORDINGS, [e.source for e in ended], [e.medium.recording_id for e in ended])

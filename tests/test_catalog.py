@@ -720,6 +720,20 @@ class TestClaim:
         assert await settle(hq, a_download(first)) == {}
         assert await settle(hq, a_download(second)) == {second.id: State.ARCHIVED}
 
+    async def test_one_medium_claimed_twice_by_one_process_counts_once_and_is_described_again(self, hq, clock):
+        recording = a_recording()
+        await tell(hq, recording)
+        (first,) = await claim(hq)
+        clock.advance(LEASE)
+        (second,) = await claim(hq)
+        known = {(HQ, recording.recording_id): await revision(hq, recording)}
+        # As it may be after an outage of the database: both were waiting for it.
+        settled = await settle(hq, a_download(first), a_download(second), revisions=known)
+        assert settled == {second.id: State.ARCHIVED}
+        assert (await hq.totals())[HQ, ""] == (1, 10)
+        # What the refused one wrote into its manifest is not to be the last word.
+        assert await hq.undescribed([HQ], 10) == [(HQ, recording.recording_id)]
+
     async def test_a_renewed_lease_holds(self, hq, clock):
         await tell(hq, a_recording(), a_recording())
         kept, lost = await claim(hq)
