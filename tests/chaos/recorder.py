@@ -80,7 +80,7 @@ def made(settings: Settings) -> Simulator:
         late = timedelta(seconds=dice.choice((0, 0, 0, 0, 5, 40)))
         call = sim.add_call(shown - late - length, length, listed_at=shown, ready_at=shown)
         if settings.kind == "genesys" and dice.random() < 0.1:
-            call.extra["later"] = [(shown + timedelta(seconds=dice.uniform(1, 30)), 2.0)]
+            call.extra["later"] = [(shown + timedelta(seconds=dice.uniform(0.02, 0.1) * settings.lasting), 2.0)]
     return sim
 
 

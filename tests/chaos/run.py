@@ -421,6 +421,7 @@ class World:
             peer = self.peers[f"daemon {name}"]
             assert isinstance(peer, ProcessPeer)
             assert peer.process is not None
+            await until(lambda peer=peer: "daemon.ready" in peer.said(), 120)
             # What ends now was told to.
             peer.killed = True
             peer.signal(signal.SIGTERM)
@@ -562,7 +563,8 @@ async def _tell(world: World, say: Callable[[str], None]) -> None:
 async def _all_is_archived(world: World, patience: float, *, hurry: bool) -> None:
     """Until every medium of the truth is archived, or nothing helps."""
     end = time.monotonic() + patience
-    shown = world.began + timedelta(seconds=world.seconds + 45)
+    # The last call, and the last medium that comes later.
+    shown = world.began + timedelta(seconds=world.seconds * 1.1 + 3)
     wanted = None
     while time.monotonic() < end:
         if wanted is None and datetime.now(UTC) > shown:
