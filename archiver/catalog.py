@@ -882,8 +882,10 @@ class Catalog:
         try:
             await self._lock("SELECT pg_advisory_unlock(hashtextextended($1, 8410))", what)
         except CatalogDown:
-            # The lock died with its connection.
-            self._locks = None
+            # The lock is to die with its connection, which may only have been slow.
+            locks, self._locks = self._locks, None
+            if locks is not None:
+                locks.terminate()
 
     async def stay_alive(self) -> int:
         """Show that this process lives, and free at once what those held that are dead; how many these were.

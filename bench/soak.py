@@ -316,6 +316,9 @@ async def soak(folder: Path, s3: Seaweed, asked: argparse.Namespace) -> int:
         hits = sum(fault.hits for simulator in made.recorders.values() for fault in simulator.faults)
         for simulator in made.recorders.values():
             simulator.faults.clear()
+            # It may have been away just now; started again it keeps its port.
+            await simulator.stop()
+            await simulator.start()
         lost = await made.missing(url)
         end = time.monotonic() + 660
         while lost and time.monotonic() < end:

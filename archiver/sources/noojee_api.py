@@ -155,9 +155,10 @@ class Api:
     async def _signed(self) -> AsyncIterator[dict[str, str]]:
         """The parameters that authenticate one call, which is to be made within; its errors lose every secret.
 
-        No more turns than the client's gate has places: nobody waits between the server's time and the call.
+        No more turns than the client's gate has places: nobody waits between the server's time and the call. While it
+        has none, one waits at the gate itself: a turn that waits for others to come would wait for ever.
         """
-        self._turns.limit = min(_AT_ONCE, self._http.gate.limit) if self._by_hash else self._http.gate.limit
+        self._turns.limit = max(1, min(_AT_ONCE, self._http.gate.limit) if self._by_hash else self._http.gate.limit)
         async with self._turns.slot():
             signed_at = time.monotonic()
             try:

@@ -41,7 +41,7 @@ _BYTES_A_SECOND = 1 << 20
 #: A temporary this old belongs to nobody any more.
 _STALE = 86400.0
 #: Folders known to be on the disk; forgotten all at once, since each recording has one of its own.
-_DURABLE_LIMIT = 10_000
+_DURABLE_LIMIT = 1_000
 #: File systems without hard links (FAT, some network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _OURS_TO_MEND = {

@@ -24,6 +24,7 @@ from archiver.sources import noojee_legs as legs
 from archiver.sources.noojee import Noojee, NoojeeOptions
 from archiver.sources.noojee_api import meaning, message, unwrapped
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened
+from tests.commands import until
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -763,6 +764,20 @@ async def test_audio_may_come_in_any_pieces_and_with_any_label(sim):
 
 
 # -- look-ups --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_look_up_that_begins_without_a_share_of_the_recorder_goes_on_when_there_is_one(live):
+    calls = [a_call(live, start=datetime.now(UTC) - HOUR) for _ in range(6)]
+    source, client = build(Noojee, settings(live))
+    try:
+        # As the engine does while the database answers too late for the share to be renewed.
+        client.gate.limit = 0
+        asked = asyncio.create_task(source.look_up([live.unique_id(c) for c in calls]))
+        await until(lambda: client.gate.waiting or source._api._turns.waiting)
+        client.gate.limit = 2
+        assert len((await asyncio.wait_for(asked, 60)).recordings) == 6
+    finally:
+        await client.close()
 
 
 async def test_calls_are_looked_up_by_unique_id(live):
