@@ -11,6 +11,7 @@ DESTDIR=${DESTDIR:-}
 PYTHON=${PYTHON:-python3}
 UNITS=$DESTDIR/usr/lib/systemd/system
 BIN=$DESTDIR/usr/local/bin
+MAN=$DESTDIR/usr/local/share/man/man1
 ETC=$DESTDIR/etc/archiver
 
 say() { printf '%s\n' "$*"; }
@@ -68,6 +69,8 @@ install_units() {
     install -m 0644 systemd/archiver.tmpfiles "$DESTDIR/usr/lib/tmpfiles.d/archiver.conf"
     sed "s|/opt/archiver/current/bin/archiver|$PREFIX/current/bin/archiver|g" packaging/archiver.sh > "$BIN/archiver"
     chmod 0755 "$BIN/archiver"
+    mkdir -p "$MAN"
+    install -m 0644 docs/archiver.1 "$MAN/archiver.1"
     mkdir -p "$ETC"
     if [ -e "$ETC/archiver.toml" ]; then
         install -m 0644 config/archiver.toml "$ETC/archiver.toml.example"
@@ -100,7 +103,7 @@ uninstall() {
     rm -f "$UNITS"/archiver.service "$UNITS"/archiver-backfill@.service "$UNITS"/archiver-verify.service \
         "$UNITS"/archiver-verify.timer "$UNITS"/archiver.service.d/backoff.conf \
         "$DESTDIR/usr/lib/sysusers.d/archiver.conf" "$DESTDIR/usr/lib/tmpfiles.d/archiver.conf" \
-        "$BIN/archiver" "$ETC/archiver.toml.example"
+        "$BIN/archiver" "$MAN/archiver.1" "$ETC/archiver.toml.example"
     rmdir "$UNITS/archiver.service.d" 2>/dev/null || true
     rm -rf "$DESTDIR$PREFIX"/*-*Z "$DESTDIR$PREFIX/current"
     rmdir "$DESTDIR$PREFIX" 2>/dev/null || true

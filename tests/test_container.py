@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,10 @@ def test_secrets_are_made_once_and_stay(tmp_path):
     assert {path.name: path.read_bytes() for path in (made / "secrets").iterdir()} == secrets
     assert (made / "archiver.toml").read_text() == "# mine\n"
     assert made.stat().st_mode & 0o077 == 0
+
+
+def test_the_image_has_every_file_that_the_wheel_is_made_of():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    parts = {*wheel["packages"], *wheel.get("force-include", {}), *wheel.get("shared-data", {})}
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", CONTAINERFILE, re.MULTILINE) for name in line.split()}
+    assert parts <= copied
