@@ -15,6 +15,8 @@ from .model import ListingKey, Window, utc_text
 from .options import SourceOptions
 from .windows import last_hours, losses, subtract
 
+#: Of alarms: too few calls, a list that shrank, a queue that stands still, a race being lost.
+KINDS = ("quiet", "shrunk", "still", "losing")
 #: Hours looked at, and weeks before them that say what is usual; so many of these must have been listed.
 HOURS, WEEKS, ENOUGH = 24, 8, 4
 #: An hour is watched where it never had fewer calls; it is too quiet with less than a quarter of the fewest.
@@ -27,7 +29,7 @@ STILL = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    #: quiet, shrunk, still, losing
+    #: One of KINDS.
     kind: str
     text: str
 

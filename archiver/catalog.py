@@ -50,6 +50,8 @@ SETTLING = timedelta(seconds=20)
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 #: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
 KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+#: Media that are not archived are counted by these; the words of sync.explain.
+REASON_CLASSES = ("failed", "not ready", "account refused", "refused", "gave up", "gone", "empty", "asked for again")
 
 Document = dict[str, Any]
 P = ParamSpec("P")
@@ -604,6 +606,31 @@ SELECT source, state, error, count(*) AS count FROM media
 WHERE state IN ('pending', 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
 GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
 
+#: The reasons are classes, not messages: those of sync.explain; all that has no class of its own is "other".
+QUEUE = """
+SELECT source, state, CASE WHEN error IS NULL THEN 'new' WHEN class = ANY($1) THEN class
+        WHEN error LIKE 'store %' OR error LIKE 'no manifest%' THEN 'store failed' ELSE 'other' END AS reason,
+    count(*) AS count, min(failing_since) AS failing_since
+FROM (SELECT source, state, error, failing_since, split_part(error, ':', 1) AS class FROM media
+      WHERE state <> 'archived') m
+GROUP BY 1, 2, 3"""
+
+#: Of what has not failed by itself. Whatever waits longest is due first, and so a look at the first few tells.
+WAITING = """
+SELECT s.source, min(r.first_listed_at) AS since
+FROM unnest($1::text[]) AS s (source), LATERAL (
+    SELECT source, recording_id FROM media m
+    WHERE m.source = s.source AND state = 'pending' AND failing_since IS NULL
+        AND coalesce(error, '') NOT LIKE 'not ready%'
+    ORDER BY due_at LIMIT 500) m
+JOIN recordings r ON (r.source, r.recording_id) = (m.source, m.recording_id)
+GROUP BY s.source"""
+
+UNVERIFIED = """
+SELECT s.store, (SELECT coalesce(read_at, archived_at) FROM copies c WHERE c.store = s.store
+                 ORDER BY coalesce(read_at, archived_at), key LIMIT 1) AS since
+FROM unnest($1::text[]) AS s (store)"""
+
 TOTALS = """SELECT source, store, count, bytes FROM totals"""
 REJECTED_COUNTS = """SELECT source, count(*) AS count, max(last_at) AS last_at FROM rejected GROUP BY source"""
 REJECTED = """
@@ -705,6 +732,26 @@ class RebuildProgress:
     recordings: int = 0
     damaged: Sequence[str] = ()
     distrusted: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What the watching is made of, as the database had it at one moment."""
+
+    at: datetime
+    #: Rows of SOURCES by name.
+    sources: Mapping[str, Mapping[str, Any]]
+    #: By (source, state, reason) unfinished media, and since when the first of them has been failing.
+    queue: Mapping[tuple[str, str, str], tuple[int, datetime | None]]
+    #: By source when the longest waiting medium that never failed was first listed.
+    waiting: Mapping[str, datetime]
+    #: By (source, store) copies and bytes; the store '' stands for archived media.
+    totals: Mapping[tuple[str, str], tuple[int, int]]
+    #: By source how many rows could not be read, and when the last was seen.
+    rejected: Mapping[str, tuple[int, datetime]]
+    #: By store how many copies are known to be bad, and when the one longest unread was last read or made.
+    bad: Mapping[str, int]
+    unverified: Mapping[str, datetime]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1478,6 +1525,30 @@ class Catalog:
         """Why media are pending or failed: the commonest reasons first."""
         async with self._connection() as c:
             return [dict(row) for row in await c.fetch(REASONS, sources)]
+
+    async def numbers(self, sources: Sequence[str], stores: Sequence[str]) -> Numbers:
+        """All that watching needs, in one go."""
+        async with self._connection() as c:
+            ledgers = await c.fetch(SOURCES, list(sources))
+            queue = await c.fetch(QUEUE, REASON_CLASSES)
+            waiting = await c.fetch(WAITING, list(sources))
+            totals = await c.fetch(TOTALS)
+            rejected = await c.fetch(REJECTED_COUNTS)
+            bad = await c.fetch(BAD)
+            unverified = await c.fetch(UNVERIFIED, list(stores))
+        spoilt: Counter[str] = Counter()
+        for row in bad:
+            spoilt[row["store"]] += row["count"]
+        return Numbers(
+            at=self.clock.now(),
+            sources={r["name"]: dict(r) | {"covered": _windows(r["covered"])} for r in ledgers},
+            queue={(r["source"], r["state"], r["reason"]): (r["count"], r["failing_since"]) for r in queue},
+            waiting={r["source"]: r["since"] for r in waiting},
+            totals={(r["source"], r["store"]): (r["count"], r["bytes"]) for r in totals},
+            rejected={r["source"]: (r["count"], r["last_at"]) for r in rejected},
+            bad=spoilt,
+            unverified={r["store"]: r["since"] for r in unverified if r["since"] is not None},
+        )
 
     async def totals(self) -> dict[tuple[str, str], tuple[int, int]]:
         """By (source, store) copies and bytes; the store '' stands for archived media."""

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
 from .errors import ConfigError
-from .options import Size, SourceOptions, StoreOptions, Strict, VerifyOptions
+from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
 __all__ = [
+    "Alerts",
     "Changes",
     "Config",
+    "Email",
     "SourceConfig",
     "Stamp",
     "StoreConfig",
@@ -87,8 +89,10 @@ class Config:
     memory: int
     #: ``embedded`` or ``postgresql://…``
     database_url: SecretStr
-    http_listen: tuple[str, int]
+    #: None: nothing is served.
+    http_listen: tuple[str, int] | None
     heartbeat_url: SecretStr | None
+    alerts: Alerts
     log_level: Literal["debug", "info", "warning", "error"]
     verify: VerifyOptions
     stores: Mapping[str, StoreConfig]
@@ -191,6 +195,7 @@ def entry(
 
 def diff(old: Config, new: Config) -> Changes:
     plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level", "verify")
+    more = ("alerts",)
     return Changes(
         sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
         sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
@@ -198,7 +203,7 @@ def diff(old: Config, new: Config) -> Changes:
         stores_added=tuple(sorted(new.stores.keys() - old.stores.keys())),
         stores_removed=tuple(sorted(old.stores.keys() - new.stores.keys())),
         stores_changed=_changed(old.stores, new.stores),
-        settings_changed=tuple(name for name in plain if getattr(old, name) != getattr(new, name)),
+        settings_changed=tuple(name for name in (*plain, *more) if getattr(old, name) != getattr(new, name)),
     )
 
 
@@ -230,16 +235,41 @@ def warnings(config: Config) -> list[str]:
     for source in config.sources.values():
         if source.options.start is not None and source.options.start > now:
             said.append(f"{name}: sources.{source.name}.start lies in the future: nothing is archived until then")
+    email = config.alerts.email
+    if email is not None and email.tls == "none" and email.password is not None:
+        said.append(f"{name}: alerts.email.tls is none: the password goes to the mail server in the clear")
     if not any(source.options.enabled for source in config.sources.values()):
         said.append(f"{name}: no source is enabled")
     return said
 
 
-def _listen(value: Any) -> tuple[str, int]:
+def _listen(value: Any) -> tuple[str, int] | None:
+    if value == "":
+        return None
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]*)):([0-9]{1,5})", value) if _is_text(value) else None
     if match is None or int(match[3]) > 65535:
         raise ValueError('is no address; write it like "127.0.0.1:8410" or "[::1]:8410"')
     return match[1] or match[2], int(match[3])
+
+
+def _server(value: Any) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", value) if _is_text(value) else None
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise ValueError('is no server; write it like "smtp.example.com:587"')
+    return match[1] or match[2], int(match[3])
+
+
+def _web_address(value: Any) -> Any:
+    """For addresses that we are given to call, whose path or query may be secret."""
+    if value is not None and not (_is_text(value) and re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", value)):
+        raise ValueError('is no URL; write it like "https://hc.example.com/ping/…"')
+    return value
+
+
+def _mailbox(value: Any) -> Any:
+    if _is_text(value) and not re.fullmatch(r"[^\s@<>,\"]+@[^\s@<>,\"]+", value):
+        raise ValueError('is no mail address; write it like "ops@example.com"')
+    return value
 
 
 def _database(value: Any) -> Any:
@@ -257,7 +287,39 @@ class _Database(Strict):
 
 
 class _Http(Strict):
-    listen: Annotated[tuple[str, int], BeforeValidator(_listen)] = ("127.0.0.1", 8410)
+    listen: Annotated[tuple[str, int] | None, BeforeValidator(_listen)] = ("127.0.0.1", 8410)
+
+
+Mailbox = Annotated[str, BeforeValidator(_mailbox)]
+WebAddress = Annotated[SecretStr, BeforeValidator(_web_address)]
+
+
+class Email(Strict):
+    """Where mails go, and through which server."""
+
+    to: Annotated[tuple[Mailbox, ...], Field(min_length=1)]
+    sender: Mailbox = Field(alias="from")
+    server: Annotated[tuple[str, int], BeforeValidator(_server)]
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    username: str | None = None
+    password: SecretStr | None = None
+
+
+class Alerts(Strict):
+    """Who is told what is wrong, and from when on it is."""
+
+    webhook: WebAddress | None = None
+    email: Email | None = None
+    #: A problem is told of when it has lasted so long, and over when it was not seen for so long.
+    after: Duration = timedelta(minutes=5)
+    #: A source's next window may be past its time by so much.
+    stale: Duration = timedelta(minutes=15)
+    #: A recording may wait so long to be archived.
+    lag: Duration = timedelta(hours=4)
+
+    @property
+    def told(self) -> bool:
+        return self.webhook is not None or self.email is not None
 
 
 class _Top(Strict):
@@ -267,17 +329,11 @@ class _Top(Strict):
     transfers: int = Field(default=32, ge=1, le=10_000)
     memory: Size = Field(default=256 << 20, ge=1 << 20)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    heartbeat_url: SecretStr | None = None
+    heartbeat_url: WebAddress | None = None
     verify: VerifyOptions = VerifyOptions()
     database: _Database = _Database()
     http: _Http = _Http()
-
-    @field_validator("heartbeat_url")
-    @classmethod
-    def _heartbeat_is_http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url.get_secret_value()):
-            raise ValueError('is no URL; write it like "https://hc.example.com/ping/…"')
-        return url
+    alerts: Alerts = Alerts()
 
 
 class _Reader:
@@ -314,6 +370,7 @@ class _Reader:
             database_url=top.database.url,
             http_listen=top.http.listen,
             heartbeat_url=top.heartbeat_url,
+            alerts=top.alerts,
             log_level=top.log_level,
             verify=top.verify,
             stores=store_configs,

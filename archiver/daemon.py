@@ -18,9 +18,6 @@ from typing import Any
 import structlog
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from . import config, live, reload, report, sync, wiring
 from . import log as logs
@@ -29,9 +26,10 @@ from .config import Stamp
 from .engine import Engine
 from .errors import CatalogDown, ConfigError, Refused, SourceError, StoreError
 from .model import Availability, Recording, State, Window, utc_text
-from .options import duration
 from .ports import Details, FetchesBatches
+from .schedule import period, trigger
 from .sync import Feed, Outlet, Polled, using
+from .watch import Watch
 from .windows import plan
 from .wiring import Archive
 
@@ -269,6 +267,7 @@ class Daemon:
         self.archive = archive
         self.engine = archive.engine()
         self._log_level = log_level
+        self.watch = Watch(archive, self.engine, notify)
         self._stop = asyncio.Event()
         # Only a metronome: what it calls sets an event; our own task group sees what a poll raises.
         self._scheduler = AsyncIOScheduler(timezone="UTC")
@@ -307,10 +306,13 @@ class Daemon:
                 engine = group.create_task(self.engine.run(), name="engine")
                 for name in self.archive.feeds:
                     self._start_polls(group, name)
-                beside = [self._keep_database(), self._watch(), self._watch_over(), self._verify_forever()]
+                beside = [self._keep_database(), self.watch.run(), self._watch_over(), self._verify_forever()]
                 beside.append(self._keep_config(group))
                 for work in beside:
                     self._beside(group, work)
+                self.watch.beat("schedule")
+                beats = {"args": ["schedule"], "misfire_grace_time": None}
+                self._scheduler.add_job(self.watch.beat, trigger("30s"), **beats)
                 self._scheduler.start()
                 notify("READY=1")
                 log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
@@ -455,6 +457,7 @@ class Daemon:
                     while await self._poll(name):
                         pass
                 except SourceError as error:
+                    self.engine.tally.failed_polls[name] += 1
                     if not isinstance(error, Refused):
                         log.warning("poll.failed", source=name, error=str(error))
                 except CatalogDown as error:
@@ -473,9 +476,15 @@ class Daemon:
         with using(feed):
             async with self.engine.polling(name):
                 await self.engine.admitted(name)
-                polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
+                with self.watch.working(f"poll {name}"):
+                    polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:
             return False
+        self.engine.tally.polls[name].add(time.monotonic() - began)
+        if polled.error is None:
+            self.watch.round_done()
+        else:
+            self.engine.tally.failed_polls[name] += 1
         self.engine.progress_at = time.monotonic()
         self.engine.nudge()
         log.info(
@@ -527,6 +536,7 @@ class Daemon:
                 log.warning("catalog.down", error=str(error))
                 continue
             told = {(n, w["kind"]): w["text"] for n, s in document["sources"].items() for w in s["warnings"]}
+            self.watch.surveyor.warnings = told
             for source, kind in sorted(told.keys() - said):
                 log.warning("source.warning", source=source, kind=kind, text=told[source, kind])
             for source, kind in sorted(said - told.keys()):
@@ -548,26 +558,6 @@ class Daemon:
                 with contextlib.suppress(CatalogDown):
                     await self.archive.catalog.ping()
 
-    async def _watch(self) -> None:
-        """systemd's watchdog and status line."""
-        while True:
-            await asyncio.sleep(5)
-            states = self.engine.tally.states
-            archived = sum(n for (_, state), n in states.items() if state is State.ARCHIVED)
-            notify(f"WATCHDOG=1\nSTATUS={archived} archived since start, {self.engine.busy} transfers running")
-
-
-def trigger(poll: str) -> BaseTrigger:
-    """A duration or a cron expression as APScheduler's trigger."""
-    if len(poll.split()) == 5:
-        return CronTrigger.from_crontab(poll, timezone="UTC")
-    return IntervalTrigger(seconds=duration(poll).total_seconds())
-
-
-def period(poll: str) -> timedelta:
-    """How long a poll may take before newer windows deserve a look again."""
-    return timedelta(minutes=5) if len(poll.split()) == 5 else duration(poll)
-
 
 def notify(message: str) -> None:
     """sd_notify(3): tell systemd; nothing where it is not there."""
@@ -575,5 +565,7 @@ def notify(message: str) -> None:
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        # Whoever does not read may not hold up the loop.
+        s.settimeout(0.2)
         s.connect("\0" + address[1:] if address.startswith("@") else address)
         s.sendall(message.encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +22,7 @@ from .model import Claim, Download, Outcome, State
 from .ports import Acknowledges, FetchesBatches
 from .spool import Spool, SpoolSink
 from .sync import Feed, hold, let_go, using
+from .tally import Timings
 from .windows import next_try
 
 log = structlog.get_logger()
@@ -78,6 +79,13 @@ class Tally:
 
     states: Counter[tuple[str, State]] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+    #: How attempts ended: archived, stored in part, or what the history calls it.
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: How long transfers and polls took.
+    transfers: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
+    polls: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
+    #: Polls that ended with an error.
+    failed_polls: Counter[str] = field(default_factory=Counter)
 
 
 class Engine:
@@ -101,6 +109,8 @@ class Engine:
         self._shared: dict[str, float] = {}
         self._polling: Counter[str] = Counter()
         self.progress_at = time.monotonic()
+        #: By name what is under way of the engine's own work, and when it last moved (monotonic clock).
+        self.beats: dict[str, float] = {}
 
     # -- for the daemon ----------------------------------------------------------------------------------------------
 
@@ -207,6 +217,7 @@ class Engine:
     async def _dispatch(self, group: asyncio.TaskGroup, until: Callable[[], datetime | None] | None) -> None:
         while not self._stopping:
             self._wake.clear()
+            self.beats["dispatch"] = time.monotonic()
             try:
                 await self._refresh()
                 claimed = await self._claim()
@@ -325,7 +336,10 @@ class Engine:
                 if len(claims) > 1 and isinstance(feed.source, FetchesBatches):
                     claims = await self._work_batch(feed, feed.source, claims)
                 for claim in claims:
-                    await self._deliver(feed, await sync.transfer(feed, claim, self.catalog, self.spool))
+                    began = time.monotonic()
+                    result = await sync.transfer(feed, claim, self.catalog, self.spool)
+                    self.tally.transfers[claim.source].add(time.monotonic() - began)
+                    await self._deliver(feed, result)
         except CatalogDown as error:
             # The leases run out by themselves.
             log.warning("catalog.down", error=str(error))
@@ -392,6 +406,7 @@ class Engine:
     async def _commit_of(self, feeds: Mapping[str, Feed], group: Sequence[Download | Outcome]) -> None:
         pause = 0.2
         while True:
+            self.beats["commit"] = time.monotonic()
             try:
                 settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
                 break
@@ -400,6 +415,7 @@ class Engine:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
         self.progress_at = time.monotonic()
+        self.beats.pop("commit", None)
         for finished in group:
             self._claims.pop(finished.claim.token, None)
             state = settled.get(finished.claim.id)
@@ -412,6 +428,8 @@ class Engine:
     def _note(self, finished: Download | Outcome, state: State) -> None:
         claim = finished.claim
         self.tally.states[claim.source, state] += 1
+        whole = "archived" if state is State.ARCHIVED else "stored in part"
+        self.tally.outcomes[claim.source, finished.what if isinstance(finished, Outcome) else whole] += 1
         who = {"source": claim.source, "recording_id": claim.medium.recording_id, "media_id": claim.medium.media_id}
         if isinstance(finished, Download):
             if state is State.ARCHIVED:
@@ -564,6 +582,7 @@ class Engine:
 
     async def _finish(self) -> None:
         """Wait for what runs and its commit; then describe and tell what is left."""
+        self.beats.pop("dispatch", None)
         for lane in self.lanes.values():
             await self._give_back(lane.queue)
         while self._running or self._claims:

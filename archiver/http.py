@@ -13,7 +13,7 @@ import json as jsonlib
 import re
 import ssl
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,7 @@ from .errors import BadData, Gone, NotReady, Overflow, Refused, SourceError, Too
 from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
+from .tally import Timings
 from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
@@ -61,6 +62,12 @@ class Gate:
         self.running = 0
         #: How many have started since the beginning.
         self.started = 0
+        #: How many were answered with each status, how many broke, and how long the first byte took.
+        self.answers: Counter[int] = Counter()
+        self.broken = 0
+        self.latency = Timings()
+        #: When something last came or went, by the monotonic clock.
+        self.active_at = monotonic()
 
     @property
     def limit(self) -> int:
@@ -127,9 +134,18 @@ class Gate:
                 if pause > timedelta():
                     await asyncio.sleep(pause.total_seconds())
             self.started += 1
+            self.active_at = monotonic()
             yield
+        except OSError:
+            self.broken += 1
+            raise
         finally:
+            self.active_at = monotonic()
             self._leave()
+
+    def heard(self, status: int, seconds: float) -> None:
+        self.answers[status] += 1
+        self.latency.add(seconds)
 
 
 class _Hidden:
@@ -263,13 +279,15 @@ class Client:
         if json is not None:
             data = jsonlib.dumps(json).encode()
             sent["Content-Type"] = "application/json"
-        async with self.gate.slot():
-            with self._translated():
+        with self._translated():
+            async with self.gate.slot():
                 for _ in range(6):
+                    began = monotonic()
                     ours = self.is_ours(url)
                     headers_now = {**sent, **self._credentials, **self._cookie(url)} if ours else sent
                     answer = await self._sent(method, url, headers_now, data, paced=paced and ours)
                     async with answer as response:
+                        self.gate.heard(answer.status, monotonic() - began)
                         if ours and self._cookies:
                             self._keep_cookies(url, response)
                         if response.status in _REDIRECTS and response.status not in accept:
@@ -346,6 +364,7 @@ class Client:
         try:
             while chunk := await response.read():
                 received += len(chunk)
+                self.gate.active_at = monotonic()
                 spans = (monotonic() - began) / self._timeout.total_seconds()
                 if spans > _PATIENCE and received < spans * _TRICKLE:
                     raise TooSlow(f"the body drips: {received} bytes in {monotonic() - began:.0f} s")

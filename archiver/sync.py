@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,7 @@ from .model import (
 from .options import SourceOptions
 from .ports import Acknowledges, Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
+from .tally import Timings
 from .windows import EPOCH, Piece, cut, halve, next_look, next_try, plan
 
 log = structlog.get_logger()
@@ -119,6 +121,10 @@ class Outlet:
     health: Health = field(default_factory=lambda: Health(1, timedelta(seconds=2), timedelta(minutes=1)))
     #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
     users: int = 0
+    #: What was put since the beginning: how long each took, all bytes, and how many failed.
+    puts: Timings = field(default_factory=Timings)
+    bytes_put: int = 0
+    failed_puts: int = 0
 
 
 @dataclass(slots=True)
@@ -640,15 +646,20 @@ async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: 
         body.sha256,
         ext,
     )
+    began = time.monotonic()
     try:
         await outlet.store.put(key, body)
     except StoreConflict as error:
+        outlet.failed_puts += 1
         log.error("store.conflict", store=outlet.name, key=key, error=str(error))
         return _Unput(f"store {outlet.name}: {error}", catalog.clock.now() + STUCK)
     except StoreError as error:
+        outlet.failed_puts += 1
         now = catalog.clock.now()
         store_failed(outlet, now, error)
         return _Unput(f"store {outlet.name}: {error}", outlet.health.until or now + timedelta(minutes=1))
+    outlet.puts.add(time.monotonic() - began)
+    outlet.bytes_put += body.length
     return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())
 
 

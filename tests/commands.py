@@ -144,6 +144,7 @@ class Place:
         self.config = {
             "data_dir": "var",
             "database": {"url": self.database},
+            "http": {"listen": ""},
             "stores": {"disk": {"kind": "file", "path": "store"}},
             "sources": {},
         } | self.config

@@ -206,7 +206,8 @@ async def archiving(
 ) -> AsyncIterator[Rig]:
     """An archive of these recorders (one alone is called ``pbx``) on an existing database.
 
-    ``options`` go to every source; times are short. Without ``stores`` there is one folder, ``disk``.
+    ``options`` go to every source; times are short. Without ``stores`` there is one folder, ``disk``. ``top``: what
+    else stands in the config; unless it says so, nothing is served by HTTP.
     """
     sims = {"pbx": sims} if isinstance(sims, Simulator) else sims
     stores = stores or {"disk": {"kind": "file", "path": str(folder / "disk")}}
@@ -214,7 +215,8 @@ async def archiving(
         if sim._runner is None:
             await sim.start()
     path = folder / "archiver.toml"
-    path.write_text(_toml({"database": {"url": database}, **(top or {})}, stores, sims, transfers, options))
+    top = {"database": {"url": database}, "http": {"listen": ""}, **(top or {})}
+    path.write_text(_toml(top, stores, sims, transfers, options))
     loaded = config.load(path)
     async with AsyncExitStack() as stack:
         for sim in sims.values():

@@ -1,0 +1,1 @@
+"""What the daemon serves by HTTP: its health and its metrics."""

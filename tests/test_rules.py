@@ -1,0 +1,329 @@
+"""Each alert rule fires by its real cause, seen through a daemon's own /metrics, and clears by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import web
+
+from archiver import daemon as daemons
+from archiver import survey, sync, watch, wiring
+from archiver.daemon import Daemon
+from archiver.errors import TryAgain
+from archiver.model import State, Window
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, dav_table, eventually
+from tests.prometheus import NOTHING, ROOT, RULES, Scrape, Story, assert_fires, page, scrape, wrong
+from tests.servers import Apache, apache
+
+HTTP = {"http": {"listen": "127.0.0.1:0"}}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Listings that fail are tried again at once."""
+    monkeypatch.setattr(sync, "poll", functools.partial(sync.poll, pause=0.001))
+
+
+@pytest.fixture
+def dav() -> Iterator[Apache]:
+    with apache() as server:
+        yield server
+
+
+class Scene:
+    """A daemon at work, and what it served from one mishap to the next."""
+
+    def __init__(self, rig: Rig, daemon: Daemon) -> None:
+        self.rig, self.daemon = rig, daemon
+        self.stories: list[Story] = []
+        self._calm: Scrape = {}
+        self._calls = 0
+
+    def call(self, count: int = 1) -> None:
+        """New calls, each of its own length."""
+        for _ in range(count):
+            self._calls += 1
+            start = self.rig.sim.clock.now() - MINUTE - timedelta(seconds=self._calls)
+            self.rig.sim.add_call(start, timedelta(seconds=2), index=500 + self._calls)
+
+    async def calm(self) -> Scrape:
+        """Wait until nothing is wrong; what is served then."""
+
+        async def so() -> bool:
+            left = await wrong(self.daemon)
+            if left & {"StoreDown", "BreakerOpen", "SourceRefused", "ArchiveLag", "MediaFailing"}:
+                # What was tried too early is tried again.
+                self.rig.advance(timedelta(seconds=20))
+            return not left
+
+        await eventually(so, within=100, every=0.3)
+        self._calm = await scrape(self.daemon)
+        return self._calm
+
+    async def troubled(self, *names: str) -> None:
+        """Wait until these are wrong by the daemon's own alerts, and tell the story up to here."""
+
+        async def so() -> bool:
+            return set(names) <= await wrong(self.daemon)
+
+        await eventually(so, within=60, every=0.1, why=f"{names} never came")
+        await self.told(*names)
+
+    async def told(self, *names: str) -> None:
+        self.stories.append(Story(names, self._calm, await scrape(self.daemon), {}))
+
+    async def over(self) -> None:
+        """Wait until all is well again: the end of the stories that have none yet."""
+        after = await self.calm()
+        self.stories = [Story(s.alerts, s.before, s.during, s.after or after) for s in self.stories]
+
+
+@asynccontextmanager
+async def scene(folder: Path, database: str, clock: Any, **how: Any) -> AsyncIterator[Scene]:
+    sim = a_recorder(calls=3)
+    # Nothing is mended behind our back.
+    top = HTTP | {"verify": {"enabled": False}} | how.pop("top", {})
+    async with archiving(folder, database, sim, clock=clock, top=top, **how) as rig, rig.running() as daemon:
+
+        async def listening() -> bool:
+            return daemon.watch.address() is not None
+
+        await eventually(listening)
+        made = Scene(rig, daemon)
+
+        async def archived() -> bool:
+            return await rig.states() == {"archived": 3}
+
+        await eventually(archived)
+        await made.calm()
+        yield made
+
+
+async def test_a_recorder_in_trouble(tmp_path, database, clock, monkeypatch):
+    async with scene(tmp_path, database, clock) as it:
+        rig, sim = it.rig, it.rig.sim
+
+        # It is switched off for two hours.
+        await sim.stop()
+        rig.advance(2 * HOUR)
+        await it.troubled("SourceStale")
+        await sim.start()
+        rig.advance(11 * MINUTE)
+        it.call()
+        await it.over()
+
+        # It refuses our account.
+        token, sim.token = sim.token, "another"
+        it.call()
+        await it.troubled("SourceRefused")
+        sim.token = token
+        rig.advance(16 * MINUTE)
+        await it.over()
+
+        # It refuses one recording.
+        refusal = sim.fault("status", "audio", value=403, times=-1)
+        it.call()
+        await it.troubled("MediaFailed")
+        sim.faults.remove(refusal)
+        await rig.catalog.retry("pbx", State.FAILED)
+        await it.over()
+
+        # Its audio fails for more than a day.
+        sim.fault("status", "audio", value=500, times=-1)
+        it.call(6)
+        await it.troubled("BreakerOpen")
+        rig.advance(25 * HOUR)
+        await it.troubled("MediaFailing")
+        sim.faults.clear()
+        rig.advance(11 * MINUTE)
+        await it.over()
+
+        # It lists a row that nobody can read.
+        bad = {"id": None, "start": "the day before yesterday"}
+        row = sim.fault("bad_row", "list", times=-1, value=bad)
+        await it.troubled("RowsRejected")
+        sim.faults.remove(row)
+        rig.advance(61 * MINUTE)
+        await it.over()
+
+        # It can't list one hour.
+        hole, listed = clock.now() + HOUR, rig.feed.source.list
+
+        async def list_(window: Window) -> Any:
+            if hole in window:
+                raise TryAgain("not that hour")
+            return await listed(window)
+
+        monkeypatch.setattr(rig.feed.source, "list", list_)
+        rig.advance(3 * HOUR)
+        await it.troubled("LedgerGaps")
+        monkeypatch.setattr(rig.feed.source, "list", listed)
+        await it.over()
+
+        await assert_fires(tmp_path, *it.stories)
+
+
+async def test_a_store_in_trouble(tmp_path, database, clock, dav, monkeypatch):
+    stores = {"dav": dav_table(dav, timeout="5s")}
+    monkeypatch.setattr(daemons, "WATCH", 0.3)
+    async with scene(tmp_path, database, clock, stores=stores, retention="1d") as it:
+        rig = it.rig
+
+        # Its server is killed.
+        dav.kill()
+        it.call()
+        await it.troubled("StoreDown")
+        assert (await page(it.daemon, "/readyz")) == (503, '{"ready": false, "because": ["store dav"]}')
+        rig.advance(5 * HOUR)
+        await it.troubled("ArchiveLag", "ExpiringUnarchived", "SourceOdd")
+        dav.start()
+        rig.advance(20 * MINUTE)
+        await it.over()
+        assert (await page(it.daemon, "/readyz"))[0] == 200
+
+        async def read_back() -> None:
+            rig.advance(timedelta(seconds=1))
+            await wiring.verifier(rig.archive, it.daemon.engine, "dav").stalest()
+
+        # Somebody deletes a file there, and the recorder can't help.
+        no_help = rig.sim.fault("status", "audio", value=500, times=-1)
+        lost = next(path for path in dav.files.rglob("*") if re.search(r"\.(wav|spx|mp3|ogg)$", path.name))
+        lost.rename(tmp_path / "kept")
+        await read_back()
+        await it.troubled("BadCopies")
+        (tmp_path / "kept").rename(lost)
+        rig.sim.faults.remove(no_help)
+        await read_back()
+        await it.over()
+
+        # Nobody has read anything back for a hundred days.
+        connection = await asyncpg.connect(database)
+        await connection.execute("UPDATE copies SET archived_at = archived_at - interval '100 days', read_at = NULL")
+        await connection.close()
+        await it.troubled("VerificationOverdue")
+        await read_back()
+        await it.over()
+
+        # The disk of data_dir is nearly full.
+        usage = survey.shutil.disk_usage
+        full = SimpleNamespace(free=1 << 30, total=100 << 30)
+        monkeypatch.setattr(survey.shutil, "disk_usage", lambda _: full)
+        await it.troubled("DiskFull")
+        monkeypatch.setattr(survey.shutil, "disk_usage", usage)
+        await it.over()
+
+        await assert_fires(tmp_path, *it.stories)
+
+
+async def test_a_daemon_in_trouble(tmp_path, postgres, database, clock, monkeypatch):
+    status = 500
+    heard: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        heard.append(request.path)
+        return web.Response(status=status)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    outside = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    monkeypatch.setattr(watch, "LOOK", 0.05)
+    monkeypatch.setattr(watch, "HEARTBEATS", 0.05)
+    top = {"heartbeat_url": f"{outside}/ping", "alerts": {"webhook": f"{outside}/hook", "after": "0s"}}
+    name = database.split("?")[0].rpartition("/")[2]
+    status = 200
+    try:
+        async with scene(tmp_path, database, clock, top=top) as it:
+            daemon = it.daemon
+
+            # It is killed: nobody answers.
+            it.stories.append(Story(("Down",), it._calm, NOTHING, it._calm))
+
+            # The monitor outside does not take the heartbeat, nor the chat the news; then there are some.
+            status = 500
+            heartbeats = heard.count("/ping")
+            await eventually(lambda: _true(heard.count("/ping") > heartbeats))
+            assert daemon.watch._heartbeat_at is not None
+            daemon.watch._heartbeat_at -= 2 * 3600
+
+            # A poll hangs.
+            patience, daemon.watch.surveyor.stuck_after = daemon.watch.surveyor.stuck_after, timedelta(seconds=-1)
+            listed, hangs = it.rig.feed.source.list, asyncio.Event()
+
+            async def list_(window: Window) -> Any:
+                await hangs.wait()
+                return await listed(window)
+
+            monkeypatch.setattr(it.rig.feed.source, "list", list_)
+            daemon.watch.surveyor.timeouts = 0
+            await it.troubled("Stuck")
+            code, _ = await page(daemon, "/healthz")
+            assert code == 503
+            await eventually(lambda: _true(daemon.watch.alerter.failing))
+            await it.told("HeartbeatMissing", "AlertsUndelivered")
+            daemon.watch.surveyor.stuck_after = patience
+            hangs.set()
+            status = 200
+
+            it.rig.advance(11 * MINUTE)
+
+            async def told() -> bool:
+                found = await scrape(daemon)
+                values = {key.partition("{")[0]: value for key, value in found.items()}
+                return values["archiver_alerts_undelivered"] == 0 and values["archiver_heartbeat_age_seconds"] < 3600
+
+            await eventually(told, within=60)
+            await it.over()
+
+            # The database goes away.
+            await _rename(postgres, name, f"{name}_away")
+            try:
+                await it.troubled("DatabaseDown")
+                assert "database" in (await page(daemon, "/readyz"))[1]
+            finally:
+                await _rename(postgres, f"{name}_away", name)
+            await it.over()
+            await assert_fires(tmp_path, *it.stories)
+    finally:
+        await runner.cleanup()
+
+
+async def _rename(postgres: Any, name: str, to: str) -> None:
+    """For those who use it the database is gone."""
+
+    async def done() -> bool:
+        postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        try:
+            postgres.execute(f"ALTER DATABASE {name} RENAME TO {to}")
+        except asyncpg.ObjectInUseError:
+            # Somebody came back in between.
+            return False
+        return True
+
+    await eventually(done)
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+def test_each_alert_has_a_story_here_a_runbook_and_its_twin():
+    rules = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    ours = set(re.findall(r'name="(\w+)"', (ROOT / "archiver" / "alerts.py").read_text()))
+    told = set(re.findall(r'"([A-Z][a-z]+[A-Za-z]*)"', Path(__file__).read_text())) & rules
+    runbooks = set(re.findall(r"^### (\w+)$", (ROOT / "docs" / "monitoring.md").read_text(), re.MULTILINE))
+    assert rules == told == runbooks
+    assert rules - ours == {"Down", "HeartbeatMissing", "AlertsUndelivered"}
+    assert ours <= rules
