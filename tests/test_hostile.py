@@ -44,7 +44,7 @@ JUNK: list[Any] = [
     "0001-01-01T00:00:00+14:00", "Tue Sep 14 15:03:30 AEST 20211", "http://u:p@evil.example/x", "file:///etc/passwd",
     [], {}, [None], [[]], {"": {}}, {"id": None}, DEEP,
 ]  # fmt: skip
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def mutated(page: Any, choose: Callable[[int], int]) -> Any:
