@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus
 
 if "structlog" in sys.modules or "rich" in sys.modules:
@@ -42,6 +42,15 @@ _DEEPEST = 12
 _HIDDEN = "***"
 #: Set by us, never by others.
 _OWN = {"at", "level"}
+_HOUR = 3600.0
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+#: A query string; a phone number as the world writes it; what may be one as a country writes it, in text that others
+#: wrote (sizes are told from it by their unit).
+_QUERY = re.compile(r"\?[^\s?\"'<>]*=[^\s\"'<>]*")
+_NUMBER = re.compile(r"(?<![\w.])\+\d(?:[ ().-]{0,2}\d){5,14}")
+_DIGITS = re.compile(r"(?<![\w.:/-])\d{7,15}(?![\w:]| bytes)")
+_FOREIGN = {"error", "text", "detail", "reason", "exception", "event"}
 
 
 def configure(*, level: str = "info", json: bool | None = None, secrets: Iterable[str] = ()) -> None:
@@ -102,17 +111,25 @@ def redact(text: str) -> str:
 class Repeats:
     """Drops a warning or error that only repeats itself; the next that passes says how many it stands for.
 
-    The same are those of equal event, source and error.
+    The same are those of equal event, source, store and error. While they go on they pass less and less often, at
+    last once an hour; and of one event of a source or store, whatever its errors, no more than ``many`` an hour.
     """
 
     def __init__(
-        self, window: timedelta = timedelta(seconds=60), clock: Callable[[], float] = time.monotonic, most: int = 1000
+        self,
+        window: timedelta = timedelta(seconds=60),
+        clock: Callable[[], float] = time.monotonic,
+        most: int = 1000,
+        many: int = 100,
     ) -> None:
         self._window = window.total_seconds()
         self._clock = clock
         self._most = most
-        #: When one last passed, and how many were dropped since.
-        self._seen: dict[tuple[str, ...], tuple[float, int]] = {}
+        self._many = many
+        #: When one last passed, how many were dropped since, and how long they are dropped.
+        self._seen: dict[tuple[str, ...], tuple[float, int, float]] = {}
+        #: By all but the error: since when they are counted, how many passed, and how many were dropped.
+        self._kinds: dict[tuple[str, ...], tuple[float, int, int]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -120,21 +137,40 @@ class Repeats:
             return event
         raised = event.get("exc_info")
         told = sys.exc_info()[1] if raised is True else raised[1] if isinstance(raised, tuple) else raised
-        key = tuple(str(part) for part in (event.get("event"), event.get("source"), event.get("error"), repr(told)))
-        now = self._clock()
+        kind = tuple(str(event.get(part)) for part in ("event", "source", "store"))
         with self._lock:
-            passed, dropped = self._seen.get(key, (float("-inf"), 0))
-            if now - passed < self._window:
-                self._seen[key] = (passed, dropped + 1)
-                raise structlog.DropEvent
-            # Re-inserted, so that the order is by when one last passed.
-            self._seen.pop(key, None)
-            self._seen[key] = (now, 0)
-            if len(self._seen) > self._most:
-                del self._seen[next(iter(self._seen))]
-        if dropped:
-            event["repeated"] = dropped
+            repeated = self._passes(kind, (*kind, str(event.get("error")), repr(told)))
+        if repeated is None:
+            raise structlog.DropEvent
+        if repeated:
+            event["repeated"] = repeated
         return event
+
+    def _passes(self, kind: tuple[str, ...], key: tuple[str, ...]) -> int | None:
+        """How many it stands for; None: it is dropped."""
+        now = self._clock()
+        passed, dropped, window = self._seen.get(key, (float("-inf"), 0, self._window))
+        if now - passed < window:
+            self._seen[key] = (passed, dropped + 1, window)
+            return None
+        since, count, lost = self._kinds.get(kind, (now, 0, 0))
+        if now - since >= _HOUR:
+            since, count = now, 0
+        if count >= self._many:
+            self._kinds[kind] = (since, count, lost + 1)
+            return None
+        longer = min(2 * window, _HOUR) if dropped else self._window
+        _remember(self._seen, key, (now, 0, longer), self._most)
+        _remember(self._kinds, kind, (since, count + 1, 0), self._most)
+        return dropped + lost
+
+
+def _remember(known: dict[_K, _V], key: _K, value: _V, most: int) -> None:
+    """As the newest; the oldest is forgotten beyond ``most``."""
+    known.pop(key, None)
+    known[key] = value
+    if len(known) > most:
+        del known[next(iter(known))]
 
 
 class _Redactor:
@@ -220,7 +256,22 @@ def _base64_forms(secret: str) -> set[str]:
 
 
 def _redacted(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    return {str(key): value if key in _OWN else _redactor.clean(value) for key, value in event.items()}
+    return {
+        str(key): value if key in _OWN else _private(_redactor.clean(value), foreign=str(key) in _FOREIGN)
+        for key, value in event.items()
+    }
+
+
+def _private(value: Any, *, foreign: bool) -> Any:
+    """Without query strings and phone numbers: recorders put both into what they answer."""
+    if isinstance(value, str):
+        text = _NUMBER.sub("+…", _QUERY.sub("?…", value))
+        return _DIGITS.sub("…", text) if foreign else text
+    if isinstance(value, dict):
+        return {_private(key, foreign=foreign): _private(item, foreign=foreign) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_private(item, foreign=foreign) for item in value]
+    return value
 
 
 def _printable(_logger: Any, _method: str, event: EventDict) -> EventDict:

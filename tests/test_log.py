@@ -87,6 +87,25 @@ def test_text_from_outside_can_neither_steer_a_terminal_nor_forge_a_line(monkeyp
     assert not set(err) & {"\x1b", "\x9b", "\x07"}
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("GET /rest/leg?uniqueId=7&hash=ab failed", "GET /rest/leg?… failed"),
+        ("https://pbx.example.com/a?b=c", "https://pbx.example.com/a?…"),
+        ("no call from +1 (650) 466-8888 today", "no call from +… today"),
+        ("no call from 06504668888", "no call from …"),
+        ("the source says 123456789 bytes, 4 came", "the source says 123456789 bytes, 4 came"),
+        ("[2024-05-17T11:45:32.000Z, 2024-05-17T12:00:00.000Z): what? no", None),
+    ],
+)
+def test_no_line_holds_a_phone_number_or_a_query_string(lines, said, told):
+    configure()
+    structlog.get_logger().warning("poll.failed", error=said, recording_id="gateway-1795316918.13000", bytes=123456789)
+    (line,) = lines()
+    assert line["error"] == (told or said)
+    assert (line["recording_id"], line["bytes"]) == ("gateway-1795316918.13000", 123456789)
+
+
 def test_levels_below_the_configured_one_are_silent(lines):
     configure(level="warning")
     structlog.get_logger().info("quiet")
@@ -240,11 +259,33 @@ class TestRepeats:
         self.now = 60.0
         assert self.passes(source="hq", error="x")["repeated"] == 3
         self.now = 121.0
+        assert self.passes(source="hq", error="x") is None
+        self.now = 600.0
+        assert self.passes(source="hq", error="x")["repeated"] == 1
+        self.now = 900.0
         assert "repeated" not in self.passes(source="hq", error="x")
+
+    def test_a_store_that_is_down_for_a_day_is_a_few_lines(self):
+        passed = []
+        for second in range(86400):
+            self.now = float(second)
+            passed.append(self.passes("store.down", store="main", error="no route to host"))
+        told = [line for line in passed if line]
+        assert len(told) < 40
+        assert sum(line.get("repeated", 0) + 1 for line in told) > 80000
+
+    def test_even_ever_new_errors_of_one_kind_are_bounded(self):
+        told = 0
+        for second in range(4 * 3600):
+            self.now = float(second)
+            told += self.passes("store.down", store="main", error=f"request {second} failed") is not None
+        assert told == 400
+        assert self.passes("store.down", store="other", error="request 1 failed")
 
     def test_another_source_error_or_exception_is_no_repetition(self):
         assert self.passes(source="hq", error="x")
         assert self.passes(source="branch", error="x")
+        assert self.passes(source="hq", store="main", error="x")
         assert self.passes(source="hq", error="y")
         assert self.passes(source="hq", error="x", exc_info=ValueError("z"))
 

@@ -24,7 +24,7 @@ from archiver.survey import StoreView, Survey
 from archiver.web import server
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
 from tests.factories import NOON
-from tests.prometheus import page, scrape
+from tests.prometheus import ROOT, page, scrape
 
 HTTP = {"listen": "127.0.0.1:0"}
 
@@ -84,6 +84,13 @@ async def test_no_call_is_to_be_recognised_in_what_is_served(tmp_path, database,
         for document in (await rig.documents()).values():
             for secret in (document["recording_id"], document["caller"], document["callee"], rig.sim.token):
                 assert secret not in told
+        # The dashboard shows nothing that is not there.
+        board = json.loads((ROOT / "monitoring" / "archiver.dashboard.json").read_text())
+        shown = {t["expr"] for panel in board["panels"] for t in panel["targets"]}
+        named = {name for expr in shown for name in re.findall(r"\b(?:archiver|process)_\w+", expr)}
+        served = set(re.findall(r"^((?:archiver|process)_\w+)", told, re.MULTILINE))
+        served |= set(re.findall(r"^# TYPE (\w+)", told, re.MULTILINE))
+        assert named <= served
         # Labels are names of the config and words of ours.
         labels = set(re.findall(r'(\w+)="', told)) - {"le"}
         assert labels - {"reason"} == {"source", "store", "state", "kind", "outcome", "code", "version"}
