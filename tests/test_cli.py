@@ -13,6 +13,7 @@ import tempfile
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -539,7 +540,7 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
 
 async def test_an_interruption_that_comes_with_other_news_is_not_lost():
     """asyncio.wait_for of Python 3.11 loses it: Ctrl-C was passed over now and then."""
-    engine = Engine(Catalog("", None, ManualClock()), {}, Spool(Path(tempfile.gettempdir()), 0))
+    engine = Engine(Catalog("", None, ManualClock(), uuid4()), {}, Spool(Path(tempfile.gettempdir()), 0))
     for hops in range(4):
         waiting = asyncio.create_task(engine._pause(30))
         await asyncio.sleep(0)
