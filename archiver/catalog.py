@@ -313,7 +313,8 @@ ON CONFLICT (store, key) DO NOTHING RETURNING source, store, size"""
 DESCRIBED = """
 UPDATE recordings r SET revision = r.revision + t.step, undescribed = (r.revision <> t.revision)
 FROM unnest($1::text[], $2::text[], $3::int[], $4::int[]) AS t (source, recording_id, revision, step)
-WHERE (r.source, r.recording_id) = (t.source, t.recording_id)"""
+WHERE (r.source, r.recording_id) = (t.source, t.recording_id)
+RETURNING NOT r.undescribed"""
 
 ADD_TOTALS = """
 INSERT INTO totals AS o (source, store, count, bytes)
@@ -799,6 +800,8 @@ class Catalog:
         self._held: set[str] = set()
         self._announced = False
         self._locking = asyncio.Lock()
+        #: One description of changes at a time: two would undo what each other marks.
+        self.describing = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
@@ -1333,16 +1336,17 @@ class Catalog:
                 [v[1] for v in sums.values()],
             )
 
-    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> None:
+    async def _described(self, c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> int:
         keys = sorted(revisions)
-        await c.execute(
+        rows = await c.fetch(
             DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
         )
+        return sum(row[0] for row in rows)
 
-    async def described(self, revisions: Mapping[tuple[str, str], int]) -> None:
-        """Manifests now hold these revisions."""
+    async def described(self, revisions: Mapping[tuple[str, str], int]) -> int:
+        """Manifests now hold these revisions; of how many that is still the newest."""
         async with self._connection() as c:
-            await self._described(c, revisions, step=0)
+            return await self._described(c, revisions, step=0)
 
     async def undescribed(
         self, sources: Sequence[str], limit: int, *, new_before: datetime | None = None

@@ -855,19 +855,20 @@ async def describe_changes(
     commits what was read before that revision leaves the recording undescribed; who reads later has a later ULID.
     """
     done = 0
-    while keys := await catalog.undescribed(list(feeds), limit, new_before=catalog.clock.now() - new_after):
-        now = catalog.clock.now()
-        stamp = layout.ulid(now)
-        await catalog.revise(keys)
-        known = await catalog.documents(keys)
-        lost = await _describe(
-            feeds, {key: (document, stores) for key, (document, _, stores) in known.items()}, now, stamp
-        )
-        told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
-        await catalog.described(told)
-        done += len(told)
-        if len(keys) < limit or lost:
-            break
+    async with catalog.describing:
+        while keys := await catalog.undescribed(list(feeds), limit, new_before=catalog.clock.now() - new_after):
+            now = catalog.clock.now()
+            stamp = layout.ulid(now)
+            await catalog.revise(keys)
+            known = await catalog.documents(keys)
+            described = {key: (document, stores) for key, (document, _, stores) in known.items()}
+            lost = await _describe(feeds, described, now, stamp)
+            told = {key: rev for key, (_, rev, stores) in known.items() if not any((key[0], s) in lost for s in stores)}
+            ended = await catalog.described(told)
+            done += ended
+            # None: another process describes the same ones, and each would undo the other's for ever.
+            if len(keys) < limit or lost or not ended:
+                break
     return done
 
 

@@ -343,6 +343,34 @@ async def test_a_description_that_was_begun_amid_a_commit_and_never_ended_is_not
         assert await assert_archived(other) == 3
 
 
+@pytest.mark.parametrize("second", [0, 1], ids=["one process", "two processes"])
+async def test_two_that_describe_the_same_recordings_at_once_both_end(tmp_path, database, clock, second):
+    sim = a_recorder(Watched, 12)
+    async with processes(2, tmp_path, database, sim, clock) as rigs:
+        await rigs[0].poll()
+        clock.advance(SECOND)
+        for rig in rigs:
+            rig.catalog.documents = slowly(rig.catalog.documents, 0.2)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as both:
+            for rig in (rigs[0], rigs[second]):
+                both.create_task(describe_changes(rig.archive.feeds, rig.catalog, limit=3))
+                # Each reads before the other one marks what it read.
+                await asyncio.sleep(0.1)
+        await rigs[0].transfer()
+        assert await assert_archived(rigs[0]) == 12
+
+
+def slowly(call, seconds: float):
+    """The call, whose answer takes its time."""
+
+    async def slow(*arguments):
+        answer = await call(*arguments)
+        await asyncio.sleep(seconds)
+        return answer
+
+    return slow
+
+
 def held_after(call, done: asyncio.Event, go_on: asyncio.Event):
     """The call, whose answer is held back."""
 
