@@ -14,8 +14,6 @@ CREATE TABLE sources (
     poll_error      text,
     paused_until    timestamptz,
     paused_why      text,
-    -- How long the source keeps its recordings, as the config says.
-    retention       interval,
     -- When the next request may start, over all hosts (sources with a rate).
     next_request_at timestamptz NOT NULL DEFAULT '-infinity',
     CHECK ((paused_until IS NULL) = (paused_why IS NULL))
@@ -77,9 +75,8 @@ CREATE TABLE media (
     state         text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'archived', 'failed', 'gone', 'empty')),
     -- When to try next; while claimed, when the lease ends.
     due_at        timestamptz NOT NULL,
-    -- The fencing token of the running claim, and the process that has it.
+    -- The fencing token of the running claim.
     claim         bigint,
-    holder        uuid,
     attempts      integer NOT NULL DEFAULT 0,
     failing_since timestamptz,
     error         text,
@@ -89,8 +86,6 @@ CREATE TABLE media (
     told_type     text,
     opaque        boolean NOT NULL DEFAULT false,
     urgent        boolean NOT NULL DEFAULT false,
-    -- When the source deletes it, where its retention is known.
-    expires_at    timestamptz,
     ref           jsonb NOT NULL DEFAULT '{}',
     -- The stores it is meant for, and those that hold it.
     stores        text[] NOT NULL CHECK (cardinality(stores) > 0),
@@ -107,7 +102,6 @@ CREATE TABLE media (
     CHECK (state = 'pending' OR claim IS NULL)
 );
 CREATE INDEX media_due ON media (source, due_at) WHERE state = 'pending';
-CREATE INDEX media_expiring ON media (source, (NOT urgent), expires_at) WHERE state = 'pending' AND expires_at IS NOT NULL;
 CREATE INDEX media_unfinished ON media (source, state) WHERE state <> 'archived';
 
 CREATE TABLE copies (
@@ -122,59 +116,12 @@ CREATE TABLE copies (
     -- When the bytes were last read back and found right; what is wrong with them since, if anything.
     verified_at  timestamptz,
     bad          text,
-    -- When they were last read back, whatever came of it; and whether the stores are yet to hear of verified_at.
-    read_at      timestamptz,
-    untold       boolean NOT NULL DEFAULT false,
     PRIMARY KEY (store, key),
     FOREIGN KEY (source, recording_id, media_id) REFERENCES media ON DELETE CASCADE
 );
 CREATE INDEX copies_by_medium ON copies (source, recording_id, media_id);
-CREATE INDEX copies_by_age ON copies (store, (coalesce(read_at, archived_at)), key);
+CREATE INDEX copies_by_age ON copies (store, (coalesce(verified_at, archived_at)), key);
 CREATE INDEX copies_bad ON copies (store) WHERE bad IS NOT NULL;
-CREATE INDEX copies_untold ON copies (source) WHERE untold;
-
--- What reading copies back found wrong, and what mended it: kept for ever.
-CREATE TABLE findings (
-    store       text NOT NULL,
-    key         text NOT NULL,
-    problem     text NOT NULL,
-    first_at    timestamptz NOT NULL,
-    last_at     timestamptz NOT NULL,
-    times       integer NOT NULL DEFAULT 1,
-    -- Since when it is right again, and thanks to whom; found once more it is open again.
-    repaired_at timestamptz,
-    repaired_by text,
-    PRIMARY KEY (store, key, problem),
-    FOREIGN KEY (store, key) REFERENCES copies ON DELETE CASCADE,
-    CHECK ((repaired_at IS NULL) = (repaired_by IS NULL))
-);
-CREATE INDEX findings_by_time ON findings (store, last_at);
-
--- A rebuild under way: how far it has come, so that the same command goes on there.
-CREATE TABLE rebuilding (
-    store      text PRIMARY KEY,
-    after      text NOT NULL,
-    manifests  bigint NOT NULL,
-    lines      bigint NOT NULL,
-    recordings bigint NOT NULL,
-    damaged    text[] NOT NULL,
-    -- Sources of which something could not be read.
-    distrusted text[] NOT NULL
-);
-
--- What was read back of each store, by day (UTC).
-CREATE TABLE verifications (
-    store    text NOT NULL,
-    day      date NOT NULL,
-    read     bigint NOT NULL DEFAULT 0,
-    bytes    bigint NOT NULL DEFAULT 0,
-    seconds  double precision NOT NULL DEFAULT 0,
-    bad      bigint NOT NULL DEFAULT 0,
-    repaired bigint NOT NULL DEFAULT 0,
-    -- Why it could not be read on the last time.
-    error    text,
-    PRIMARY KEY (store, day)
-);
 
 -- What happened to a medium, one row for each different thing; the same thing again only counts.
 CREATE TABLE history (
@@ -209,11 +156,6 @@ CREATE TABLE shares (
     slots   integer NOT NULL CHECK (slots >= 0),
     until   timestamptz NOT NULL,
     PRIMARY KEY (source, process)
-);
-
--- Processes at work. Each holds an advisory lock for as long as it is connected: one without it is dead.
-CREATE TABLE processes (
-    process uuid PRIMARY KEY
 );
 
 -- Who still wants to hear that a recording is archived.

@@ -188,9 +188,14 @@ class TestSchema:
         assert len(STATEMENTS) > 30
 
     async def test_every_statement_prepares(self, db, subtests):
-        for name, statement in STATEMENTS.items():
-            with subtests.test(name):
-                await db.prepare(statement)
+        # A drill compares two schemas; here one stands for both.
+        async with db.transaction():
+            await db.execute(module.DRILLED.replace("$1", "'disk'").format(schema="public"))
+            for name, statement in STATEMENTS.items():
+                with subtests.test(name):
+                    async with db.transaction():
+                        await db.prepare(statement.replace("{schema}", "public"))
+            await db.execute("DROP TABLE drilled")
 
     async def test_an_empty_database_has_version_0(self, postgres):
         postgres.execute("CREATE DATABASE bare")
@@ -208,6 +213,43 @@ class TestSchema:
                     await connection.execute("INSERT INTO schema_version (version, name) VALUES ($1, 'newer')", newer)
                 with pytest.raises(CatalogDown, match=f"the database has schema {newer}, and this version knows"):
                     await first.migrate()
+        finally:
+            postgres.drop(url)
+
+    async def test_what_an_older_version_archived_is_there_after_an_upgrade(self, postgres):
+        postgres.execute("CREATE DATABASE older")
+        url = postgres.url_of("older")
+        _, name, text = migrations()[0]
+        old = """
+            INSERT INTO sources (name, kind, start_at) VALUES ('hq', 'xivo', now());
+            INSERT INTO recordings
+                (source, recording_id, key_at, started_at, direction, raw, digest, first_listed_at)
+                SELECT 'hq', id, now(), now(), 'unknown', '{}', '', now()
+                FROM unnest('{a,b}'::text[]) AS id;
+            INSERT INTO media (source, recording_id, media_id, state, due_at, stores, held, size, sha256, archived_at)
+                SELECT 'hq', id, 'audio', 'archived', now(), '{disk}', '{disk}', 1, repeat('a', 64), now()
+                FROM unnest('{a,b}'::text[]) AS id;
+            INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
+                VALUES ('disk', 'k/a', 'hq', 'a', 'audio', 1, repeat('a', 64), '2026-01-01', '2026-03-01'),
+                       ('disk', 'k/b', 'hq', 'b', 'audio', 1, repeat('a', 64), '2026-02-01', NULL)"""
+        try:
+            connection = await asyncpg.connect(url)
+            await connection.execute(text)
+            await connection.execute(
+                "CREATE TABLE schema_version (version integer PRIMARY KEY, name text NOT NULL,"
+                " applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+            await connection.execute("INSERT INTO schema_version VALUES (1, $1)", name)
+            await connection.execute(old)
+            await connection.close()
+            async with another(url, ManualClock()) as newer:
+                assert await newer.version() == 1
+                assert await newer.migrate() == [name for _, name, _ in migrations()[1:]]
+                # What was verified before is not read again before the rest, and the stores hear of it.
+                long_after = datetime(2030, 1, 1, tzinfo=UTC)
+                stalest = await newer.stalest("disk", None, long_after, (datetime.min.replace(tzinfo=UTC), ""), 9)
+                assert [copy.key for _, copy, _ in stalest] == ["k/b", "k/a"]
+                assert [told[:3] for told in await newer.untold_verified(["hq"], 9)] == [("hq", "disk", "k/a")]
         finally:
             postgres.drop(url)
 
