@@ -10,7 +10,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/dev
 	@sh tests/need.sh
-	$(BIN)/python -m pytest -n 2 --dist loadscope -q
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -q
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

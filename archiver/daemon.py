@@ -202,7 +202,7 @@ class Cost:
     def document(self) -> dict[str, Any]:
         whole = self.sized == self.media
         told = {n: getattr(self, n) for n in ("windows", "recordings", "media", "rejected", "requests", "error")}
-        return told | {"bytes": self.bytes or None, "bytes_complete": whole, "seconds": round(self.seconds, 1)}
+        return told | {"bytes": self.bytes or None, "bytes_complete": whole, "seconds": round(self.seconds, 3)}
 
 
 async def count_only(

@@ -31,6 +31,33 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # So that its assertions tell what differs.
 pytest.register_assert_rewrite("tests.engine")
 
+# Those that wait longest begin first, so that no worker is left alone with them at the end.
+_LONGEST = [
+    "embedded",
+    "kill",
+    "week",
+    "hosts",
+    "outages",
+    "chaos",
+    "story",
+    "cli",
+    "reload",
+    "clock_changes",
+    "rules",
+    "people",
+    "demo",
+    "monitoring",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
+
+
 _FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "autovacuum": "off"}
 _TEMPLATE = "migrated"
 
