@@ -236,13 +236,13 @@ async def test_recorders_that_print_our_requests_learn_nothing_for_others(place,
     part = await listen("sync", "--json", code=1)
     # Of accounts that got no audio yet, a first refusal is one to try again.
     assert sum(told["pending"] for told in part.json["sources"].values()) >= 5
-    for line in (["retry"], ["sync", "--json"]):
-        await listen(*line)
     # The reasons are kept, without what must not be.
     listed = (await listen("list", "--json")).rows
     assert len({recording["source"] for recording in listed}) == 6
     reasons = {medium["error"] for recording in listed for medium in recording["media"] if medium["error"]}
     assert all(any(code in reason for reason in reasons) for code in ("403", "500")), reasons
+    for line in (["retry"], ["sync", "--json"]):
+        await listen(*line)
     for simulator in place.simulators.values():
         simulator.faults.clear()
     for source in place.simulators:
