@@ -1,5 +1,7 @@
 """Logs: one event a line to standard error, JSON for machines, colours for a terminal, secrets for nobody.
 
+Where standard error is systemd's journal, an event goes there with fields to search by; its text is the same line.
+
 By convention phone numbers are never passed as keys or in events: a log outlives what it is about.
 """
 
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus
 
@@ -31,6 +34,8 @@ else:
         del sys.modules["rich"]
 
 from structlog.typing import EventDict, Processor
+
+from . import journal
 
 __all__ = ["Repeats", "add_secrets", "configure", "redact"]
 
@@ -53,7 +58,13 @@ _DIGITS = re.compile(r"(?<![\w.:/-])\d{7,15}(?![\w:]| bytes)")
 _FOREIGN = {"error", "text", "detail", "reason", "exception", "event"}
 
 
-def configure(*, level: str = "info", json: bool | None = None, secrets: Iterable[str] = ()) -> None:
+def configure(
+    *,
+    level: str = "info",
+    json: bool | None = None,
+    secrets: Iterable[str] = (),
+    journal_socket: Path = journal.SOCKET,
+) -> None:
     """Set up structlog, and the standard library's logging through it; may be called again.
 
     ``json`` None: JSON unless standard error is a terminal (under systemd it is not). The secrets
@@ -61,6 +72,7 @@ def configure(*, level: str = "info", json: bool | None = None, secrets: Iterabl
     """
     add_secrets(secrets)
     as_json = not sys.stderr.isatty() if json is None else json
+    to_journal = as_json and journal.is_stderr()
     last: list[Processor] = (
         [structlog.processors.JSONRenderer(default=str)]
         if as_json
@@ -82,10 +94,11 @@ def configure(*, level: str = "info", json: bool | None = None, secrets: Iterabl
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             _redacted,
+            *([_with_fields(last.pop())] if to_journal else []),
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=_Stderr,
+        logger_factory=(lambda *_: _Journal(journal_socket)) if to_journal else _Stderr,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -300,6 +313,31 @@ class _Stderr:
         with suppress(OSError, ValueError):
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = fatal = log = msg
+
+
+def _with_fields(render: Processor) -> Processor:
+    """The line, and what the journal keeps beside it."""
+
+    def rendered(logger: Any, method: str, event: EventDict) -> Any:
+        told = journal.fields(event)
+        return (render(logger, method, event),), told
+
+    return rendered
+
+
+class _Journal:
+    """Writes to the journal; where it takes nothing, or not so much, to standard error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def msg(self, line: str, **told: str) -> None:
+        try:
+            journal.send({"MESSAGE": line, **told}, self._path)
+        except OSError:
+            _Stderr().msg(line)
 
     debug = info = warning = error = critical = exception = fatal = log = msg
 

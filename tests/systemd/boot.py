@@ -229,6 +229,14 @@ class Story:
         await self.call("hq")
         await self.status()
         await self.journal(began, "daemon.ready")
+        search = "journalctl -q -o cat -u archiver -p info ARCHIVER_EVENT=recording.archived ARCHIVER_SOURCE=hq"
+
+        async def found() -> bool:
+            return '"recording.archived"' in await self.m.run(search, code=None, show=False)
+
+        await self.m.until("the journal can be searched by field", found)
+        await self.m.run(search)
+        assert await self.m.run(f"{search} ARCHIVER_STORE=none", code=None) == ""
         await self.m.run("archiver status")
         assert "postgres" in await self.m.run("pgrep -u archiver -l | sort -k2 | uniq -c -f1 | head", code=None)
 
