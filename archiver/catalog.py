@@ -675,9 +675,15 @@ OUTBOX_LATER = """
 UPDATE outbox SET due_at = $4, attempts = attempts + 1, error = $5
 WHERE target = $1 AND source = $2 AND recording_id = $3"""
 
+#: A call id may be learnt, or the call go on, long after its recording was first listed: that is a change.
 CALL_IDS = """
-SELECT call_id, min(first_listed_at) AS at FROM recordings
-WHERE source = $1 AND call_id IS NOT NULL AND first_listed_at > $2 GROUP BY call_id ORDER BY at LIMIT $3"""
+SELECT call_id, max(at) AS at FROM (
+    SELECT call_id, first_listed_at AS at FROM recordings WHERE source = $1 AND first_listed_at >= $2
+    UNION ALL
+    SELECT r.call_id, h.last_at FROM history h JOIN recordings r USING (source, recording_id)
+    WHERE h.source = $1 AND h.media_id = '' AND h.what = 'changed' AND h.last_at >= $2
+) AS known
+WHERE call_id IS NOT NULL AND (at, call_id) > ($2, $3) GROUP BY call_id ORDER BY 2, 1 LIMIT $4"""
 
 
 # -- what is asked and answered ------------------------------------------------------------------------------------
@@ -1182,10 +1188,13 @@ class Catalog:
         async with self._connection() as c:
             await c.execute(PAUSE, source, until, holdable(why) if why else None)
 
-    async def call_ids(self, source: str, after: datetime, limit: int) -> list[tuple[str, datetime]]:
-        """Call ids of another source, in the order in which they became known."""
+    async def call_ids(self, source: str, after: datetime, beyond: str, limit: int) -> list[tuple[str, datetime]]:
+        """Call ids of another source in the order in which they became known or their calls last changed.
+
+        One listing makes many known in the same moment: ``beyond`` is the last id of the moment ``after``.
+        """
         async with self._connection() as c:
-            return [(row[0], row[1]) for row in await c.fetch(CALL_IDS, source, after, limit)]
+            return [(row[0], row[1]) for row in await c.fetch(CALL_IDS, source, after, beyond, limit)]
 
     # -- transfer ---------------------------------------------------------------------------------------------------
 

@@ -465,7 +465,18 @@ def _bookmark(feed: Feed, cursor: str, now: datetime) -> str:
     """Where the next poll goes on; recent calls of another source are looked up again, for they may have grown."""
     if _ids_from(feed) is None:
         return cursor
-    return min(datetime.fromisoformat(cursor), now - feed.options.lookback).isoformat()
+    back = now - feed.options.lookback
+    return min(cursor, back.isoformat(), key=lambda at: _place(at)[0])
+
+
+def _place(cursor: str | None) -> tuple[datetime, str]:
+    """A moment, and the last call id of that moment."""
+    at, _, call_id = (cursor or "").partition(" ")
+    try:
+        return datetime.fromisoformat(at), call_id
+    except ValueError:
+        # None yet, or one of an ids_file that was followed before.
+        return EPOCH, ""
 
 
 async def _next_chapter(feed: Feed, catalog: Catalog, cursor: str | None) -> Chapter | None:
@@ -473,16 +484,12 @@ async def _next_chapter(feed: Feed, catalog: Catalog, cursor: str | None) -> Cha
     other = _ids_from(feed)
     if other is None or not isinstance(feed.source, LooksUp):
         return await feed.source.follow(cursor) if isinstance(feed.source, Follows) else None
-    try:
-        after = datetime.fromisoformat(cursor or "")
-    except ValueError:
-        # None yet, or one of an ids_file that was followed before.
-        after = EPOCH
-    found = await catalog.call_ids(other, after, 200)
+    found = await catalog.call_ids(other, *_place(cursor), 200)
     if not found:
         return None
     listing = await feed.source.look_up([call_id for call_id, _ in found])
-    return Chapter(listing, found[-1][1].isoformat(), more=len(found) == 200)
+    call_id, at = found[-1]
+    return Chapter(listing, f"{at.isoformat()} {call_id}", more=len(found) == 200)
 
 
 async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Polled:

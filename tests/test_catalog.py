@@ -1446,9 +1446,23 @@ class TestCounts:
         for n, call_id in enumerate(["c3", "c1", None, "c2", "c1"]):
             clock.advance(seconds=1)
             await tell(hq, a_recording(recording_id=f"r{n}", call_id=call_id))
-        known = await hq.call_ids(HQ, datetime.min.replace(tzinfo=UTC), 10)
-        assert [call_id for call_id, _ in known] == ["c3", "c1", "c2"]
-        assert [c for c, _ in await hq.call_ids(HQ, known[0][1], 1)] == ["c1"]
+        known = await hq.call_ids(HQ, datetime.min.replace(tzinfo=UTC), "", 10)
+        assert [call_id for call_id, _ in known] == ["c3", "c2", "c1"]
+        assert [c for c, _ in await hq.call_ids(HQ, known[0][1], "c3", 1)] == ["c2"]
+
+    async def test_of_call_ids_that_became_known_in_one_moment_none_is_passed_over(self, hq):
+        await tell(hq, *(a_recording(recording_id=f"r{n}", call_id=f"c{n}") for n in range(7)))
+        seen, at, beyond = [], datetime.min.replace(tzinfo=UTC), ""
+        while found := await hq.call_ids(HQ, at, beyond, 3):
+            seen += [call_id for call_id, _ in found]
+            beyond, at = found[-1]
+        assert seen == [f"c{n}" for n in range(7)]
+
+    async def test_a_call_id_that_is_learnt_later_becomes_known_then(self, hq, clock):
+        await tell(hq, a_recording(recording_id="r1"))
+        learnt = clock.advance(seconds=9)
+        await tell(hq, a_recording(recording_id="r1", call_id="c1"))
+        assert await hq.call_ids(HQ, learnt - timedelta(seconds=1), "", 10) == [("c1", learnt)]
 
 
 async def many(db, count: int, *, source: str = HQ, step: str = "1 second") -> None:

@@ -291,7 +291,9 @@ class ChronicallSimulator(Simulator):
             return refused(500, error="Externally Accessible Address is not set")
         link = f"{self.listen_address}/extlisten/recording/index.html?id={uuid.uuid5(uuid.UUID(part.uuid), 'link')}"
         part.call.extra.setdefault("links", []).append(link)
-        return web.json_response({"listenLink": link})
+        # The page shows the equals sign escaped.
+        text = json.dumps({"listenLink": link}).replace("=", "\\u003d")
+        return web.Response(text=text, content_type="application/json")
 
     async def _zip(self, request: web.Request) -> web.StreamResponse:
         if not self._is_authorised(request):

@@ -223,7 +223,8 @@ class XivoSimulator(Simulator):
         if wanted is None:
             raise _bad("callid")
         rows = [self._row(c) for c in self._held(lambda c: self.call_id(c) == wanted)]
-        return web.json_response({"hasNext": False, "records": rows})
+        more = self.take_fault("look_up", request.path_qs, "phantom_page") is not None
+        return web.json_response({"hasNext": more, "records": rows})
 
     async def _audio(self, request: web.Request) -> web.StreamResponse:
         file_id, action = request.match_info["id"], request.match_info["action"]

@@ -945,6 +945,7 @@ async def test_page_a_listen_link_is_json() -> None:
     async with recorder() as sim:
         status, body = await answer(sim, "POST", f"/recordings/{a_key(sim)}/external-listen-link")
     assert status == 200
+    assert b"index.html?id\\u003d" in body
     assert json.loads(body)["listenLink"].startswith("http://www.my-chronicall.com/extlisten/recording/index.html?id")
 
 

@@ -214,6 +214,28 @@ async def test_the_owner_of_an_unanswered_leg_is_no_agent(sim):
     assert recording.events[0].party == ROUTE_USER
 
 
+async def test_the_owner_of_unanswered_legs_is_an_option(sim):
+    """Administrator is what the route's default user is called typically."""
+    call = a_call(sim)
+    async with reading(sim, default_user=call.agent[0]) as source:
+        recording = await one(source, sim, call)
+    assert recording.agent == ROUTE_USER
+    assert call.agent[0] not in {p.user for p in recording.parties}
+
+
+@pytest.mark.parametrize("told", ["", None])
+def test_a_caller_id_that_is_not_available_is_none(told):
+    recording, rejected = read(HOURLY | {"Source": told})
+    assert (recording.caller, rejected) == (None, [])
+    assert [p.role for p in recording.parties] == ["agent"]
+
+
+def test_an_outbound_call_goes_from_the_agent_s_extension_to_the_dialled_number():
+    recording, _ = read(PAGE | {"Direction": "1", "Source": "400", "Destination": "0386001234", "DID": ""})
+    assert (recording.caller, recording.callee, recording.agent) == ("400", "0386001234", "Fred")
+    assert [(p.role, p.number) for p in recording.parties] == [("caller", "400"), ("agent", "400")]
+
+
 async def test_recording_that_was_switched_on_late_starts_late(sim):
     call = a_call(sim, duration=timedelta(minutes=10), extra={"legs": 2, "late": 400})
     with capture_logs() as logs:

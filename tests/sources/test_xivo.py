@@ -183,8 +183,11 @@ class TestTheVendorsPage:
         assert {s.headers["X-Auth-Token"] for s in sim.seen} == {sim.token}
 
     async def test_a_search_names_page_size_direction_and_both_bounds(self, sim):
+        bodies = []
+        sim._check_filter = bodies.append
         async with reading(sim, page_size=7) as source:
             await source.list(around(NOW))
+        assert bodies == [{"start": "2024-05-18 12:59:59", "end": "2024-05-18 15:00:00", "direction": "all"}]
         assert sim.seen[0].method == "POST"
         assert sim.seen[0].query == "page=1&pageSize=7"
         assert sim.seen[0].headers["Accept"] == sim.seen[0].headers["Content-Type"] == "application/json"
@@ -202,6 +205,15 @@ class TestTheVendorsPage:
             sim.file_id(taken): sim.call_id(taken),
         }
         assert sim.count("look_up") == 3
+
+    async def test_a_call_of_more_recordings_than_one_answer_holds_is_said(self, sim):
+        """The look-up by call id has no pages, but its answer has the search's hasNext."""
+        call = sim.add_call(NOW - HOUR, MINUTE)
+        sim.fault("phantom_page", "look_up")
+        async with reading(sim) as source:
+            found = await source.look_up([sim.call_id(call)])
+        assert [r.recording_id for r in found.recordings] == [sim.file_id(call)]
+        assert [(r.raw, "more recordings" in r.reason) for r in found.rejected] == [(sim.call_id(call), True)]
 
     async def test_a_call_id_is_sent_as_data_and_never_as_syntax(self, sim):
         async with reading(sim) as source:
