@@ -248,9 +248,10 @@ async def test_every_recorder_into_file_s3_and_webdav_at_once(kind, tmp_path, da
         assert totals == {("pbx", store): (media, summary.bytes) for store in ("", "disk", "s3", "dav")}
 
         before = {store: await rig.objects(store) for store in stores}
-        asked = sim.count("audio")
+        asked = sim.count("audio"), sim.count("detail")
+        assert asked[1] == (len(sim.truth()) if kind == "imagicle" else 0)
         (again,) = (await rig.sync()).values()
         assert again.complete
         assert (again.polled.new, again.polled.changed, again.archived) == (0, 0, 0)
-        assert sim.count("audio") == asked
+        assert (sim.count("audio"), sim.count("detail")) == asked, "what is known is not asked for again"
         assert {store: await rig.objects(store) for store in stores} == before

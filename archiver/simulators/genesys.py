@@ -146,7 +146,11 @@ class GenesysSimulator(Simulator):
                 for at, event in ((call.start, "joined"), (call.end, "left"))
                 for p in people
             ),
-            "attributes": {"region": region, "media": media},
+            "attributes": {
+                "region": region,
+                **({"data": data} if (data := call.extra.get("data")) else {}),
+                "media": media,
+            },
         }
         return {recording_id(call): Expected(fields=fields, audio={p.uuid: self.body(call, p)[0] for p in parts})}
 
@@ -561,6 +565,8 @@ def _problem(body: Any) -> str | None:  # noqa: C901 - the page's tables, row by
             return "eventHistory must not be empty; each event is Joined or Left and has a contact"
         if not _filled([contact.get("phoneNumber")]) or contact.get("type") not in {"User", "External"}:
             return "a contact has a phoneNumber and a type"
+        if not {"userName", "firstName", "lastName"} <= set(contact):
+            return "each of a contact's names is mandatory, if only empty"
         if contact["type"] == "User" and not _filled(contact.get(k) for k in ("userName", "firstName", "lastName")):
             return "a user has a userName, a firstName and a lastName"
         try:

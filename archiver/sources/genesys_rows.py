@@ -154,6 +154,7 @@ def recording(
         told[media_id] = {k: v for k in KEPT if (v := {**file, **groups}.get(k)) not in (None, "", [], {})}
     contacts = [(e, mapping(e.get("contact"))) for e in objects(row, "eventHistory")]
     parties = tuple(dict.fromkeys(_party(contact) for _, contact in contacts if contact))
+    data = {name: value for event, _ in contacts for name, value in mapping(event.get("data")).items()}
     types = (text(mapping(f.get("parameters")).get("callType")) for f in files(row))
     region = text(row.get("region"))
     return Recording(
@@ -169,7 +170,7 @@ def recording(
         parties=parties,
         events=tuple(sorted(_events(contacts, zone), key=lambda event: event.at)),
         media=tuple(media.values()),
-        attributes={**({"region": region} if region else {}), "media": told},
+        attributes={**({"region": region} if region else {}), **({"data": data} if data else {}), "media": told},
         raw=row,
     )
 

@@ -52,7 +52,8 @@ EXAMPLE = json.loads("""
     "event": "Left"}],
   "region": "development"}]}
 """)
-POSTED = {
+#: The page's own POST, but for the region, which is the simulator's.
+POSTED: dict = {
     "id": "00PV5Q27MG8AB8VNE49362LAES000014",
     "callerPhoneNumber": "+16504668888",
     "dialedPhoneNumber": "+14155551234",
@@ -70,7 +71,15 @@ POSTED = {
             "mediaId": "00PV5Q27MG8AB8VNE49362LAES000013_029FO32T0G8LDFTEK9I4K8DAES0KTDVE.wav",
             "type": "audio/wav",
             "duration": "8000",
+            "tenant": "Environment",
+            "ivrprofile": "DefaultProfile",
             "size": "8544",
+            "parameters": {"record": "source", "recorddn": "2222"},
+            "masks": [{"time": "2013-02-06T10:23:10.034Z", "type": "paused"}],
+            "pkcs7": "SJOSSWKGUEKSHSVHSU",
+            "certAlias": ["cert1", "cert2"],
+            "partitions": ["part1", "part2"],
+            "accessgroup": ["US", "US/CA"],
         }
     ],
     "eventHistory": [
@@ -252,6 +261,23 @@ def test_a_start_that_is_not_told_is_the_least_one_of_the_media():
 def test_the_direction_is_known_where_a_parameter_tells_it(call_type):
     found = read(row(1, mediaFiles=[a_file(1, parameters={"callType": call_type})]))
     assert found.direction is Direction(call_type.lower())
+
+
+def test_the_attached_data_of_all_events_are_attributes():
+    said = [{"customer": "tomas", "skill": "sales"}, None, {"skill": "claims"}, "text"]
+    contact = {"type": "External", "phoneNumber": "1"}
+    events = [{"occurredAt": time_text(NOW), "contact": contact, "event": "Joined", "data": d} for d in said]
+    found = read(row(1, eventHistory=events))
+    assert found.attributes["data"] == {"customer": "tomas", "skill": "claims"}
+    assert "data" not in read(row(1, eventHistory=[{**events[0], "data": {}}])).attributes
+
+
+async def test_attached_data_are_told_as_the_recorder_told_them(sim):
+    sim.add_call(NOW - HOUR, SECOND, extra={"data": {"customer": "tomas"}})
+    (found,) = (await listed(sim)).recordings
+    (expected,) = sim.truth().values()
+    assert found.attributes == expected.fields["attributes"]
+    assert found.attributes["data"] == {"customer": "tomas"}
 
 
 def test_the_metadata_keys_are_read_under_both_spellings():
@@ -614,6 +640,15 @@ async def test_full_rows_are_asked_for_where_the_options_say_so(sim):
     sim.add_calls(NOW - 5 * HOUR, NOW - HOUR, 5)
     assert ids(await listed(sim, fields="*")) == set(sim.truth())
     assert sim.count("detail") == 0
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_a_single_recording_is_read_bare_or_under_its_name(wrapped):
+    told = {"statusCode": 0, "recording": row(1)} if wrapped else {"statusCode": 0, **row(1)}
+    async with scripted(lambda _: told) as (options, seen), opened(Genesys, options) as source:
+        (found,) = (await source.look_up(["r1"])).recordings
+    assert (found.recording_id, [m.media_id for m in found.media]) == ("r1", ["u1"])
+    assert seen[0].path == "/api/v2/recordings/r1"
 
 
 async def test_what_is_listed_but_not_found_is_a_rejected_row_not_a_lost_one(sim):
@@ -1278,7 +1313,12 @@ async def test_the_page_s_examples_of_a_post_are_taken(sim, call, storage):
     _, answer = await call("/recordings", params={"startTime": "0"})
     (told,) = answer["recordings"]
     (file,) = told["mediaFiles"]
-    assert told["startTime"] == "2013-05-17T19:45:32.000+0000"
+    assert (told["startTime"], told["stopTime"]) == ("2013-05-17T19:45:32.000+0000", "2013-05-17T22:15:36.000+0000")
+    assert {k: file[k] for k in ("startTime", "stopTime")} == {k: told[k] for k in ("startTime", "stopTime")}
+    (sent,) = posted["mediaFiles"]
+    for name in set(sent) - {"startTime", "stopTime", "mediaDescriptor"}:
+        assert file[name] == sent[name]
+    assert told["eventHistory"] == posted["eventHistory"]
     assert "/play/" in file["mediaUri"]
     assert not {"mediaDescriptor", "originalMediaDescriptor"} & set(file)
     _, for_ops = await call(f"{OPS}/{posted['id']}")
@@ -1291,6 +1331,17 @@ async def test_the_page_s_examples_of_a_post_are_taken(sim, call, storage):
     "wrong",
     [
         {"id": " x"}, {"id": ""}, {"region": None}, {"mediaFiles": []}, {"eventHistory": []},
+        {"callerPhoneNumber": "1 "}, {"dialedPhoneNumber": None},
+        {"mediaFiles": [{**POSTED["mediaFiles"][0], "stopTime": "soon"}]},
+        {"mediaFiles": [{**POSTED["mediaFiles"][0], "mediaDescriptor": None}]},
+        {"mediaFiles": [{**POSTED["mediaFiles"][0], "mediaDescriptor": {"storage": "tape", "path": "x"}}]},
+        {"mediaFiles": [{**POSTED["mediaFiles"][0], "mediaDescriptor": {"storage": "webDAV"}}]},
+        {"mediaFiles": [{**POSTED["mediaFiles"][0], "size": 8544}]},
+        {"eventHistory": [{**POSTED["eventHistory"][0], "occurredAt": None}]},
+        {"eventHistory": [{**POSTED["eventHistory"][0], "contact": None}]},
+        {"eventHistory": [{**POSTED["eventHistory"][0], "contact": {"type": "External", "phoneNumber": "1"}}]},
+        {"eventHistory": [{**POSTED["eventHistory"][0], "contact": {
+            "type": "Robot", "phoneNumber": "1", "userName": "a", "firstName": "b", "lastName": "c"}}]},
         {"mediaFiles": [{**POSTED["mediaFiles"][0], "callUUID": " "}]},
         {"mediaFiles": [{**POSTED["mediaFiles"][0], "startTime": None}]},
         {"mediaFiles": [{**POSTED["mediaFiles"][0], "mediaDescriptor": {"storage": "awsS3", "path": "x"}}]},

@@ -161,7 +161,7 @@ async def test_what_was_registered_is_not_registered_again(sim):
 
 
 async def test_what_web_services_itself_once_told_goes_back_with_its_rights_and_its_envelope(sim):
-    call = sim.add_call(NOW - 2 * HOUR, timedelta(seconds=9), extra={"encrypted": True})
+    call = sim.add_call(NOW - 2 * HOUR, timedelta(seconds=9), index=2, extra={"encrypted": True})
     (told,) = (await read(sim))[0].values()
     media_id = told.media[0].media_id
     document = a_document(
@@ -173,9 +173,30 @@ async def test_what_web_services_itself_once_told_goes_back_with_its_rights_and_
     (posted,) = sim.posted.values()
     (file,) = posted["mediaFiles"]
     before = told.raw["mediaFiles"][0]
-    for name in ("pkcs7", "certAlias", "partitions", "accessgroup", "tenant", "callUUID", "startTime", "stopTime"):
+    for name in (
+        "pkcs7", "certAlias", "partitions", "accessgroup", "tenant", "ivrprofile", "masks", "callUUID", "startTime",
+        "stopTime",
+    ):  # fmt: skip
         assert file[name] == before[name]
+        assert file[name]
     assert file["parameters"]["recorddn"] == call.agent[1]
+
+
+def test_what_is_posted_is_in_the_page_s_tables_and_nothing_else_is():
+    """A start is not posted, nor what is for GET only."""
+    media = {"audio": {"pkcs7": "x", "certAlias": ["a"], "masks": [{}], "partitions": ["p"], "accessgroups": ["g"]}}
+    document = a_document(kind="genesys", attributes={"media": media})
+    for body in (posting(a_document(), S3, "r"), posting(document, S3, "r")):
+        assert set(body) == {"id", "callerPhoneNumber", "dialedPhoneNumber", "region", "mediaFiles", "eventHistory"}
+        mandatory = {"mediaDescriptor", "callUUID", "startTime", "stopTime"}
+        optional = {"mediaId", "type", "duration", "size", "tenant", "ivrprofile", "parameters", "masks", "pkcs7"}
+        optional |= {"certAlias", "partitions", "accessgroup"}
+        (file,) = body["mediaFiles"]
+        assert mandatory <= set(file) <= mandatory | optional
+        assert set(file["mediaDescriptor"]) == {"storage", "path", "data"}
+        for event in body["eventHistory"]:
+            assert set(event) == {"occurredAt", "contact", "event"}
+            assert set(event["contact"]) == {"phoneNumber", "type", "userName", "firstName", "lastName"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from structlog.testing import capture_logs
 
 from archiver.errors import BadData, NotReady, Overflow, Refused, TryAgain
 from archiver.model import Direction, Party, Recording, Window
-from archiver.simulators.base import Call, Clock, Simulator
+from archiver.simulators.base import Call, Clock, Simulator, refused
 from archiver.simulators.imagicle import ROOT, ImagicleSimulator
 from archiver.sources.imagicle import Imagicle, ImagicleOptions
 from archiver.sources.imagicle_rows import duration, read
@@ -90,6 +91,24 @@ class TestImagicle(SourceContract):
         assert seen.headers["Content-Type"] == "application/json"
         assert seen.headers["Accept"] == "application/json"
         assert seen.headers["Authorization"].startswith("Basic ")
+
+    async def test_it_asks_for_a_detail_and_its_media_as_the_vendor_s_pages_say(self, sim: ImagicleSimulator) -> None:
+        async with self.reading(sim) as source:
+            await source.fetch(await self.first_medium(source), Kept())
+        audio = sim.seen[-1]
+        # The recorder writes an id in other letters in its detail than in its list.
+        (detail,) = [s for s in sim.seen if f"{s.path}/media".lower() == audio.path.lower()]
+        assert re.fullmatch(f"{ROOT}/[0-9A-Fa-f-]{{36}}/Media", audio.path)
+        for seen in (detail, audio):
+            assert (seen.method, seen.query) == ("GET", "")
+            assert seen.headers["Authorization"].startswith("Basic ")
+            # The page: no request body.
+            assert not {"Content-Length", "Transfer-Encoding"} & set(seen.headers)
+        assert detail.headers["Content-Type"] == detail.headers["Accept"] == "application/json"
+
+    async def test_scheme_host_and_path_are_the_administrator_s(self, sim: ImagicleSimulator) -> None:
+        root, _, rest = ROOT[1:].partition("/")
+        assert await self.ids(sim, base_url=f"{sim.base_url}/{root}", list_path=f"/{rest}/") == set(sim.truth())
 
     async def test_pages_count_from_zero_to_the_last(self, sim: ImagicleSimulator) -> None:
         assert await self.ids(sim, page_size=7) == set(sim.truth())
@@ -223,9 +242,22 @@ class TestImagicle(SourceContract):
         with pytest.raises(Refused, match="licence"):
             await self.detailed(sim)
 
-    async def test_a_refused_filter_or_page_is_told_with_the_vendor_s_message(self, sim: ImagicleSimulator) -> None:
+    async def test_a_refused_filter_is_told_with_the_vendor_s_message(self, sim: ImagicleSimulator) -> None:
         with pytest.raises(BadData, match="Invalid filter endTime"):
             await self.ids(sim, between="{start}..{end}")
+
+    async def test_a_refused_page_is_told_with_the_vendor_s_message(self) -> None:
+        class Modest(ImagicleSimulator):
+            async def _list(self, request: web.Request) -> web.StreamResponse:
+                if int(request.query["pageSize"]) > 50:
+                    return refused(400, reason=1, message="Invalid paging: at most 50 rows")
+                return await super()._list(request)
+
+        async with Modest(seed=7, clock=Clock(NOW)) as sim:
+            sim.add_calls(NOW - timedelta(hours=6), NOW - timedelta(minutes=1), 20)
+            with pytest.raises(BadData, match="at most 50 rows"):
+                await self.ids(sim)
+            assert await self.ids(sim, page_size=50) == set(sim.truth())
 
     async def test_a_wrong_list_path_is_named(self, sim: ImagicleSimulator) -> None:
         with pytest.raises(BadData, match="list_path"):
