@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import StoreError
+from ..errors import SourceError, StoreError
 from . import progress
 from .common import INCOMPLETE, load, run
 from .completing import SOURCE
@@ -139,12 +140,19 @@ async def _one(archive: Archive, document: Document, media_id: str, output: Path
     if isinstance(output, Path):
         at = datetime.fromisoformat(document["started_at"])
         name = copies[-1].key.rpartition("/")[2] if copies else media_id
-        output = str(output / f"{at:%Y%m%dT%H%M%SZ}-{name}")
+        output /= f"{at:%Y%m%dT%H%M%SZ}-{name}"
     return await _write(archive, copies, output, clear)
 
 
-async def _write(archive: Any, copies: list[Copy], output: str, clear: Callable[[bytes], bytes] | None) -> str | None:
-    """The newest content (an older one is not what was asked for) from the first store that has it whole."""
+async def _write(
+    archive: Any, copies: list[Copy], output: Path | str, clear: Callable[[bytes], bytes] | None
+) -> str | None:
+    """The newest content (an older one is not what was asked for) from the first store that has it whole.
+
+    A Path is a name that we made: what was decrypted ends there as its own format does.
+    """
+    from ..audio import inspect
+    from ..cms import Undecipherable
     from ..model import Body
 
     problems = []
@@ -167,8 +175,15 @@ async def _write(archive: Any, copies: list[Copy], output: str, clear: Callable[
                 )
                 continue
             if clear is not None:
-                body = Body.of(clear(await asyncio.to_thread(body.read)))
-            await asyncio.to_thread(_save, body, output)
+                try:
+                    body = Body.of(clear(await asyncio.to_thread(body.read)))
+                except Undecipherable as error:
+                    return f"{error} (--raw writes it as it is)"
+                if body.sha256 != copy.sha256 and isinstance(output, Path):
+                    # Of audio that is cut nobody knows the format for sure; it is written all the same.
+                    with suppress(SourceError):
+                        output = output.with_suffix(f".{inspect(body, opaque=True).ext}")
+            await asyncio.to_thread(_save, body, str(output))
             return None
     return "; ".join(problems) or "it is not archived yet; `archiver why` tells why"
 

@@ -27,7 +27,7 @@ from archiver.sources.genesys import Genesys, GenesysOptions
 from archiver.sources.genesys_rows import merged, recording
 from archiver.targets.genesys import judged
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened
-from tests import servers
+from tests import commands, servers
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -1059,6 +1059,52 @@ async def test_a_key_that_cannot_be_read_is_said(sim, tmp_path):
             source.decrypted(document, "m", b"\x30\x82")
     async with reading(sim) as source:
         assert source.decrypted(document, "m", b"\x30\x82") == b"\x30\x82", "no key: as it is"
+
+
+async def test_get_opens_what_the_key_opens_and_the_archive_keeps_the_originals(tmp_path, database):
+    pytest.importorskip("cryptography")
+    from tests.test_cms import OTHER, OWNER
+
+    owners, sealed = {}, {}
+
+    class Sealing(GenesysSimulator):
+        def body(self, call, part):
+            owner = owners.get(recording_id(call))
+            self.encrypt = lambda data: sealed.setdefault(data, (owner.envelope(data), "body"))
+            return super().body(call, part)
+
+    async with commands.place(tmp_path, database) as place:
+        sim = await place.add("gws", Sealing(), decrypt_key=(OWNER.pem()).decode())
+        # The oldest comes first, and nothing opens it.
+        for hours, owner in ((2.5, OTHER), (2, OWNER), (1.5, None)):
+            call = sim.add_call(
+                datetime.now(UTC) - hours * HOUR, SECOND, index=4, extra={"encrypted": owner is not None}
+            )
+            owners[recording_id(call)] = owner
+        lost, opened_by_us, plain = owners
+        await place.run("sync")
+        whole = {i: data for (_, i, _), data in place.truth().items()}
+        clear = {i: next((c for c, (s, _) in sealed.items() if s == data), data) for i, data in whole.items()}
+        kept = {key: data for key, data in place.objects().items() if key.startswith("gws/")}
+        assert sorted(kept.values()) == sorted(whole.values()), "as they came"
+        assert sorted(key.rpartition(".")[2] for key in kept) == ["bin", "bin", "mp3"]
+
+        def got(folder):
+            return {path: path.read_bytes() for path in (place.folder / folder).iterdir()}
+
+        everything = (await place.run("list", "--json")).raw
+        done = await place.run("get", "--listed", "-", "-o", "calls/", stdin=everything, code=1)
+        (said,) = done.err.splitlines()
+        assert said.startswith(f"gws {lost} ")
+        assert "no key" in said
+        assert said.endswith("(--raw writes it as it is)")
+        assert sorted(got("calls").values()) == sorted([clear[opened_by_us], clear[plain]])
+        assert {path.suffix for path in got("calls")} == {".mp3"}, "what is clear again is called so"
+        await place.run("get", "--listed", "-", "--raw", "-o", "raw/", stdin=everything)
+        assert sorted(got("raw").values()) == sorted(whole.values())
+        refused = await place.run("get", "gws", lost, "-o", "call.mp3", code=1)
+        assert "no key" in refused.err
+        assert not (place.folder / "call.mp3").exists()
 
 
 # -- the internal twin -------------------------------------------------------------------------------------------------
