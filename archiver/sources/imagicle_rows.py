@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from ..localtime import utc
 from ..model import Direction, Medium, Party, Recording
-from ..rows import UNREADABLE, full_name, labelled, text
+from ..rows import UNREADABLE, full_name, integer, labelled, text
 
 HashCheck = Literal["strict", "warn", "off"]
 
@@ -83,8 +83,8 @@ def _medium(row: Mapping[str, Any], lasted: timedelta | None, hash_check: HashCh
     given = row["id"]
     facts: dict[str, Any] = {}
     if hash_check != "off":
-        size, sha256 = row.get("size"), text((row.get("hash") or {}).get("SHA256"))
-        facts |= {"size": size} if isinstance(size, int) and size >= 0 else {}
+        size, sha256 = integer(row.get("size")), text((row.get("hash") or {}).get("SHA256"))
+        facts |= {"size": size} if size is not None and size >= 0 else {}
         facts |= {"sha256": _hex(sha256, hash_check)} if sha256 else {}
     bare = Medium(recording_id=str(UUID(given)), media_id="audio", duration=lasted, ref={"id": given})
     if hash_check == "strict":

@@ -1276,6 +1276,24 @@ async def found_by(call, **query) -> set[str]:
     return {r["id"] for r in answer["recordings"]}
 
 
+@pytest.mark.parametrize("login", [None, "archive@hq:guess"])
+async def test_every_page_but_the_version_wants_the_right_credentials(sim, login):
+    one = sim.add_call(NOW - HOUR, SECOND)
+    path = f"/recordings/{recording_id(one)}"
+    play = f"{path}/play/{sim.parts(one)[0].uuid}.mp3"
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+    async with ClientSession(headers=headers) as session:
+        for method, page in (
+            ("GET", "/recordings?startTime=0"), ("GET", path), ("GET", play), ("GET", f"{OPS}?startTime=0"),
+            ("POST", "/recordings"), ("DELETE", f"{OPS}/{recording_id(one)}"), ("GET", "/me"),
+        ):  # fmt: skip
+            async with session.request(method, sim.base_url + sim.root + page) as response:
+                assert (response.status, (await response.json())["statusCode"]) == (401, 20), page
+        async with session.get(f"{sim.base_url}{sim.root}/diagnostics/version") as response:
+            assert (await response.json())["version"]
+    assert not sim.deleted
+
+
 async def test_a_list_without_any_parameter_is_an_error(call):
     assert (await call("/recordings"))[1]["statusCode"] == 1
     assert (await call("/recordings", params={"colour": "red"}))[1]["statusCode"] == 2

@@ -462,6 +462,14 @@ class TestImagicle(SourceContract):
         row = {"id": ID, "startTime": "2024-05-18T11:00:00Z", "hash": {"SHA256": write(digest)}}
         assert read(row, UTC, "strict").media[0].sha256 == digest.hex()
 
+    @pytest.mark.parametrize(
+        ("told", "size"),
+        [(651264, 651264), (2**40, 2**40), ("651264", 651264), (None, None), (-1, None), (True, None), ("?", None)],
+    )
+    def test_the_size_is_bytes_however_many(self, told: Any, size: int | None) -> None:
+        row = {"id": ID, "startTime": "2024-05-18T11:00:00Z", "size": told}
+        assert read(row, UTC, "strict").media[0].size == size
+
     async def test_strict_tells_other_bytes_from_the_right_ones(self, sim: ImagicleSimulator) -> None:
         """The engine compares; the source only says what the vendor told."""
         sim.fault("wrong_hash", "detail")
