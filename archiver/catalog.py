@@ -519,6 +519,11 @@ ORDER BY source, recording_id LIMIT $1"""
 
 KNOWN_KEYS = """SELECT key FROM copies WHERE store = $1 AND key = ANY($2)"""
 
+#: Where no ledger tells since when it is archived, it is since the first call that is known.
+REBUILD_KIND = """
+INSERT INTO sources (name, kind, start_at) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, start_at = least(sources.start_at, excluded.start_at)"""
+
 REBUILD_SOURCE = """
 INSERT INTO sources (name, kind, start_at, covered, cursor) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (name) DO UPDATE SET kind = $2, start_at = $3, covered = sources.covered + $4, cursor = $5"""
@@ -1772,17 +1777,21 @@ class Catalog:
         Returns the progress with those counted that were not known before.
         """
         unique = list({(d["source"], d["recording_id"]): d for d in documents}.values())
-        sources = {d["source"]: d["kind"] for d in unique}
+        rows = [_rebuilt_recording(d, keys) for d in unique]
+        now = self.clock.now()
+        first = dict.fromkeys((d["source"] for d in unique), now)
+        for source, _, key_at, *_ in rows:
+            first[source] = min(first[source], key_at) if key_at >= ANCIENT else first[source]
+        kinds = {d["source"]: d["kind"] for d in unique}
         media = [(d, m) for d in unique for m in d["media"]]
         copies = [(d, m, c) for d, m in media for c in m["copies"]]
-        now = self.clock.now()
         async with self._transaction() as c:
-            for name, kind in sources.items():
-                await c.execute(UPSERT_SOURCE, name, kind, now, None)
-            rows = await c.fetch(REBUILD_RECORDINGS, *_columns([_rebuilt_recording(d, keys) for d in unique], 18), now)
+            for name, kind in kinds.items():
+                await c.execute(REBUILD_KIND, name, kind, first[name])
+            done = await c.fetch(REBUILD_RECORDINGS, *_columns(rows, 18), now)
             await c.execute(REBUILD_MEDIA, *_columns([_rebuilt_medium(d, m) for d, m in media], 13), now)
             await c.execute(REBUILD_COPIES, *_columns([_rebuilt_copy(d, m, k) for d, m, k in copies], 9))
-            progress = replace(progress, recordings=progress.recordings + sum(row["new"] for row in rows))
+            progress = replace(progress, recordings=progress.recordings + sum(row["new"] for row in done))
             await c.execute(REBUILT_SO_FAR, *(getattr(progress, name) for name in RebuildProgress.__slots__))
         return progress
 
@@ -1829,7 +1838,7 @@ class Catalog:
     async def unknown_keys(self, store: str, keys: Sequence[str]) -> list[str]:
         """Those keys of a store that belong to no copy."""
         async with self._connection() as c:
-            known = {row[0] for row in await c.fetch(KNOWN_KEYS, store, list(keys))}
+            known = {row[0] for row in await c.fetch(KNOWN_KEYS, store, [holdable(key) for key in keys])}
         return [key for key in keys if key not in known]
 
     async def retry(self, source: str | None, state: State) -> int:

@@ -327,7 +327,7 @@ class Client:
                 if len(body) > limit:
                     raise Overflow(f"the answer is longer than {limit} bytes")
         try:
-            return _loads(body) if len(body) < 1 << 20 else await asyncio.to_thread(_loads, body)
+            return loads(body) if len(body) < 1 << 20 else await asyncio.to_thread(loads, body)
         except (ValueError, RecursionError):
             start = bytes(body[: _QUOTED + self._hidden.longest])
             raise TryAgain(f"the answer is no JSON: {self._excerpt(start, whole=len(start) == len(body))}") from None
@@ -482,11 +482,11 @@ def _meaning(status: int) -> type[SourceError]:
     return known.get(status, TryAgain if again else BadData)
 
 
-def _loads(body: bytearray) -> Any:
-    """Raises ValueError, RecursionError; also for what nests too deeply to be written again."""
+def loads(body: bytes | bytearray, *, deepest: int = _DEEPEST) -> Any:
+    """JSON. Raises ValueError, RecursionError; also for what nests too deeply to be written again."""
     value = jsonlib.loads(body)
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(deepest):
         if not level:
             return value
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))

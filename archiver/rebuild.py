@@ -6,9 +6,9 @@ Manifests are streamed. How far it has come is committed with what was read, so 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
 from . import manifests
 from .catalog import Catalog, Document, Drill, RebuildProgress
@@ -102,43 +102,45 @@ async def _fill(
         progress = await catalog.rebuild(await only(waiting) if only else waiting, keys, progress)
         waiting.clear()
 
-    async for key, documents, problem in manifests.read(outlet.store, outlet.prefix, spool, after=progress.after):
-        waiting += documents
-        progress = replace(progress, after=key, manifests=progress.manifests + 1, lines=progress.lines + len(documents))
-        if problem is not None:
-            source = key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
-            progress = replace(
-                progress,
-                damaged=[*progress.damaged, f"{key}: {problem}"],
-                distrusted=sorted({*progress.distrusted, source}),
-            )
-        if on_lines is not None:
-            on_lines(len(documents))
-        if len(waiting) >= BATCH:
-            await flush()
+    lines = 0
+    async with aclosing(manifests.read(outlet.store, outlet.prefix, spool, after=progress.after)) as parts:
+        async for part in parts:
+            waiting += part.documents
+            lines += len(part.documents)
+            if part.problem is not None:
+                source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
+                progress = replace(
+                    progress,
+                    damaged=[*progress.damaged, f"{part.key}: {part.problem}"],
+                    distrusted=sorted({*progress.distrusted, source}),
+                )
+            if part.last:
+                progress = replace(
+                    progress, after=part.key, manifests=progress.manifests + 1, lines=progress.lines + lines
+                )
+                lines = 0
+            if part.last and on_lines is not None:
+                on_lines(len(part.documents))
+            if len(waiting) >= BATCH:
+                await flush()
     await flush()
     report = Rebuilt(progress.manifests, progress.lines, progress.recordings, damaged=list(progress.damaged))
-    async for key, lines in manifests.read_verified(outlet.store, outlet.prefix, spool):
-        for line in lines:
-            verified = _verified(line)
-            if verified is None:
-                report.damaged.append(f"{key}: a line can't be read")
-            else:
-                await catalog.rebuild_verified(*verified)
-    async for ledger in manifests.read_ledgers(outlet.store, outlet.prefix, spool):
-        # What a damaged manifest told is unknown: its source is listed again from its start.
-        lost = safe(ledger["source"]) in progress.distrusted
-        await catalog.rebuild_ledger(ledger | {"covered": [], "cursor": None} if lost else ledger)
-        report.ledgers += 1
+    async with aclosing(manifests.read_verified(outlet.store, outlet.prefix, spool)) as parts:
+        async for part in parts:
+            report.damaged += [f"{part.key}: {part.problem}"] if part.problem is not None else []
+            for line in part.documents:
+                moment = datetime.fromisoformat(line["verified_at"])
+                await catalog.rebuild_verified(line["store"], line["keys"], moment)
+    async with aclosing(manifests.read_ledgers(outlet.store, outlet.prefix, spool)) as parts:
+        async for part in parts:
+            report.damaged += [f"{part.key}: {part.problem}"] if part.problem is not None else []
+            for ledger in part.documents:
+                # What a damaged manifest told is unknown: its source is listed again from its start.
+                lost = safe(ledger["source"]) in progress.distrusted
+                await catalog.rebuild_ledger(ledger | {"covered": [], "cursor": None} if lost else ledger)
+                report.ledgers += 1
     await catalog.rebuilt()
     return report
-
-
-def _verified(line: Mapping[str, Any]) -> tuple[str, list[str], datetime] | None:
-    try:
-        return str(line["store"]), [str(key) for key in line["keys"]], datetime.fromisoformat(line["verified_at"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 async def drill(

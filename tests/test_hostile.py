@@ -12,22 +12,29 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archiver import config
+from archiver import config, manifests, orphans, sync, wiring
+from archiver import rebuild as rebuilding
+from archiver.catalog import Query
 from archiver.errors import SourceError
 from archiver.http import Client
-from archiver.model import Listing, Recording, Window
+from archiver.model import Listing, Receipt, Recording, Window
+from archiver.rebuild import Rebuilt
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
-from tests.engine import HOUR, MINUTE
+from archiver.spool import Spool
+from archiver.windows import subtract
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving
 from tests.test_http import Server, answer, serving
 
 NOON = datetime(2024, 5, 18, 12, tzinfo=UTC)
@@ -208,6 +215,271 @@ def test_any_mutation_of_a_recorder_s_answers_gives_a_listing_or_one_clear_refus
         attempt()
         runner.run(opened.__aexit__(None, None, None))
     assert read > 20, "nothing was read at all: the pages no longer fit"
+
+
+# -- what a store says of itself ---------------------------------------------------------------------------------------
+
+#: Values for a field of a line that no version of us ever wrote there.
+WRONG: list[Any] = [
+    *JUNK, -5, 2**70, 10**400, "0000-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00", "2024-05-18T12:00:00", "a,b", "{}",
+    "../../etc/passwd", "pbx/2024/05/18/../../x/audio-000000000000.wav", "a" * 64, ["x"], [["x", "y"]], {"a": DEEP},
+]  # fmt: skip
+GARBAGE = [
+    b"", b"\n\n", b"{", b"null\n", b"[]\n", b"{}\n", b"\0" * 99, b"\xff\xfe\n", b"\x1f\x8b\x08" + b"\x9c" * 400,
+    b"[" * 100_000 + b"\n", b'{"source":"pbx"}\n', b"9" * 5000 + b"\n", b"x" * 70_000, b'"\\ud800"\n', b"\xef\xbb\xbf",
+]  # fmt: skip
+
+
+def damaged(data: bytes, choose: Callable[[int], int]) -> tuple[bytes, bool]:
+    """An object of lines, spoilt; and whether anybody can see that it is."""
+    lines = data.splitlines(keepends=True)
+    at = choose(len(lines))
+    match choose(9):
+        case 0:
+            place = choose(len(data))
+            return data[:place] + bytes([data[place] ^ (1 << choose(8))]) + data[place + 1 :], False
+        case 1:
+            return data[: max(choose(len(data)), 1)], False
+        case 2:
+            return b"".join([*lines, lines[at]]), False
+        case 3:
+            half = len(lines[at]) // 2
+            return b"".join([*lines[:at], lines[at][:half], *lines[at + 1 :], lines[at][half:]]), True
+        case 4:
+            return b"".join([*lines[:at], GARBAGE[choose(len(GARBAGE) - 1) + 1].strip() + b"\n", *lines[at:]]), True
+        case 5:
+            return GARBAGE[choose(len(GARBAGE))], True
+        case 6:
+            return b"".join(lines).replace(b'"source":"pbx"', b'"source":"other"'), True
+        case _:
+            document = json.loads(lines[at])
+            lines[at] = json.dumps(mutated_at(document, WRONG[choose(len(WRONG))], choose)).encode() + b"\n"
+            return b"".join(lines), False
+
+
+def mutated_at(document: Any, value: Any, choose: Callable[[int], int]) -> Any:
+    places = list(_places(document))
+    holder, key = places[choose(len(places))]
+    if choose(4):
+        holder[key] = value
+    else:
+        del holder[key]
+    return document
+
+
+MEDIUM = {
+    "media_id": "audio",
+    "state": "gone",
+    "content_type": None,
+    "size": None,
+    "sha256": None,
+    "duration": None,
+    "attempts": 0,
+    "error": None,
+    "stores": ["disk"],
+    "copies": [],
+}
+LINE = {
+    **dict.fromkeys(("call_id", "ended_at", "duration", "caller", "callee", "agent", "queue")),
+    "source": "pbx",
+    "kind": "xivo",
+    "recording_id": "1",
+    "started_at": "2024-05-18T11:30:00Z",
+    "direction": "inbound",
+    "parties": [],
+    "events": [],
+    "attributes": {},
+    "media": [MEDIUM],
+    "raw": {},
+}
+
+
+class Told:
+    """An archive of two recorders and all that its store says of it, to be spoilt and read again and again."""
+
+    def __init__(self, rig: Rig, folder: Path) -> None:
+        self.rig, self.folder = rig, folder
+        self.keys = {name: feed.source.listing_key for name, feed in rig.archive.feeds.items()}
+        self.outlet = rig.archive.outlets["disk"]
+        paths = sorted(folder.glob("_*/**/*.json*"))
+        # Of its ledgers only a source's newest counts.
+        newest = {path.parent: path for path in paths}
+        self.files = {path: path.read_bytes() for path in paths if path.suffix == ".jsonl" or path in newest.values()}
+
+    async def begin(self) -> None:
+        for path in self.files:
+            path.chmod(0o600)
+        self.before = await self.documents()
+        self.covered = await self.ledgers()
+
+    async def documents(self) -> dict[tuple[str, str], Any]:
+        return {(d["source"], d["recording_id"]): d async for d in self.rig.catalog.find(Query())}
+
+    async def ledgers(self) -> dict[str, tuple[Any, Any, Any]]:
+        return {s["name"]: (s["start_at"], s["covered"], s["cursor"]) for s in await self.rig.catalog.sources()}
+
+    async def emptied(self) -> None:
+        async with self.rig.catalog._connection() as c:
+            await c.execute("TRUNCATE sources, recordings, media, copies, totals, rebuilding CASCADE")
+
+    async def rebuilt(self) -> Rebuilt:
+        await self.emptied()
+        return await rebuilding.rebuild(self.rig.catalog, self.outlet, self.keys, self.rig.archive.spool)
+
+    async def drilled(self, choose: Callable[[int], int]) -> tuple[rebuilding.Drilled, bool]:
+        """How a rebuild from one spoilt object would differ from the whole; and whether anybody can see the damage."""
+        await self.rebuilt()
+        path = list(self.files)[choose(len(self.files))]
+        data, seen = damaged(self.files[path], choose)
+        path.write_bytes(data)
+        try:
+            report = await rebuilding.drill(self.rig.catalog, self.outlet, self.keys, self.rig.archive.spool)
+        finally:
+            path.write_bytes(self.files[path])
+        return report, seen and data != self.files[path]
+
+    async def spoilt(self, choose: Callable[[int], int]) -> int:
+        """Spoil one object, rebuild, compare; how many recordings came back."""
+        path = list(self.files)[choose(len(self.files))]
+        data, seen = damaged(self.files[path], choose)
+        path.write_bytes(data)
+        try:
+            return await self.compared(path, data, seen and data != self.files[path])
+        finally:
+            path.write_bytes(self.files[path])
+
+    async def compared(self, path: Path, data: bytes, seen: bool) -> int:
+        report = await self.rebuilt()
+        after = await self.documents()
+        key = str(path.relative_to(self.folder))
+        assert all(line.startswith(f"{key}: ") and line.isprintable() for line in report.damaged), report.damaged
+        assert len(report.damaged) <= 1
+        assert report.damaged or not seen
+        assert set(after) <= set(self.before), "invented"
+        kept = set(data.split(b"\n"))
+        lines = [row for row in self.files[path].splitlines() if row not in kept]
+        lost = {told[0] for row in lines if (told := ids_of(row))}
+        for identity, document in self.before.items():
+            if identity not in lost:
+                again = after[identity] | {"kind": document["kind"]}
+                assert unverified(again) == unverified(document), identity
+        ledgers = await self.ledgers()
+        for source, (start, covered, cursor) in self.covered.items():
+            if report.damaged and key.startswith(f"_manifests/{source}/"):
+                assert ledgers[source] == (start, (), None), "what was lost would never be listed again"
+            elif report.damaged and key.startswith(f"_ledger/{source}/"):
+                assert not subtract(ledgers[source][1], covered)
+            else:
+                assert ledgers[source] == (start, covered, cursor)
+        return len(after)
+
+
+def ids_of(row: bytes) -> list[tuple[str, str]]:
+    told = json.loads(row)
+    return [(told["source"], told["recording_id"])] if "recording_id" in told else []
+
+
+def unverified(document: Any) -> Any:
+    media = [m | {"copies": [c | {"verified_at": None} for c in m["copies"]]} for m in document["media"]]
+    return document | {"media": media}
+
+
+@asynccontextmanager
+async def told(folder: Path, database: str) -> AsyncIterator[Told]:
+    sims = {
+        "pbx": a_recorder(SIMULATORS["xivo"].load(), 3, live=True),
+        "legs": a_recorder(SIMULATORS["noojee"].load(), 3, live=True),
+    }
+    async with archiving(folder, database, sims) as rig:
+        await rig.sync()
+        sims["pbx"].add_calls(sims["pbx"].clock.now() - 10 * MINUTE, sims["pbx"].clock.now() - 5 * MINUTE, 2, longest=3)
+        await rig.sync()
+        async with rig.archive.engine().sharing():
+            await wiring.verifier(rig.archive, rig.archive.engine(), "disk").stalest()
+        await sync.tell_verified(rig.archive.feeds, rig.catalog)
+        for sim in sims.values():
+            await sim.stop()
+        opened = Told(rig, folder / "disk")
+        await opened.begin()
+        yield opened
+
+
+def test_any_damage_to_what_a_store_tells_costs_its_own_lines_only_and_is_named(tmp_path, database):
+    with asyncio.Runner() as runner:
+        opened = told(tmp_path, database)
+        archive = runner.run(opened.__aenter__())
+        assert {path.relative_to(tmp_path / "disk").parts[0] for path in archive.files} == {
+            "_manifests",
+            "_ledger",
+            "_verified",
+        }
+        back = 0
+
+        @settings(FUZZ, max_examples=60)
+        @given(st.integers(0, 1 << 32))
+        def attempt(seed: int) -> None:
+            nonlocal back
+            back += runner.run(archive.spoilt(random.Random(seed).randrange))
+
+        attempt()
+        assert back > 200
+        for seed in range(3):
+            report, seen = runner.run(archive.drilled(random.Random(seed).randrange))
+            assert report.compared == 8
+            assert report.damaged or not seen
+            assert report.complete or report.same < 8 or report.damaged
+        runner.run(opened.__aexit__(None, None, None))
+
+
+async def test_names_in_a_store_that_nobody_gave_are_listed_as_orphans(tmp_path, database):
+    names = [
+        "%00/audio",
+        "%ED%A0%80/audio",
+        "..%2F..%2Fx/audio",
+        "[red]x/audio",
+        "\u202egpj/audio",
+        "'; DROP/audio",
+        "1/%00",
+    ]
+    async with archiving(tmp_path, database, a_recorder(calls=1, live=True)) as rig:
+        await rig.sync()
+        for name in names:
+            path = tmp_path / f"disk/pbx/2024/05/18/{name}-{'0' * 12}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"RIFF")
+        found = await orphans.find(rig.catalog, rig.archive.outlets["disk"], rig.archive.feeds, rig.archive.spool)
+        assert found.error is None
+        assert {why for _, _, why in found.left} == {"of a recording that is not in the catalog"}
+        assert len(found.left) == len(names)
+
+
+class Endless:
+    """A store that holds one manifest: whole lines around one of so many bytes."""
+
+    def __init__(self, whole: bytes, size: int) -> None:
+        self.whole, self.size = whole, size
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
+        yield Receipt(key=f"{prefix}pbx/2024/05/18/x.jsonl", size=self.size)
+
+    async def get(self, key: str, into: Any) -> None:
+        await into.write(self.whole)
+        for _ in range(self.size >> 20):
+            await into.write(b"[" * (1 << 20))
+        await into.write(b"\n" + self.whole)
+
+
+async def test_a_line_without_end_is_named_in_flat_memory_and_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "_LONGEST_LINE", 1 << 20)
+    media = [{**MEDIUM, "media_id": name} for name in ("a", "b")]
+    store: Any = Endless(manifests.line(LINE | {"media": media}), 64 << 20)
+    tracemalloc.start()
+    parts = [part async for part in manifests.read(store, "", Spool(tmp_path, 1 << 20))]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(part.documents) for part in parts] == [2]
+    assert parts[-1].problem == "line 2: it is longer than 1048576 bytes"
+    assert peak < 16 << 20
 
 
 # -- answers without measure -----------------------------------------------------------------------------------------

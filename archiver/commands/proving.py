@@ -118,7 +118,7 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 @as_json
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
-    from .. import manifests, wiring
+    from .. import manifests, render, wiring
     from ..rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
@@ -152,7 +152,7 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
             f" ledgers of {report.ledgers} sources"
         )
         for line in report.damaged:
-            click.echo(f"damaged: {line}", err=True)
+            click.echo(render.plain(f"damaged: {line}"), err=True)
     if report.damaged:
         sys.exit(INCOMPLETE)
 
