@@ -11,11 +11,13 @@ import json
 import os
 import re
 import stat
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -49,6 +51,11 @@ _M = TypeVar("_M", bound=Strict)
 #: What tells one state of a file from another: device, inode, size, mtime; or why it can't be had.
 Stamp: TypeAlias = tuple[int, ...]
 
+#: What traces need, by module.
+_OPENTELEMETRY = {
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+}
 _PLACES = ("archiver.toml", "/etc/archiver/archiver.toml")
 _LARGEST = 1 << 20
 _DEEPEST = 16
@@ -93,6 +100,8 @@ class Config:
     http_listen: tuple[str, int] | None
     heartbeat_url: SecretStr | None
     alerts: Alerts
+    #: Where OpenTelemetry traces go, by OTLP over HTTP.
+    traces_endpoint: SecretStr | None
     log_level: Literal["debug", "info", "warning", "error"]
     verify: VerifyOptions
     stores: Mapping[str, StoreConfig]
@@ -195,7 +204,7 @@ def entry(
 
 def diff(old: Config, new: Config) -> Changes:
     plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level", "verify")
-    more = ("alerts",)
+    more = ("alerts", "traces_endpoint")
     return Changes(
         sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
         sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
@@ -266,6 +275,18 @@ def _web_address(value: Any) -> Any:
     return value
 
 
+def _with_opentelemetry(value: Any) -> Any:
+    if value is not None:
+        try:
+            missing = [name for name in _OPENTELEMETRY if find_spec(name) is None]
+        except ModuleNotFoundError:
+            missing = list(_OPENTELEMETRY)
+        if missing:
+            packages = " ".join(sorted(_OPENTELEMETRY.values()))
+            raise ValueError(f"needs the extra archiver[traces]: {sys.executable} -m pip install {packages}")
+    return value
+
+
 def _mailbox(value: Any) -> Any:
     if _is_text(value) and not re.fullmatch(r"[^\s@<>,\"]+@[^\s@<>,\"]+", value):
         raise ValueError('is no mail address; write it like "ops@example.com"')
@@ -322,6 +343,10 @@ class Alerts(Strict):
         return self.webhook is not None or self.email is not None
 
 
+class _Traces(Strict):
+    endpoint: Annotated[WebAddress | None, BeforeValidator(_with_opentelemetry)] = None
+
+
 class _Top(Strict):
     """Everything but sources and stores."""
 
@@ -334,6 +359,7 @@ class _Top(Strict):
     database: _Database = _Database()
     http: _Http = _Http()
     alerts: Alerts = Alerts()
+    traces: _Traces = _Traces()
 
 
 class _Reader:
@@ -371,6 +397,7 @@ class _Reader:
             http_listen=top.http.listen,
             heartbeat_url=top.heartbeat_url,
             alerts=top.alerts,
+            traces_endpoint=top.traces.endpoint,
             log_level=top.log_level,
             verify=top.verify,
             stores=store_configs,

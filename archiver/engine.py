@@ -23,6 +23,7 @@ from .ports import Acknowledges, FetchesBatches
 from .spool import Spool, SpoolSink
 from .sync import Feed, hold, let_go, using
 from .tally import Timings
+from .traces import span
 from .windows import next_try
 
 log = structlog.get_logger()
@@ -86,6 +87,17 @@ class Tally:
     polls: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
     #: Polls that ended with an error.
     failed_polls: Counter[str] = field(default_factory=Counter)
+
+
+def _about(claim: Claim) -> dict[str, str]:
+    return {"source": claim.source, "recording_id": claim.medium.recording_id}
+
+
+def _came(result: Download | Outcome) -> dict[str, str | int]:
+    """What a span tells of how a transfer ended; not why, for that is others' text."""
+    if isinstance(result, Outcome):
+        return {"outcome": result.what}
+    return {"outcome": "stored in part" if result.error else "stored", "size": result.size}
 
 
 class Engine:
@@ -337,7 +349,9 @@ class Engine:
                     claims = await self._work_batch(feed, feed.source, claims)
                 for claim in claims:
                     began = time.monotonic()
-                    result = await sync.transfer(feed, claim, self.catalog, self.spool)
+                    with span("transfer", **_about(claim)) as tell:
+                        result = await sync.transfer(feed, claim, self.catalog, self.spool)
+                        tell(**_came(result))
                     self.tally.transfers[claim.source].add(time.monotonic() - began)
                     await self._deliver(feed, result)
         except CatalogDown as error:
@@ -353,13 +367,17 @@ class Engine:
         async with contextlib.AsyncExitStack() as stack:
             sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
             try:
-                delivered = await source.fetch_batch([c.medium for c in claims], sinks)
+                with span("download", source=feed.name, media=len(claims)):
+                    delivered = await source.fetch_batch([c.medium for c in claims], sinks)
             except (SourceError, SpoolDown) as error:
                 log.info("batch.failed", source=feed.name, error=str(error))
                 return claims
             for claim in claims:
                 if claim.medium.recording_id in delivered:
-                    await self._deliver(feed, await self._check_and_deliver(feed, claim, sinks))
+                    with span("transfer", **_about(claim)) as tell:
+                        result = await self._check_and_deliver(feed, claim, sinks)
+                        tell(**_came(result))
+                    await self._deliver(feed, result)
             return [c for c in claims if c.medium.recording_id not in delivered]
 
     async def _deliver(self, feed: Feed, finished: Download | Outcome) -> None:
@@ -408,7 +426,8 @@ class Engine:
         while True:
             self.beats["commit"] = time.monotonic()
             try:
-                settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
+                with span("commit", media=len(group)):
+                    settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
                 break
             except CatalogDown as error:
                 log.warning("catalog.down", error=str(error), waiting=len(group))

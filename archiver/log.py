@@ -37,7 +37,7 @@ from structlog.typing import EventDict, Processor
 
 from . import journal
 
-__all__ = ["Repeats", "add_secrets", "configure", "redact"]
+__all__ = ["Repeats", "add_secrets", "configure", "private", "redact"]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 #: They tell of each request, or of each tick.
@@ -119,6 +119,11 @@ def add_secrets(secrets: Iterable[str]) -> None:
 def redact(text: str) -> str:
     """The text with *** for every secret in it."""
     return _redactor.redact(text)
+
+
+def private(text: str) -> str:
+    """The text as a log line would hold it: without secrets, phone numbers and query strings."""
+    return str(_private(redact(text), foreign=False))
 
 
 class Repeats:

@@ -21,7 +21,12 @@ from .wiring import Archive
 log = structlog.get_logger()
 
 #: Fields of Config that open what can't be changed under running work.
-_FIXED = {"data_dir": "data_dir", "database_url": "database.url", "http_listen": "http.listen"}
+_FIXED = {
+    "data_dir": "data_dir",
+    "database_url": "database.url",
+    "http_listen": "http.listen",
+    "traces_endpoint": "traces.endpoint",
+}
 
 
 class Watch:

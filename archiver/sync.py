@@ -60,6 +60,7 @@ from .options import SourceOptions
 from .ports import Acknowledges, Details, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
 from .tally import Timings
+from .traces import span
 from .windows import EPOCH, Piece, cut, halve, next_look, next_try, plan
 
 log = structlog.get_logger()
@@ -220,6 +221,16 @@ async def poll(
     At least one older gap is worked on; after ``budget`` the rest is left to the next poll (``more``). ``relist``
     lists all of ``wanted`` again. Raises Refused, after pausing the source, and CatalogDown.
     """
+    with span("poll", source=feed.name) as tell:
+        polled = await _poll(feed, catalog, wanted, budget, pause, relist=relist)
+        ended = "busy" if polled.busy else "failed" if polled.error else "more to list" if polled.more else "done"
+        tell(outcome=ended, windows=polled.windows, listed=polled.listed, new=polled.new)
+        return polled
+
+
+async def _poll(
+    feed: Feed, catalog: Catalog, wanted: Window | None, budget: timedelta | None, pause: float, *, relist: bool
+) -> Polled:
     report = Polled()
     now = catalog.clock.now()
     await catalog.expire_by(feed.name, feed.options.retention)
@@ -356,7 +367,10 @@ async def listed(
 async def _ask(feed: Feed, window: Window, pause: float) -> Listing:
     for attempt in range(1, TRIES + 1):
         try:
-            return await feed.source.list(window)
+            with span("list", source=feed.name, window=str(window)) as tell:
+                listing = await feed.source.list(window)
+                tell(listed=len(listing.recordings))
+                return listing
         except Overflow:
             raise
         except TryAgain as error:
@@ -558,8 +572,10 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog) ->
         await sink.restart()
     if claim.medium.ref.get(UNDETAILED):
         raise NotReady("its details could not be read yet")
-    await feed.source.fetch(claim.medium, sink)
-    body = await sink.body()
+    with span("download", source=feed.name) as tell:
+        await feed.source.fetch(claim.medium, sink)
+        body = await sink.body()
+        tell(size=body.length)
     found = await verified(claim.medium, body)
     await delivered(feed, catalog)
     return body, found
@@ -655,7 +671,8 @@ async def _put(outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: 
     )
     began = time.monotonic()
     try:
-        await outlet.store.put(key, body)
+        with span("put", store=outlet.name, size=body.length):
+            await outlet.store.put(key, body)
     except StoreConflict as error:
         outlet.failed_puts += 1
         log.error("store.conflict", store=outlet.name, key=key, error=str(error))

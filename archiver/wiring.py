@@ -15,6 +15,7 @@ from .http import Client, Gate
 from .pace import Pace
 from .spool import Spool
 from .sync import Feed, Outlet, describe_changes, tell_ledgers
+from .traces import exporting
 from .verify import Verifier
 
 
@@ -122,7 +123,7 @@ async def read_only(config: Config) -> AsyncIterator[Catalog]:
 @asynccontextmanager
 async def opened(config: Config) -> AsyncIterator[Archive]:
     """Database (migrated), stores and enabled sources. Raises CatalogDown; stores and sources are not asked yet."""
-    async with AsyncExitStack() as stack:
+    async with exporting(config.traces_endpoint), AsyncExitStack() as stack:
         catalog, database = await open_catalog(config, stack)
         await catalog.migrate()
         spool = Spool(config.data_dir / "spool", config.memory)
