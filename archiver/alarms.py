@@ -15,8 +15,8 @@ from .model import ListingKey, Window, utc_text
 from .options import SourceOptions
 from .windows import last_hours, losses, subtract
 
-#: Of alarms: too few calls, a list that shrank, a queue that stands still, a race being lost.
-KINDS = ("quiet", "shrunk", "still", "losing")
+#: Of alarms: too few calls, a list that shrank, a queue that stands still, ids that do not come, a race being lost.
+KINDS = ("quiet", "shrunk", "still", "untold", "losing")
 #: Hours looked at, and weeks before them that say what is usual; so many of these must have been listed.
 HOURS, WEEKS, ENOUGH = 24, 8, 4
 #: An hour is watched where it never had fewer calls; it is too quiet with less than a quarter of the fewest.
@@ -57,6 +57,7 @@ async def watch(
         await _quiet(catalog, name, options, covered, now),
         await _shrunk(catalog, name, options, listing_key, now),
         await _still(catalog, name, stores, now),
+        await _untold(catalog, options),
     ):
         if alarm is not None:
             watched.alarms.append(alarm)
@@ -113,6 +114,13 @@ async def _still(catalog: Catalog, name: str, stores: Sequence[str], now: dateti
     if archived:
         return None
     return Alarm("still", f"the queue stands still: {count} media due since {utc_text(since)}; does the daemon run?")
+
+
+async def _untold(catalog: Catalog, options: SourceOptions) -> Alarm | None:
+    other = getattr(options, "ids_from", None)
+    if other is None or not await catalog.tells_no_call_ids(other):
+        return None
+    return Alarm("untold", f"{other} has told recordings and not one call id, so none is looked up here (ids_from)")
 
 
 async def _race(

@@ -690,6 +690,10 @@ SELECT call_id, max(at) AS at FROM (
 ) AS known
 WHERE call_id IS NOT NULL AND (at, call_id) > ($2, $3) GROUP BY call_id ORDER BY 2, 1 LIMIT $4"""
 
+TELLS_NO_CALL_IDS = """
+SELECT EXISTS (SELECT FROM recordings WHERE source = $1)
+    AND NOT EXISTS (SELECT FROM recordings WHERE source = $1 AND call_id IS NOT NULL)"""
+
 
 # -- what is asked and answered ------------------------------------------------------------------------------------
 
@@ -1200,6 +1204,11 @@ class Catalog:
         """
         async with self._connection() as c:
             return [(row[0], row[1]) for row in await c.fetch(CALL_IDS, source, after, beyond, limit)]
+
+    async def tells_no_call_ids(self, source: str) -> bool:
+        """Has it recordings, and not one of them a call id?"""
+        async with self._connection() as c:
+            return bool(await c.fetchval(TELLS_NO_CALL_IDS, source))
 
     # -- transfer ---------------------------------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ _TO_DO = {
     "quiet": "see that the recorder records, and that the account may see all of it; `archiver check` asks it now",
     "shrunk": "mend the account's rights, then `archiver check`; what is listed again comes by itself",
     "still": "see that the daemon runs (`systemctl status archiver`); `archiver sync {}` does it now",
+    "untold": "see on the page of that recorder's kind in docs/sources what makes it tell call ids",
     "losing": "give the source more concurrency or rate, or have the recorder keep its calls for longer",
 }
 

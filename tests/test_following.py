@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+from archiver import sync
 from archiver.model import Direction
 from archiver.simulators.base import Call
 from archiver.simulators.base import Clock as RecorderClock
@@ -129,3 +130,19 @@ async def test_call_ids_of_another_recorder_are_looked_up(tmp_path, database, cl
         asked = sim.count("unique_id")
         await go_by(3)
         assert sim.count("unique_id") == asked, "long settled"
+
+
+async def test_a_recorder_that_tells_no_call_ids_is_warned_about(tmp_path, database, clock):
+    """Nothing fails, and nothing would ever come."""
+    other, sim = at_noon(XivoSimulator), at_noon(Fed)
+    sim.ids = {"ids_from": "other"}
+    async with archiving(tmp_path, database, {"other": other, "pbx": sim}, clock=clock) as rig:
+        await rig.sync()
+        assert (await rig.status())["sources"]["pbx"]["warnings"] == []
+        call = other.add_call(NOON - 3 * MINUTE, MINUTE)
+        await rig.sync()
+        warned = (await rig.status())["sources"]
+        assert [w["kind"] for w in warned["pbx"]["warnings"]] == ["untold"]
+        assert warned["other"]["warnings"] == []
+        await sync.look_up(rig.archive.feeds["other"], rig.catalog, [other.call_id(call)])
+        assert (await rig.status())["sources"]["pbx"]["warnings"] == []

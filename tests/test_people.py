@@ -73,6 +73,7 @@ TROUBLE = {
     "quiet": ({"warnings": [{"kind": "quiet", "text": "only 1 call"}]}, ["`archiver check`"]),
     "losing": ({"warnings": [{"kind": "losing", "text": "9 will be lost"}]}, ["more concurrency or rate"]),
     "still": ({"warnings": [{"kind": "still", "text": "9 due"}]}, ["`archiver sync hq`"]),
+    "untold": ({"warnings": [{"kind": "untold", "text": "not one id"}]}, ["docs/sources"]),
     "gap": ({"gaps": [GAP]}, ["`archiver sync hq`"]),
     "off": ({"enabled": False, "polled_at": None, "last_error": "old"}, []),
 }
