@@ -952,6 +952,7 @@ class Catalog:
             if locks is not None:
                 locks.terminate()
 
+    @_repeated
     async def stay_alive(self) -> int:
         """Show that this process lives, and free at once what those held that are dead; how many these were.
 
@@ -1264,10 +1265,12 @@ class Catalog:
             row = await c.fetchrow(MEDIUM, source, recording_id, media_id)
         return _medium(row) if row else None
 
+    @_repeated
     async def renew(self, claims: Sequence[Claim], lease: timedelta) -> None:
         async with self._connection() as c:
             await c.execute(RENEW, *_claim_columns(claims), self.clock.now() + lease)
 
+    @_repeated
     async def release(self, claims: Sequence[Claim], due_at: datetime | None = None) -> None:
         """Give claims back untouched, due again at once or then."""
         async with self._connection() as c:
@@ -1366,6 +1369,7 @@ class Catalog:
         )
         return sum(row[0] for row in rows)
 
+    @_repeated
     async def described(self, revisions: Mapping[tuple[str, str], int]) -> int:
         """Manifests now hold these revisions; of how many that is still the newest."""
         async with self._connection() as c:
@@ -1379,6 +1383,7 @@ class Catalog:
             before = new_before or self.clock.now() + timedelta(days=1)
             return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit, before)]
 
+    @_repeated
     async def revise(self, keys: Sequence[tuple[str, str]]) -> None:
         """A new revision of each: who read an earlier one can't say any more that a manifest describes it."""
         async with self._connection() as c:
@@ -1404,6 +1409,7 @@ class Catalog:
         async with self._connection() as c:
             return [row[0] for row in await c.fetch(WHOLE, source, list(stores))]
 
+    @_repeated
     async def aim(self, source: str, stores: Sequence[str]) -> None:
         """The source's stores are these from now on, also for what was listed before and is not archived yet."""
         async with self._connection() as c:
@@ -1640,6 +1646,7 @@ class Catalog:
             touched = sorted({identity[:2] for _, identity in copies})
             await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
 
+    @_repeated
     async def widen(self, source: str, store: str) -> None:
         """All that the store lacks of the source now is what is not archived: that is described there too."""
         async with self._connection() as c:
@@ -1671,6 +1678,7 @@ class Catalog:
         async with self._connection() as c:
             return int(await c.fetchval(READ_SINCE, store, moment))
 
+    @_repeated
     async def verified(self, store: str, readings: Sequence[Reading], seconds: float) -> None:
         """What reading copies of a store back found, and how long it took."""
         now = self.clock.now()
@@ -1747,6 +1755,7 @@ class Catalog:
         async with self._connection() as c:
             return [(r[0], r[1], r[2], r[3]) for r in await c.fetch(UNTOLD_VERIFIED, list(sources), limit)]
 
+    @_repeated
     async def told_verified(self, copies: Sequence[tuple[str, str, str, datetime]]) -> None:
         """The stores hold these now."""
         async with self._connection() as c:
@@ -1850,6 +1859,7 @@ class Catalog:
             known = {row[0] for row in await c.fetch(KNOWN_KEYS, store, [holdable(key) for key in keys])}
         return [key for key in keys if key not in known]
 
+    @_repeated
     async def retry(self, source: str | None, state: State) -> int:
         """Make media of that state due again now; how many."""
         now = self.clock.now()
@@ -1858,6 +1868,7 @@ class Catalog:
             await self._remember(c, now, [(r[0], r[1], r[2], "asked for again", f"was {state.value}") for r in rows])
         return len(rows)
 
+    @_repeated
     async def forgive(self, ids: Iterable[tuple[str, str, str]], what: str, due_at: datetime) -> None:
         """Make those of the media due then that failed for that reason, though not one of them was to blame."""
         async with self._connection() as c:

@@ -595,6 +595,25 @@ class TestAvailability:
         assert [c.medium.recording_id for c in await claim(hq, 1)] == ["u"]
 
 
+async def test_who_is_ended_by_a_deadlock_begins_again_and_nobody_hears_of_it(hq, db):
+    await tell(hq, a_recording(recording_id="a"), a_recording(recording_id="b"))
+    # Not this one.
+    await db.execute("SET deadlock_timeout = '60s'")
+    touch = "UPDATE recordings SET flags = '{touched}' WHERE recording_id = $1"
+    async with asyncio.timeout(60):
+        async with db.transaction():
+            await db.execute(touch, "b")
+            revising = asyncio.create_task(hq.revise([(HQ, "a"), (HQ, "b")]))
+            waiting = (
+                "SELECT true FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            while not await db.fetchval(waiting):
+                await asyncio.sleep(0.01)
+            await db.execute(touch, "a")
+        await revising
+    assert [row[0] for row in await db.fetch("SELECT revision FROM recordings")] == [2, 2]
+
+
 class TestChangedContent:
     """Changed content is a new copy beside the old one."""
 
