@@ -46,8 +46,8 @@ FAULTS: tuple[tuple[str, str, float, object], ...] = (
     ("retry_after", "audio", 0.01, 2),
     ("drip", "audio", 0.01, 0.2),
 )
-#: Not looked at, in seconds: caches fill, connections open.
-WARM_UP = 180.0
+#: Not looked at, in seconds: caches fill, connections open, the first lookback passes.
+WARM_UP = 360.0
 SAMPLE = 5.0
 ALLOWED = 1.05
 
