@@ -44,6 +44,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _CHATTY = ("aiohttp", "apscheduler", "asyncio", "boto3", "botocore", "urllib3")
 _SHORTEST = 4
 _DEEPEST = 12
+#: Characters of one value.
+_MOST = 10_000
 _HIDDEN = "***"
 #: Set by us, never by others.
 _OWN = {"at", "level"}
@@ -197,6 +199,7 @@ class _Redactor:
     def __init__(self) -> None:
         self._known: frozenset[str] = frozenset()
         self._pattern: re.Pattern[str] | None = None
+        self._longest = 0
 
     def add(self, secrets: Iterable[str]) -> None:
         known = self._known | {secret for secret in secrets if len(secret) >= _SHORTEST}
@@ -207,6 +210,7 @@ class _Redactor:
         # The longest first: one secret may begin another.
         alternatives = [re.escape(form) for form in sorted(plain, key=len, reverse=True)]
         alternatives += [f"{re.escape(form)}[A-Za-z0-9+/_=-]*" for form in sorted(encoded, key=len, reverse=True)]
+        self._longest = max(map(len, plain | encoded))
         self._known, self._pattern = known, re.compile("|".join(alternatives))
 
     def redact(self, text: str) -> str:
@@ -219,7 +223,7 @@ class _Redactor:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
-            return self.redact(value)
+            return self.redact(value) if len(value) <= _MOST else self._shortened(value)
         if isinstance(value, int | float):
             text = str(value)
             shown = text == self.redact(text)
@@ -234,6 +238,11 @@ class _Redactor:
             return self.redact(str(value))
         except Exception:  # noqa: BLE001 - a log line must not fail for what it tells of
             return f"<{type(value).__name__}>"
+
+    def _shortened(self, text: str) -> str:
+        """Its beginning: a log tells of an answer, it does not hold it. What the cut may halve is left out."""
+        head = self.redact(text[: _MOST + self._longest])
+        return f"{head[: len(head) - self._longest]}… ({len(text)} characters)"
 
 
 _redactor = _Redactor()

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import sys
+import time
 import urllib.parse
 import warnings
 from datetime import timedelta
@@ -205,6 +206,18 @@ def test_secrets_can_be_added_at_run_time(lines):
     add_secrets(["second-secret"])
     structlog.get_logger().info("first-secret second-secret")
     assert [line["event"] for line in lines()] == ["*** second-secret", "*** ***"]
+
+
+def test_of_a_long_value_the_beginning_is_logged_at_once_and_no_half_of_a_secret(lines):
+    configure(secrets=["the-password"])
+    began = time.monotonic()
+    for before in range(9_990, 10_020):
+        structlog.get_logger().info("answer", body="b" * before + "the-password" + "c" * 8_000_000)
+    assert time.monotonic() - began < 30
+    for line in lines():
+        assert line["body"].endswith(" characters)")
+        assert 9_000 < len(line["body"]) < 10_200
+        assert "the-p" not in line["body"]
 
 
 def test_a_secret_that_begins_another_hides_both_whole():
