@@ -211,13 +211,13 @@ FROM unnest($2::bytea[], $3::text[], $4::text[]) AS t (digest, raw, reason) ORDE
 ON CONFLICT (source, digest) DO UPDATE SET last_at = $7, times = r.times + 1, reason = excluded.reason"""
 
 HISTORY = """
-INSERT INTO history AS h (source, recording_id, media_id, what, detail, first_at, last_at, times)
-SELECT t.source, t.recording_id, t.media_id, t.what, t.detail, $6, $6, count(*)
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-    AS t (source, recording_id, media_id, what, detail)
+INSERT INTO history AS h (source, recording_id, media_id, what, detail, answer, first_at, last_at, times)
+SELECT t.source, t.recording_id, t.media_id, t.what, t.detail, max(t.answer), $7, $7, count(*)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS t (source, recording_id, media_id, what, detail, answer)
 GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT (source, recording_id, media_id, what, detail) DO UPDATE SET
-    last_at = excluded.last_at, times = h.times + excluded.times"""
+    last_at = excluded.last_at, times = h.times + excluded.times, answer = coalesce(excluded.answer, h.answer)"""
 
 #: Dead is who neither holds its lock nor has any connection; after the server's own start all are to connect first.
 FREE_DEAD = """
@@ -653,7 +653,7 @@ WHERE (m.source, m.recording_id, m.media_id) = (t.s, t.r, t.i) AND m.state = 'fa
 DELIVERED = """SELECT EXISTS (SELECT FROM totals WHERE source = $1 AND count > 0)"""
 
 HISTORY_OF = """
-SELECT media_id, what, detail, first_at, last_at, times FROM history
+SELECT media_id, what, detail, answer, first_at, last_at, times FROM history
 WHERE source = $1 AND recording_id = $2 ORDER BY first_at, last_at"""
 
 LISTINGS_OF = """
@@ -1308,7 +1308,9 @@ class Catalog:
                 settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
                 held = {r[4] for r in rows}
                 kept = [o for o in outcomes if o.claim.token in held]
-                await self._remember(c, now, [(*o.claim.id, o.what, o.error or "") for o in kept])
+                await self._remember(
+                    c, now, [(*o.claim.id, o.what, o.error or "") for o in kept], [o.answer for o in kept]
+                )
                 ended = [o.claim for o in kept if o.state is not State.PENDING]
                 await c.execute(TOUCH_RECORDINGS, [e.source for e in ended], [e.medium.recording_id for e in ended])
             ended_ids = sorted({i[:2] for i, state in settled.items() if state is not State.PENDING})
@@ -1420,10 +1422,16 @@ class Catalog:
         async with self._connection() as c:
             await c.execute(TOLD, ledger["source"], _multirange(ledger["covered"]), ledger["cursor"])
 
-    async def _remember(self, c: Any, now: datetime, events: Sequence[tuple[str, str, str, str, str]]) -> None:
+    async def _remember(
+        self,
+        c: Any,
+        now: datetime,
+        events: Sequence[tuple[str, str, str, str, str]],
+        answers: Sequence[str | None] | None = None,
+    ) -> None:
         if events:
             columns = [[holdable(event[i])[: 500 if i > 2 else None] for event in events] for i in range(5)]
-            await c.execute(HISTORY, *columns, now)
+            await c.execute(HISTORY, *columns, answers or [None] * len(events), now)
 
     async def missing_since(self, source: str, recording_id: str) -> datetime | None:
         async with self._connection() as c:
@@ -1514,6 +1522,7 @@ class Catalog:
                     "media_id": row["media_id"] or None,
                     "what": row["what"],
                     "detail": row["detail"] or None,
+                    "answer": row["answer"],
                     "first_at": utc_text(row["first_at"]),
                     "last_at": utc_text(row["last_at"]),
                     "times": row["times"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import html
 import json as jsonlib
 import re
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookies import CookieError, SimpleCookie
@@ -43,6 +45,61 @@ _PATIENCE, _TRICKLE = 10, 1 << 10
 #: So many bytes of an answer are looked at for a message.
 _QUOTED = 400
 _REDIRECTS = {301, 302, 303, 307, 308}
+
+
+class Heard:
+    """The last answer to a request within :func:`overheard`, so far as it came."""
+
+    def __init__(self) -> None:
+        self._head: tuple[int, str] | None = None
+        self._length = 0
+        self._kept: list[bytes] = []
+
+    def asked(self) -> None:
+        self._head = None
+
+    def begun(self, response: Answer) -> None:
+        told = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+        self._head = response.status, told if _MEDIA_TYPE.fullmatch(told) else ""
+        self._length, self._kept = 0, []
+
+    def came(self, chunk: bytes) -> None:
+        self._length += len(chunk)
+        if self._length <= _KEPT:
+            self._kept.append(chunk)
+        else:
+            self._kept.clear()
+
+    def fingerprint(self, length: int, sha256: Callable[[], str]) -> str | None:
+        """``503, text/html, 812 bytes, SHA-256 1f2e3d4c5b6a``; None where nothing was answered.
+
+        A longer body's hash is that of the bytes that were handed on, where these are all.
+        """
+        if self._head is None:
+            return None
+        status, content_type = self._head
+        told = [str(status), content_type or "no Content-Type", f"{self._length} bytes"]
+        if self._length <= _KEPT:
+            told.append(f"SHA-256 {hashlib.sha256(b''.join(self._kept)).hexdigest()[:12]}")
+        elif self._length == length:
+            told.append(f"SHA-256 {sha256()[:12]}")
+        return ", ".join(told)
+
+
+_HEARD: ContextVar[Heard | None] = ContextVar("heard", default=None)
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
+#: So many bytes of a body are kept for their hash: an error is seldom longer.
+_KEPT = 64 << 10
+
+
+@contextmanager
+def overheard() -> Iterator[Heard]:
+    """What is answered meanwhile, to this task and those that it starts."""
+    token = _HEARD.set(heard := Heard())
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
 
 
 class Gate:
@@ -303,6 +360,9 @@ class Client:
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
     ) -> Answer:
         began, patience = monotonic(), self._timeout.total_seconds() * _PATIENCE
+        heard = _HEARD.get()
+        if heard is not None:
+            heard.asked()
         try:
             # A head may come byte by byte, and each is progress.
             async with asyncio.timeout(patience) as limit:
@@ -312,6 +372,8 @@ class Client:
             if limit.expired():
                 raise TooSlow(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
             raise
+        if heard is not None:
+            heard.begun(answer)
         if answer.status in {429, 503}:
             self.gate.refused()
         elif paced:
@@ -361,9 +423,12 @@ class Client:
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
         received, began = 0, monotonic()
+        heard = _HEARD.get()
         try:
             while chunk := await response.read():
                 received += len(chunk)
+                if heard is not None:
+                    heard.came(chunk)
                 self.gate.active_at = monotonic()
                 spans = (monotonic() - began) / self._timeout.total_seconds()
                 if spans > _PATIENCE and received < spans * _TRICKLE:
@@ -421,6 +486,8 @@ class Client:
             async with asyncio.timeout(self._timeout.total_seconds()):
                 while len(body) < longest and (part := await response.read()):
                     body += part
+        if (heard := _HEARD.get()) is not None:
+            heard.came(bytes(body))
         excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
         what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")

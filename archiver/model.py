@@ -304,6 +304,8 @@ class Outcome:
     failing_since: datetime | None
     #: The class of what happened, for the history: failed, not ready, refused, gone, empty …
     what: str
+    #: The fingerprint of what the source answered, where it did: ``503, text/html, 812 bytes, SHA-256 1f2e3d4c5b6a``.
+    answer: str | None = None
 
 
 def utc_text(moment: datetime) -> str:

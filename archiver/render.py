@@ -182,7 +182,8 @@ def story(console: Console, d: Document) -> None:
         times = f" ({event['times']}×, last {event.get('last_at')})" if event["times"] > 1 else ""
         medium = f" {event['media_id']}" if event["media_id"] and len(d["media"]) > 1 else ""
         detail = f": {event['detail']}" if event["detail"] else ""
-        console.print(clean(f"  {event['at']}{medium} {event['what']}{detail}{times}"), soft_wrap=True)
+        answer = f" [answer: {event['answer']}]" if event["answer"] else ""
+        console.print(clean(f"  {event['at']}{medium} {event['what']}{detail}{answer}{times}"), soft_wrap=True)
     if d["missing_since"]:
         console.print(f"  the source no longer lists it since {d['missing_since']}")
 

@@ -254,7 +254,7 @@ async def why(catalog: Catalog, source: str, recording_id: str) -> Document | No
     document = found[0]
     story: list[Document] = [_event(utc_text(first), "first listed")]
     for event in await catalog.history(source, recording_id):
-        last = {"last_at": event["last_at"], "times": event["times"]}
+        last = {"last_at": event["last_at"], "times": event["times"], "answer": event["answer"]}
         story.append(_event(event["first_at"], event["what"], event["detail"], event["media_id"]) | last)
     for medium in document["media"]:
         for copy in medium["copies"]:
@@ -280,7 +280,8 @@ async def why(catalog: Catalog, source: str, recording_id: str) -> Document | No
 
 
 def _event(at: str, what: str, detail: str | None = None, media_id: str | None = None) -> Document:
-    return {"at": at, "last_at": at, "times": 1, "what": what, "detail": detail, "media_id": media_id}
+    event = {"at": at, "last_at": at, "times": 1, "what": what, "detail": detail}
+    return event | {"answer": None, "media_id": media_id}
 
 
 def summary(summaries: Mapping[str, Any]) -> Document:

@@ -99,6 +99,13 @@ class SpoolSink:
         await _in_thread(self._file.flush)
         return Body(self.length, self._hash.hexdigest(), path=self._path)
 
+    def sha256(self) -> str:
+        """Of the bytes so far. Blocking where the last ones wait for the disk."""
+        unhashed = self._hash.copy()
+        for chunk in self._chunks if self._file is not None else ():
+            unhashed.update(chunk)
+        return unhashed.hexdigest()
+
     def _spill(self) -> None:
         """What is hashed already moves from memory to a new file."""
         self._file, self._path = _new_file(self._spool.folder)

@@ -40,7 +40,7 @@ from .errors import (
     TooSlow,
     TryAgain,
 )
-from .http import Gate
+from .http import Gate, overheard
 from .model import (
     Availability,
     Body,
@@ -547,9 +547,11 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
     """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
     with spool.sink() as sink:
         try:
-            body, found = await obtain(feed, claim, sink, catalog)
+            with overheard() as heard:
+                body, found = await obtain(feed, claim, sink, catalog)
         except SourceError as error:
-            return await explain(feed, claim, catalog, error)
+            answer = heard.fingerprint(sink.length, sink.sha256)
+            return replace(await explain(feed, claim, catalog, error), answer=answer)
         except SpoolDown as error:
             return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
         return await deliver(feed, claim, catalog, body, found)

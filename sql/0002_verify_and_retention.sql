@@ -16,6 +16,9 @@ DROP INDEX copies_by_age;
 CREATE INDEX copies_by_age ON copies (store, (coalesce(read_at, archived_at)), key);
 CREATE INDEX copies_untold ON copies (source) WHERE untold;
 
+-- What the source answered when it happened last: status, type, bytes, the beginning of their SHA-256.
+ALTER TABLE history ADD COLUMN answer text;
+
 -- What reading copies back found wrong, and what mended it: kept for ever.
 CREATE TABLE findings (
     store       text NOT NULL,

@@ -1047,7 +1047,7 @@ class TestHistory:
         await settle(hq, an_outcome(c, State.GONE, what="gone", error="404"))
         failed, gone = await hq.history(HQ, "r")
         assert failed == {
-            "media_id": "m1", "what": "failed", "detail": "it broke", "times": 3,
+            "media_id": "m1", "what": "failed", "detail": "it broke", "answer": None, "times": 3,
             "first_at": "2024-05-18T12:00:00.000Z", "last_at": "2024-05-18T12:02:00.000Z",
         }  # fmt: skip
         assert (gone["what"], gone["detail"], gone["times"]) == ("gone", "404", 1)

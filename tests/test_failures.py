@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
@@ -11,8 +12,9 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from archiver import report
 from archiver.errors import Refused
-from archiver.model import State
+from archiver.model import Outcome, State
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
@@ -29,6 +31,57 @@ DAY = timedelta(days=1)
 
 def file_of(sim: Simulator, number: int = 0) -> str:
     return XivoSimulator.file_id(sim.calls[number])
+
+
+# -- what why tells ---------------------------------------------------------------------------------------------------
+
+
+async def test_why_tells_the_fingerprint_of_what_was_answered_and_no_word_of_it(tmp_path, database, clock):
+    sim = a_recorder(calls=4)
+    whole = {name: told.audio["audio"] for name, told in sim.truth().items()}
+    cut, page, refused, lost = (file_of(sim, n) for n in range(4))
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("truncate", "audio", times=1, match=cut)
+        sim.fault("html", "audio", times=1, match=page)
+        sim.fault("status", "audio", times=1, match=refused, value=503)
+        sim.fault("reset", "audio", times=2, match=lost)
+        await rig.sync()
+
+        async def answer(recording_id: str) -> str | None:
+            told = await report.why(rig.catalog, "pbx", recording_id)
+            (answer,) = [event["answer"] for event in told["story"] if event["what"] == "failed"]
+            assert all(event["answer"] is None for event in told["story"] if event["what"] != "failed")
+            return answer
+
+        told = re.fullmatch(r"200, audio/[a-z-]+, ([0-9]+) bytes, SHA-256 ([0-9a-f]{12})", await answer(cut))
+        came = whole[cut][: int(told[1])]
+        assert 0 < len(came) < len(whole[cut])
+        assert told[2] == hashlib.sha256(came).hexdigest()[:12]
+        assert re.fullmatch(r"200, text/html, [0-9]+ bytes, SHA-256 [0-9a-f]{12}", await answer(page))
+        assert re.fullmatch(r"503, [a-z/]+, [0-9]+ bytes, SHA-256 [0-9a-f]{12}", await answer(refused))
+        assert await answer(lost) is None
+
+
+async def test_an_error_page_that_differs_each_time_adds_no_row_and_the_last_is_told(tmp_path, database, clock):
+    sim = a_recorder(calls=1)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.poll()
+        for attempt in range(3):
+            (claim,) = await rig.catalog.claim({"pbx": 1}, MINUTE)
+            outcome = Outcome(
+                claim=claim,
+                state=State.PENDING,
+                due_at=clock.now(),
+                error="failed: these bytes are HTML, not audio",
+                attempts=attempt + 1,
+                failing_since=clock.now(),
+                what="failed",
+                answer=f"200, text/html, {attempt} bytes, SHA-256 {attempt:012x}" if attempt < 2 else None,
+            )
+            await rig.catalog.settle([], [outcome], revisions={}, targets={})
+        (event,) = await rig.catalog.history("pbx", file_of(sim))
+        assert event["times"] == 3
+        assert event["answer"] == "200, text/html, 1 bytes, SHA-256 000000000001"
 
 
 # -- try again -------------------------------------------------------------------------------------------------------
