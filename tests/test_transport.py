@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import socket
+import struct
 from contextlib import asynccontextmanager
 
 import pytest
@@ -212,6 +214,32 @@ async def test_a_slow_reader_makes_the_server_wait():
             await asyncio.sleep(0.05)
         assert sent < 50
         assert len(first) + sum([len(chunk) async for chunk in answer]) == 100_000_000
+
+
+@pytest.mark.parametrize(("promised", "whole"), [(2, True), (3, False)])
+async def test_a_connection_that_is_reset_after_the_last_byte_costs_nothing(promised, whole):
+    heard, reset = asyncio.Event(), asyncio.Event()
+
+    async def script(server, number, reader, writer):
+        await server.request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nhi" % promised)
+        await heard.wait()
+        # So that closing it is a reset.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        reset.set()
+
+    async with (
+        serving(script) as (_, transport, origin),
+        await transport.send("GET", origin, "/", {}, None) as answer,
+    ):
+        heard.set()
+        await reset.wait()
+        if whole:
+            assert b"".join([chunk async for chunk in answer]) == b"hi"
+        else:
+            with pytest.raises(Cut):
+                assert [chunk async for chunk in answer] == []
 
 
 async def test_nobody_there_is_no_connection():
