@@ -234,6 +234,18 @@ async def test_a_listing_that_breaks_leaves_a_gap_that_the_next_poll_closes(tmp_
         assert await assert_archived(rig) == 20
 
 
+async def test_a_window_that_is_too_much_for_a_recorder_is_halved_and_listed_whole_by_the_same_poll(
+    tmp_path, database, clock
+):
+    sim = a_recorder(ChronicallSimulator, 20)
+    sim.fault("limit", value=25 * MINUTE, times=-1)
+    async with archiving(tmp_path, database, sim, clock=clock, window="1h", lookback="1s", timeout="500ms") as rig:
+        polled = await rig.poll()
+        assert (polled.error, polled.new) == (None, len(sim.truth()))
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert sum((w.length for w in ledger["covered"]), timedelta()) == 3 * HOUR - SECOND
+
+
 async def test_a_gap_is_not_closed_while_the_time_before_it_could_not_be_listed_again(tmp_path, database, clock):
     sim = a_recorder(ChronicallSimulator, 3)
     sim.add_call(NOON - 30 * MINUTE, 4 * SECOND, index=5, listed_at=NOON + 10 * MINUTE)

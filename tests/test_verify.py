@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -254,8 +254,12 @@ async def test_what_was_not_archived_yet_is_found_again_after_a_rebuild(tmp_path
         await rig.sync()
         assert (await rig.states()).get("pending") == 1
         sim.faults.clear()
-        before, after, *_ = await remade(rig, database, "disk")
+        before, after, _, ledgers, _ = await remade(rig, database, "disk")
         assert len(before) == len(after)
+        # By itself, not only thanks to a lookback: no manifest tells how to fetch it.
+        (waiting,) = [d for d in map(json.loads, after) if d["state"] != "archived"]
+        moment = datetime.fromisoformat(waiting["started_at"])
+        assert not any(window.start <= moment < window.end for window in ledgers["pbx"][0])
         await rig.sync(wait=timedelta(seconds=5))
         assert await rig.states() == {"archived": 8}
 
