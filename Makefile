@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Some systems forbid it: then every command that a test starts compiles all it imports, which takes longer than most tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint run bench soak chaos lock wheels install uninstall systemd-test clean
 
 demo: $(VENV)/demo

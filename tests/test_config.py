@@ -420,7 +420,7 @@ values = st.recursive(
     max_leaves=8,
 )
 options = st.dictionaries(keys, values, max_size=6)
-FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 
 
 def loads_or_tells(path: Path) -> None:

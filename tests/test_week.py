@@ -89,7 +89,7 @@ class Week:
         """Hours pass, uneven ones; what went wrong is left to the next look."""
         rig = self.rig
         while rig.catalog.clock.now() < END:
-            rig.advance(min(self.dice.choice((3, 7, 8)) * HOUR, END - rig.catalog.clock.now()))
+            rig.advance(min(self.dice.choice((5, 9, 10)) * HOUR, END - rig.catalog.clock.now()))
             outage = NOON + 3 * DAY < rig.catalog.clock.now() < NOON + 3 * DAY + 30 * HOUR
             for name, sim in rig.sims.items():
                 self.spoil(sim)
