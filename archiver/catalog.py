@@ -599,6 +599,9 @@ RESERVE = """
 UPDATE sources SET next_request_at = greatest(next_request_at, $2) + $3::interval WHERE name = $1
 RETURNING next_request_at - $3::interval AS at"""
 
+LISTING_AT = """SELECT next_listing_at FROM sources WHERE name = $1 AND next_listing_at > $2"""
+LISTING_ENDED = """UPDATE sources SET next_listing_at = greatest(next_listing_at, $2) WHERE name = $1"""
+
 COUNTS = """
 SELECT source, state, count(*) AS count, min(due_at) AS due_at FROM media
 WHERE state <> 'archived' AND ($1::text[] IS NULL OR source = ANY($1)) GROUP BY source, state"""
@@ -1014,6 +1017,18 @@ class Catalog:
         async with self._connection() as c:
             at = await c.fetchval(RESERVE, source, now, interval)
         return max(at - now, timedelta()) if at is not None else timedelta()
+
+    async def listing_wait(self, source: str) -> timedelta:
+        """How long until the source's next listing may begin, whoever made the last one."""
+        now = self.clock.now()
+        async with self._connection() as c:
+            at = await c.fetchval(LISTING_AT, source, now)
+        return at - now if at is not None else timedelta()
+
+    async def listing_ended(self, source: str, pause: timedelta) -> None:
+        """The next one may begin after that pause."""
+        async with self._connection() as c:
+            await c.execute(LISTING_ENDED, source, self.clock.now() + pause)
 
     # -- discovery --------------------------------------------------------------------------------------------------
 

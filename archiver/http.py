@@ -29,7 +29,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from . import __version__
-from .errors import BadData, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
+from .errors import BadData, CatalogDown, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
@@ -114,6 +114,10 @@ class Gate:
         self._limit = limit
         #: Takes the next place in the rate and says how long to wait for it.
         self.reserve = reserve
+        #: Over all processes: how long until a listing may begin; that one ended, and how long to pause now.
+        self.listing_wait: Callable[[], Awaitable[timedelta]] | None = None
+        self.listing_ended: Callable[[timedelta], Awaitable[None]] | None = None
+        self._listing_at = float("-inf")
         self._pace = pace
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.running = 0
@@ -199,6 +203,22 @@ class Gate:
         finally:
             self.active_at = monotonic()
             self._leave()
+
+    @asynccontextmanager
+    async def listing(self, pause: timedelta) -> AsyncIterator[None]:
+        """Begins no sooner than ``pause`` after the end of the last one, whichever process that was in."""
+        wait = timedelta(seconds=max(0.0, self._listing_at - monotonic()))
+        if self.listing_wait is not None:
+            wait = max(wait, await self.listing_wait())
+        # Another host's clock may be wrong.
+        await asyncio.sleep(min(wait, pause).total_seconds())
+        try:
+            yield
+        finally:
+            self._listing_at = monotonic() + pause.total_seconds()
+            if self.listing_ended is not None:
+                with suppress(CatalogDown):
+                    await self.listing_ended(pause)
 
     def heard(self, status: int, seconds: float) -> None:
         self.answers[status] += 1

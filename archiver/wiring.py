@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 from .catalog import Catalog
 from .config import Config, SourceConfig, StoreConfig
@@ -143,7 +144,7 @@ def make_feed(
     stack: AsyncExitStack,
     gate: Gate | None = None,
 ) -> Feed:
-    """A source with its client, its limits and its stores; without a catalog its rate is not reserved.
+    """A source with its client, its limits and its stores; without a catalog its pace is this process's own.
 
     Raises OSError where its ca_file can't be read.
     """
@@ -157,6 +158,9 @@ def make_feed(
 
     gate = gate or Gate(0, pace=Pace())
     gate.reserve = reserve
+    if catalog is not None:
+        gate.listing_wait = partial(catalog.listing_wait, source.name)
+        gate.listing_ended = partial(catalog.listing_ended, source.name)
     client = Client.of(options, gate, cookies=getattr(source.cls, "cookies", False))
     stack.push_async_callback(client.close)
     return Feed(

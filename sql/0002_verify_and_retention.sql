@@ -2,6 +2,8 @@
 
 -- How long the source keeps its recordings, as the config says.
 ALTER TABLE sources ADD COLUMN retention interval;
+-- When the next listing may begin, over all hosts (recorders that want a pause between two).
+ALTER TABLE sources ADD COLUMN next_listing_at timestamptz NOT NULL DEFAULT '-infinity';
 
 -- The process that has the running claim.
 ALTER TABLE media ADD COLUMN holder uuid;

@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from archiver import engine
 from archiver.engine import Engine
 from archiver.model import State
+from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.sync import describe_changes
-from tests.engine import MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
 SECOND = timedelta(seconds=1)
@@ -269,6 +270,19 @@ async def test_one_poll_at_a_time_whoever_begins_it(tmp_path, database, clock):
         assert sorted(report.busy for report in reports) == [False, True, True]
         assert sum(report.new for report in reports) == 10
         assert sim.most_listing == 1
+
+
+async def test_the_pause_that_a_recorder_wants_between_listings_holds_over_all_processes(tmp_path, database, clock):
+    sim = a_recorder(NoojeeSimulator, 6)
+    sim.hour_interval = 1.5
+    # Its clock and ours are two; and a request takes its time.
+    how = {"listing": "hour", "hour_interval": "1800ms", "window": "1h", "lookback": "1h", "start": NOON - 3 * HOUR}
+    async with processes(3, tmp_path, database, sim, clock, **how) as rigs:
+        for rig in rigs:
+            polled = await rig.poll()
+            assert polled.error is None
+    assert sim.count("list") >= 5
+    assert sim.refused_hours == 0
 
 
 async def test_the_lock_of_a_process_that_dies_while_it_lists_is_free_at_once(tmp_path, database, clock):

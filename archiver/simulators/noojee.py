@@ -78,6 +78,7 @@ class NoojeeSimulator(Simulator):
         self.most_waiting = 0
         self.hours_asked: list[tuple[str, int]] = []
         self._hour_at = float("-inf")
+        self.refused_hours = 0
 
     @property
     def zone(self) -> ZoneInfo:
@@ -256,6 +257,7 @@ class NoojeeSimulator(Simulator):
             return error
         now = time.monotonic()
         if now - self._hour_at < self.hour_interval:
+            self.refused_hours += 1
             return self._error(self.too_often, "this may be called once a minute")
         self._hour_at = now
         day, hour = request.query["date"], request.query["hour"]

@@ -99,7 +99,6 @@ class Api:
         self._hour_interval = hour_interval
         self._turns = Gate(_AT_ONCE)
         self._hourly = asyncio.Lock()
-        self._asked_at = float("-inf")
         self._past: dict[tuple[date, int], tuple[float, Sequence[Any]]] = {}
 
     async def rows(
@@ -115,7 +114,7 @@ class Api:
             return unwrapped(answer, nothing)
 
     async def hour(self, day: date, hour: int) -> Sequence[Any]:
-        """What ended in an hour of the server's clock; one call a minute, counted from the end of the last one.
+        """What ended in an hour of the server's clock; one a minute over all hosts, from the last one's end.
 
         Neighbouring windows share an hour: what is long past is remembered until the next ones have been asked.
         """
@@ -125,10 +124,10 @@ class Api:
             self._past = {k: v for k, v in self._past.items() if now - v[0] < _REMEMBERED * pause.total_seconds()}
             if (day, hour) in self._past:
                 return self._past[day, hour][1]
-            await asyncio.sleep(max(0.0, self._asked_at + pause.total_seconds() - now))
             asked = {"date": f"{day:%Y/%m/%d}", "hour": str(hour)}
             try:
-                rows = await self.rows("retrieveMetaDataByHour", asked, _QUIET_HOUR)
+                async with self._http.gate.listing(pause):
+                    rows = await self.rows("retrieveMetaDataByHour", asked, _QUIET_HOUR)
             except Refused:
                 raise
             except TryAgain as error:
@@ -137,10 +136,8 @@ class Api:
             except SourceError as error:
                 # Which status a call too many gets is not published; a wrong prefix reads the same.
                 raise TryAgain(f"no listing of {day} {hour} h: {error}", retry_after=pause) from None
-            finally:
-                self._asked_at = time.monotonic()
             if day < datetime.now(UTC).date() - timedelta(days=1):
-                self._past[day, hour] = (self._asked_at, rows)
+                self._past[day, hour] = (time.monotonic(), rows)
             return rows
 
     async def audio(self, path: str, into: Sink) -> None:
