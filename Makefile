@@ -13,7 +13,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/dev
 	@sh tests/need.sh
-	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -q
+	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -q
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
