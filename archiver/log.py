@@ -223,26 +223,32 @@ class _Redactor:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
-            return self.redact(value) if len(value) <= _MOST else self._shortened(value)
+            return self._text(value)
         if isinstance(value, int | float):
             text = str(value)
             shown = text == self.redact(text)
             return (value if math.isfinite(value) else text) if shown else _HIDDEN
         if isinstance(value, bytes | bytearray | memoryview):
-            return self.redact(bytes(value).decode("utf-8", "backslashreplace"))
+            return self._text(bytes(value).decode("utf-8", "backslashreplace"))
         if isinstance(value, Mapping):
-            return {self.redact(str(key)): self.clean(item, depth + 1) for key, item in value.items()}
+            return {self._text(str(key)): self.clean(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [self.clean(item, depth + 1) for item in value]
         try:
-            return self.redact(str(value))
+            return self._text(str(value))
         except Exception:  # noqa: BLE001 - a log line must not fail for what it tells of
             return f"<{type(value).__name__}>"
 
-    def _shortened(self, text: str) -> str:
-        """Its beginning: a log tells of an answer, it does not hold it. What the cut may halve is left out."""
-        head = self.redact(text[: _MOST + self._longest])
-        return f"{head[: len(head) - self._longest]}… ({len(text)} characters)"
+    def _text(self, text: str) -> str:
+        """Redacted; of a long one its two ends, since a log tells of an answer and a traceback ends with its reason.
+
+        What a cut may have halved is left out, in base64 with the characters that stand beside it.
+        """
+        if len(text) <= _MOST:
+            return self.redact(text)
+        half, halved = _MOST // 2, self._longest + 8
+        head, tail = self.redact(text[: half + halved]), self.redact(text[-half - halved :])
+        return f"{head[:-halved]}… ({len(text)} characters) …{tail[halved:]}"
 
 
 _redactor = _Redactor()

@@ -22,7 +22,7 @@ from tests import commands, servers
 from tests.commands import DAY, HOUR, WHOLE_DAY, Finished, Place, Running
 
 #: Recordings of a backfill that is killed so often.
-SIZES = {"file": (1000, 10), "s3": (160, 2)}
+SIZES = {"file": (2000, 10), "s3": (160, 2)}
 
 
 class Bucket:
