@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import logging
+import re
 import sys
 import time
 import urllib.parse
@@ -220,9 +221,7 @@ def test_of_a_long_value_both_ends_are_logged_at_once_and_no_half_of_a_secret(li
             assert 9_000 < len(told) < 10_200
             assert told.startswith("b" * 4_900)
             assert told.endswith("d" * 4_900)
-            assert " characters) " in told
-            assert "the-p" not in told
-            assert "ssword" not in told
+            assert re.fullmatch(r"b+\*{0,3}c*… \(\d+ characters\) …c*\*{0,3}d+", told)
 
 
 def test_a_secret_that_begins_another_hides_both_whole():
