@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from json.encoder import c_make_encoder, encode_basestring, encode_basestring_ascii  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,28 @@ class Medium:
     urgent: bool = False
 
 
-_DIGESTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+class Writer(json.JSONEncoder):
+    """Compact JSON of what was JSON, or is as simple; anything else as its text.
+
+    Python's own makes an encoder anew for each value, which takes longer than a row does.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(separators=(",", ":"), default=str, check_circular=False, **how)
+        write = encode_basestring_ascii if self.ensure_ascii else encode_basestring
+        self._parts = c_make_encoder and c_make_encoder(
+            None, str, write, None, ":", ",", self.sort_keys, self.skipkeys, self.allow_nan
+        )
+
+    def encode(self, o: Any) -> str:
+        return "".join(self._parts(o, 0)) if self._parts else super().encode(o)
+
+
+_DIGESTED = Writer(sort_keys=True)
+
+
+def _is_id(told: str) -> bool:
+    return 0 < len(told) <= LONGEST_ID and (told.isascii() or len(told.encode("utf-8", "surrogatepass")) <= LONGEST_ID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +177,13 @@ class Recording:
 
     def problem(self) -> str | None:
         """Why no catalog could hold it, if so: ids and sizes that a row must not have."""
-        for name, told in (("recording", self.recording_id), *(("medium", m.media_id) for m in self.media)):
-            if not told or len(told.encode("utf-8", "surrogatepass")) > LONGEST_ID:
-                return f"the {name}'s id is empty or longer than {LONGEST_ID} bytes"
-        if any(m.size is not None and not 0 <= m.size < 1 << 63 for m in self.media):
-            return "a size that no file has"
+        if not _is_id(self.recording_id):
+            return f"the recording's id is empty or longer than {LONGEST_ID} bytes"
+        for medium in self.media:
+            if not _is_id(medium.media_id):
+                return f"the medium's id is empty or longer than {LONGEST_ID} bytes"
+            if medium.size is not None and not 0 <= medium.size < 1 << 63:
+                return "a size that no file has"
         return None
 
     def digest(self) -> bytes:

@@ -31,7 +31,8 @@ def listing(rows: Iterable[Any], read: Callable[[Any], Recording | None]) -> Lis
         except UNREADABLE as error:
             unread.append(rejected(row, error))
         else:
-            found |= {one.recording_id: one} if one else {}
+            if one is not None:
+                found[one.recording_id] = one
     return Listing([*found.values()], unread)
 
 
@@ -43,16 +44,18 @@ def rejected(row: Any, why: str | Exception) -> Rejected:
 
 def text(value: Any) -> str | None:
     """Text (or a whole number) without spaces around it; None for what is empty or of another kind."""
-    return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        return value.strip() or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def integer(value: Any) -> int | None:
     """A whole number, told as a number or as (up to 18) digits."""
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
         return int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 def identifier(value: Any, name: str) -> str:

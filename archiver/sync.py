@@ -397,13 +397,16 @@ async def record(
     kept = [recording for recording in unique.values() if recording.problem() is None] if odd else list(unique.values())
     listing = Listing(kept, [*listing.rejected, *rejected])
     unknown = await catalog.unknown(feed.name, listing.recordings)
-    news = [(recording, recording.digest()) for recording in unknown]
-    if isinstance(feed.source, Details):
-        news = await _detailed(feed.source, feed.gate.limit, news)
+    digests: dict[str, bytes] = {}
+    if isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True):
+        # By their rows alone the next listing is to know them.
+        digests = {recording.recording_id: recording.digest() for recording in unknown}
+        unknown = await _detailed(feed.source, feed.gate.limit, unknown, digests)
     recorded = await catalog.record(
         feed.name,
         listing,
-        news,
+        unknown,
+        digests=digests,
         listing_key=feed.source.listing_key,
         stores=list(feed.outlets),
         retention=feed.options.retention,
@@ -417,27 +420,28 @@ async def record(
 
 
 async def _detailed(
-    source: Details, width: int, news: Sequence[tuple[Recording, bytes]]
-) -> list[tuple[Recording, bytes]]:
+    source: Details, width: int, news: Sequence[Recording], digests: dict[str, bytes]
+) -> list[Recording]:
     """Each with its details. One whose details can't be had waits for them, and the next listing asks again.
 
     Raises TryAgain where not one can be had.
     """
     failures: list[SourceError] = []
 
-    async def one(recording: Recording, digest: bytes) -> tuple[Recording, bytes]:
+    async def one(recording: Recording) -> Recording:
         try:
-            return await source.detail(recording), digest
+            return await source.detail(recording)
         except SourceError as error:
             failures.append(error)
-            return _waiting(recording), b"again"
+            digests[recording.recording_id] = b"again"
+            return _waiting(recording)
 
-    detailed: list[tuple[Recording, bytes]] = []
+    detailed: list[Recording] = []
     step = max(1, width) * 4
     for start in range(0, len(news), step):
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(*new)) for new in news[start : start + step]]
+                tasks = [group.create_task(one(new)) for new in news[start : start + step]]
         except* CatalogDown as lost:
             raise lost.exceptions[0] from None
         detailed += [task.result() for task in tasks]

@@ -83,7 +83,7 @@ async def tell(
 ):
     """A listing as a poll records it."""
     listing = a_listing(*recordings, rejected=rejected)
-    news = [(r, r.digest()) for r in await catalog.unknown(source, listing.recordings)]
+    news = await catalog.unknown(source, listing.recordings)
     return await catalog.record(
         source, listing, news, listing_key=key, stores=stores, window=window, cover=cover, cursor=cursor
     )

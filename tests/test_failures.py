@@ -679,7 +679,7 @@ async def test_a_full_disk_pauses_transfers_and_loses_nothing(tmp_path, database
 async def _emptied(database):
     connection = await asyncpg.connect(database)
     try:
-        await connection.execute("TRUNCATE sources, recordings, totals, shares CASCADE")
+        await connection.execute("TRUNCATE sources, recordings, media, copies, totals, shares CASCADE")
     finally:
         await connection.close()
 

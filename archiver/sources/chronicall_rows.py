@@ -13,6 +13,7 @@ from ..model import Availability, Direction, Medium, Party, Recording
 from ..rows import EPOCH, MS, identifier, integer, labelled, text
 
 _PARTIES = {"caller": "callingParty", "callee": "receivingParty", "agent": "agent"}
+_DIRECTIONS = {direction.value: direction for direction in Direction}
 
 
 def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Recording:
@@ -34,7 +35,7 @@ def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Re
         duration=duration,
         urgent=urgent,
     )
-    people = {role: party for role, name in _PARTIES.items() if (party := _party(row.get(name), role))}
+    people = {role: party for role, name in _PARTIES.items() if name in row and (party := _party(row[name], role))}
     return Recording(
         recording_id=key,
         started_at=started_at,
@@ -78,10 +79,7 @@ def _availability(status: Any) -> tuple[Availability, bool]:
 
 
 def _direction(told: Any) -> Direction:
-    try:
-        return Direction((text(told) or "").lower())
-    except ValueError:
-        return Direction.UNKNOWN
+    return _DIRECTIONS.get((text(told) or "").lower(), Direction.UNKNOWN)
 
 
 def _party(told: Any, role: str) -> Party | None:
