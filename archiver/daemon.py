@@ -28,7 +28,7 @@ from .config import Stamp
 from .engine import Engine
 from .errors import CatalogDown, ConfigError, Refused, SourceError, StoreError
 from .model import Availability, Recording, State, Window, utc_text
-from .ports import Details, FetchesBatches
+from .ports import Details
 from .schedule import period, trigger
 from .sync import Feed, Outlet, Polled, using
 from .watch import Watch
@@ -239,7 +239,7 @@ async def count_only(
                 _count(cost, recording)
         cost.rejected += sum(len(listing.rejected) for listing in listings)
     asked, took = feed.gate.started - before, time.monotonic() - began
-    batch = feed.source.batch if isinstance(feed.source, FetchesBatches) else 1
+    batch = feed.batches.batch if feed.batches is not None else 1
     asks = isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True)
     details = cost.recordings if asks else 0
     cost.requests = asked + details + -(-cost.media // batch)

@@ -56,7 +56,7 @@ class Lane:
 
     @property
     def batch(self) -> int:
-        return self.feed.source.batch if isinstance(self.feed.source, FetchesBatches) else 1
+        return self.feed.batches.batch if self.feed.batches is not None else 1
 
     def blocked(self, now: datetime) -> datetime | None:
         """Until when nothing of this source can be transferred, if so."""
@@ -345,8 +345,8 @@ class Engine:
         feed = lane.feed
         try:
             with using(feed):
-                if len(claims) > 1 and isinstance(feed.source, FetchesBatches):
-                    claims = await self._work_batch(feed, feed.source, claims)
+                if len(claims) > 1 and feed.batches is not None:
+                    claims = await self._work_batch(feed, feed.batches, claims)
                 for claim in claims:
                     began = time.monotonic()
                     with span("transfer", **_about(claim)) as tell:

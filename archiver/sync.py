@@ -57,7 +57,7 @@ from .model import (
     Window,
 )
 from .options import SourceOptions
-from .ports import Acknowledges, Details, Follows, LooksUp, Source, Store
+from .ports import Acknowledges, Details, FetchesBatches, Follows, LooksUp, Source, Store
 from .spool import Spool, SpoolSink
 from .tally import Timings
 from .traces import span
@@ -150,6 +150,12 @@ class Feed:
     users: int = 0
     #: The media that were refused since audio last came, though the account is welcome.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
+    #: The source, where it delivers many media in one answer.
+    batches: FetchesBatches | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked for each medium, and Python looks at every method of a protocol each time.
+        self.batches = self.source if isinstance(self.source, FetchesBatches) else None
 
 
 def hold(*things: Feed | Outlet) -> None:

@@ -18,9 +18,10 @@ import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar, ParamSpec, TypeVar
 
 from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
@@ -70,6 +71,9 @@ class FileStore:
         self.options = options
         self._threads: ThreadPoolExecutor | None = None
         self._durable: set[str] = set()
+        #: The root without symbolic links, and which folder that was (device, inode).
+        self._resolved: tuple[str, tuple[int, int]] | None = None
+        self._shared = _SharedSync()
 
     def location(self, key: str) -> dict[str, str]:
         return {"kind": "file", "path": str(self.options.path / key)}
@@ -153,27 +157,40 @@ class FileStore:
         """The file's whole path. Raises StoreRefused where it would lie outside the root."""
         if fault := fault_of(key):
             raise StoreRefused(f"the key {key!r} {fault}")
-        root = os.path.realpath(self.options.path)
+        root = self._root()
         path = f"{root}/{key}"
         if not os.path.realpath(path).startswith(f"{root}/"):
             raise StoreRefused(f"the key {key!r} leads out of {self.options.path} along a symbolic link")
         return path
 
+    def _root(self) -> str:
+        """The root's real path, found anew when another folder lies there (a disk came or went, a link changed)."""
+        try:
+            there = os.stat(self.options.path)
+        except FileNotFoundError:
+            return os.path.realpath(self.options.path)
+        known, now = self._resolved, (there.st_dev, there.st_ino)
+        if known is None or known[1] != now:
+            self._durable.clear()
+            known = self._resolved = os.path.realpath(self.options.path), now
+        return known[0]
+
     def _put(self, key: str, body: Body) -> Receipt:
         if fault := fault_of(key):
             raise StoreRefused(f"the key {key!r} {fault}")
-        final = f"{os.path.realpath(self.options.path)}/{key}"
+        root = self._root()
+        final = f"{root}/{key}"
         folder = final[: final.rindex("/")]
         temporary = f"{folder}/{temporary_name()}"
         try:
             # In a folder that we made a moment ago lies nothing yet, and no link leads out of it.
-            if (folder in self._durable or not self._make(folder)) and os.path.lexists(self._path(key)):
+            if (folder in self._durable or not self._make(folder, root)) and os.path.lexists(self._path(key)):
                 return self._same(key, body, folder)
             file = _create(temporary)
         except FileNotFoundError:
             # Somebody removed the folder since we saw it.
             self._durable.clear()
-            self._make(folder)
+            self._make(folder, root)
             file = _create(temporary)
         try:
             try:
@@ -209,17 +226,16 @@ class FileStore:
                 f"{self.options.path} does not exist, nor does the folder it lies in; make it, or mount its disk"
             )
 
-    def _make(self, folder: str) -> bool:
+    def _make(self, folder: str, root: str) -> bool:
         """The folder and those above it up to the root, each made where it is missing, and durable.
 
         True where it was not there before. One that exists may have been made a moment ago by somebody who did not
         come to the fsync yet. Raises StoreRefused where it lies outside the root.
         """
-        root = os.path.realpath(self.options.path)
         if folder != root:
             parent = folder[: folder.rindex("/")]
             if parent not in self._durable:
-                self._make(parent)
+                self._make(parent, root)
         made = True
         try:
             if folder == root:
@@ -232,7 +248,7 @@ class FileStore:
                 raise StoreRefused(
                     f"the key {inside!r} leads out of {self.options.path} along a symbolic link"
                 ) from None
-        _sync(folder[: folder.rindex("/")] or "/")
+        self._shared.sync(folder[: folder.rindex("/")] or "/")
         if len(self._durable) >= _DURABLE_LIMIT:
             self._durable.clear()
         self._durable.add(folder)
@@ -340,3 +356,35 @@ def _sync(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _SharedSync:
+    """The fsync of a folder in which many work at once (that of a day): one for all who asked before it began."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running: dict[str, Future[None]] = {}
+        self._next: dict[str, Future[None]] = {}
+
+    def sync(self, folder: str) -> None:
+        with self._lock:
+            before = self._running.get(folder)
+            turn, first = self._next.get(folder), False
+            if turn is None:
+                turn, first = self._next.setdefault(folder, Future()), True
+        if first:
+            if before is not None:
+                # Ours to do, but it may have begun before what we made was there.
+                before.exception()
+            with self._lock:
+                self._running[folder] = self._next.pop(folder)
+            try:
+                _sync(folder)
+            except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+                turn.set_exception(error)
+            else:
+                turn.set_result(None)
+            with self._lock:
+                if self._running.get(folder) is turn:
+                    del self._running[folder]
+        turn.result()
