@@ -1109,14 +1109,15 @@ class Catalog:
         missing: list[str] = []
         back: list[str] = []
         async with self._transaction() as c:
-            if listed_ids:
-                back = [row[0] for row in await c.fetch(RETURNED, source, listed_ids)]
-                if back:
-                    await c.execute(WAKE_RETURNED, source, back, now)
-                    await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             known: set[str] = set()
             for some in _batched([holdable(recording.recording_id) for recording in news], ROWS * 5):
                 known |= {row[0] for row in await c.fetch(EXISTING, source, some)}
+            if known:
+                # What was missing is among the news, although nothing else of it may have changed.
+                back = [row[0] for row in await c.fetch(RETURNED, source, list(known))]
+                if back:
+                    await c.execute(WAKE_RETURNED, source, back, now)
+                    await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
             async for ids, fresh, told_again in telling.chunks(news):
                 new += len(ids) - len(told_again[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -59,13 +60,11 @@ def copying(place: Place, kind: str, recorder: str, files: int, size: int, must:
         timing = place.backfill(folder)
         assert json.loads(timing.output)["sources"]["hq"]["archived"] == files, timing.output
         mine.append(timing)
-        shutil.rmtree(folder)
         return files / timing.wall
 
     def theirs() -> float:
         folder = place.work()
         others.append(files / place.rclone(folder, recorder, kind).wall)
-        shutil.rmtree(folder)
         return others[-1]
 
     ratio, spread = pairs(place, ours, theirs)
@@ -85,7 +84,7 @@ def copying(place: Place, kind: str, recorder: str, files: int, size: int, must:
 
 
 def ceiling(place: Place, recorder: str, files: int) -> Result:
-    """The store alone, as fast as we can put, is what no archive can exceed."""
+    """The store alone, as fast as we can put the same recordings, is what no archive can exceed."""
 
     def ours() -> float:
         folder = place.work()
@@ -95,7 +94,7 @@ def ceiling(place: Place, recorder: str, files: int) -> Result:
     def theirs() -> float:
         folder = place.work()
         place.config(folder, recorder, "s3")
-        found, _ = step(folder, "puts", str(files))
+        found, _ = step(folder, "puts", str(place.nginx.root / recorder))
         return found["files"] / found["seconds"]
 
     ratio, spread = pairs(place, ours, theirs)
@@ -125,7 +124,7 @@ def naive(place: Place, recorder: str, files: int) -> Result:
         return found["files"] / found["seconds"]
 
     ratio, spread = pairs(place, ours, theirs)
-    return Result("S3 ÷ a naive script", 5.0, ratio, spread, "urllib and boto3, one at a time, no start-up counted")
+    return Result("S3 ÷ a naive script", 5.0, ratio, spread, "requests and boto3, one at a time, no start-up counted")
 
 
 def discovery(place: Place, rows: int) -> list[Result]:
@@ -185,6 +184,7 @@ def two(place: Place, recorder: str, files: int) -> Result:
         database = place.config(folders[0], recorder, "file", store=store)
         for other in folders[1:]:
             place.config(other, recorder, "file", database=database, store=store)
+        os.sync()
         began = time.monotonic()
         # The static listing answers every window with everything: one window, as in the other cases.
         command = [str(BIN / "archiver"), "--log-level", "error", "backfill", "--source", "hq", *SPAN, "--json"]
@@ -192,8 +192,6 @@ def two(place: Place, recorder: str, files: int) -> Result:
         codes = [process.wait() for process in running]
         wall = time.monotonic() - began
         assert not any(codes), codes
-        for folder in folders:
-            shutil.rmtree(folder)
         return files / wall
 
     ratio, spread = pairs(place, lambda: run(2), lambda: run(1))

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
-import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -42,22 +40,22 @@ async def describe(archive: Archive, _: str) -> dict[str, float]:
     return {"recordings": done, "seconds": time.monotonic() - began}
 
 
-async def puts(archive: Archive, count: str) -> dict[str, float]:
-    """The store alone: the same bytes as a recording's, from memory, nothing else done."""
+async def puts(archive: Archive, recorder: str) -> dict[str, float]:
+    """The store alone: the same recordings, from memory, nothing else done."""
     store = archive.outlets["main"].store
     await store.check()
-    left = iter(range(int(count)))
-    body = os.urandom(200_120)
+    bodies = {file.parent.name: Body.of(file.read_bytes()) for file in Path(recorder).glob("rest/api/v1/*/*/audio")}
+    left = iter(bodies.items())
 
     async def worker() -> None:
-        for number in left:
-            await store.put(f"{archive.outlets['main'].prefix}puts/{number}", Body.of(number.to_bytes(4) + body))
+        for name, body in left:
+            await store.put(f"{archive.outlets['main'].prefix}puts/{name}/{name}.wav", body)
 
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for _ in range(24):
             group.create_task(worker())
-    return {"files": int(count), "seconds": time.monotonic() - began}
+    return {"files": len(bodies), "seconds": time.monotonic() - began}
 
 
 async def catalog(archive: Archive, _: str) -> dict[str, float]:
@@ -91,15 +89,14 @@ async def catalog(archive: Archive, _: str) -> dict[str, float]:
 def naive(listing: str, given: str) -> dict[str, float]:
     """What one would write in an afternoon: one recording at a time, nothing checked, nothing remembered."""
     import boto3
+    import requests
 
     told = json.loads(given)
     client = boto3.client("s3", **told["client"])
     began = time.monotonic()
-    with urllib.request.urlopen(listing) as answer:
-        rows = json.load(answer)
-    for row in rows[: told["files"]]:
-        with urllib.request.urlopen(f"{listing}/{row['recordingKey']}/audio") as answer:
-            client.put_object(Bucket="bench", Key=f"{told['prefix']}{row['recordingKey']}.wav", Body=answer.read())
+    for row in requests.get(listing, timeout=60).json()[: told["files"]]:
+        audio = requests.get(f"{listing}/{row['recordingKey']}/audio", timeout=60).content
+        client.put_object(Bucket="bench", Key=f"{told['prefix']}{row['recordingKey']}.wav", Body=audio)
     return {"files": told["files"], "seconds": time.monotonic() - began}
 
 
