@@ -103,7 +103,7 @@ class Database:
         self._made = 0
 
     def run(self, what):
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result(600)
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(3600)
 
     def fresh(self) -> str:
         """The URL of a new database without a schema."""

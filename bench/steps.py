@@ -69,7 +69,7 @@ async def catalog(archive: Archive, _: str) -> dict[str, float]:
         await c.release(claims)
 
     async def listed() -> None:
-        query = Query(source="hq", start=datetime(2023, 6, 1, tzinfo=UTC), caller="+1650466*", limit=50)
+        query = Query(source="hq", start=datetime(2023, 2, 1, tzinfo=UTC), caller="+1000000046*", limit=50)
         assert [d async for d in c.find(query)]
 
     async def poll() -> None:

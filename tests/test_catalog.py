@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -33,6 +34,8 @@ from archiver.model import (
     Rejected,
     State,
     Window,
+    holdable,
+    holdable_tree,
 )
 from tests.engine import eventually
 from tests.factories import NOON, ManualClock, a_listing, a_medium, a_recording, a_window, at
@@ -612,6 +615,50 @@ async def test_who_is_ended_by_a_deadlock_begins_again_and_nobody_hears_of_it(hq
             await db.execute(touch, "a")
         await revising
     assert [row[0] for row in await db.fetch("SELECT revision FROM recordings")] == [2, 2]
+
+
+async def test_two_that_find_the_same_recordings_at_once_add_them_once(hq, db, database, clock):
+    found = [a_recording(recording_id=name) for name in "abcd"]
+    async with another(database, clock) as other:
+        async with asyncio.timeout(60), db.transaction():
+            await db.execute("LOCK TABLE media IN EXCLUSIVE MODE")
+            both = [asyncio.create_task(tell(catalog, *found)) for catalog in (hq, other)]
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            # One waits for the table, the other to know whether the first one's rows will be there.
+            while await db.fetchval(waiting) < 2:
+                await asyncio.sleep(0.01)
+        recorded = await asyncio.gather(*both)
+    assert sorted(done.new for done in recorded) == [0, 4]
+    assert await db.fetchval("SELECT array_agg(recording_id ORDER BY recording_id) FROM recordings") == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
+    assert len(await media(db)) == 4
+
+
+async def test_any_text_is_held_as_it_was_told_whether_it_is_new_or_told_again(hq):
+    rnd = random.Random(3)
+    texts = [
+        "".join(rnd.choices("\\\t\n\r\0\0f\0r\0nNxb.\"{},'\x1f\x7fé\u2028\ud800😀", k=rnd.randrange(1, 30)))
+        for _ in range(300)
+    ]
+    texts += ["\\N", "\\.", "\\", "NULL", "\0n", "\0", ""]
+    first = [
+        a_recording(recording_id=f"r{n}", caller=text, raw={text: [text]}, attributes={"said": text})
+        for n, text in enumerate(texts)
+    ]
+    again = [replace(recording, raw=recording.raw | {"again": 1}) for recording in first]
+    for told in (first, again):
+        await tell(hq, *told)
+        for recording in told:
+            held = await document(hq, recording.recording_id)
+            assert held["caller"] == holdable(recording.caller)
+            assert held["attributes"] == holdable_tree(recording.attributes)
+            assert held["raw"] == holdable_tree(recording.raw)
 
 
 class TestChangedContent:
@@ -1621,6 +1668,7 @@ async def fill(url: str) -> None:
                 "UPDATE media SET state = 'archived', held = stores, size = 1, sha256 = repeat('a', 64),"
                 " archived_at = now() WHERE right(recording_id, 1) <> '7'"
             )
+            await db.execute("UPDATE recordings SET caller = '+1415' || right(recording_id, 7)")
             await db.execute(
                 "INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)"
                 " SELECT 'main', source || recording_id, source, recording_id, media_id, 1, sha256, now()"
@@ -1661,6 +1709,7 @@ class TestPlans:
                 assert not re.search(r"Seq Scan on (media|recordings|copies)", plan), plan
         assert "media_due" in plans["claim"]
         assert "media_due" in plans["due"]
+        assert "media_doubtful" in plans["doubtful"]
 
     async def test_discovery(self, large, subtests):
         ids = [f"r{n:08}" for n in range(200)]
@@ -1671,7 +1720,14 @@ class TestPlans:
             "returned": await self.plan(large, module.RETURNED, HQ, ids),
             "wake": await self.plan(large, module.WAKE_RETURNED, HQ, ids, NOON),
             "undescribed": await self.plan(large, module.UNDESCRIBED, [HQ], 200, NOON),
+            "recordings": await self.plan(large, module.RECORDINGS_OF, [HQ] * 200, ids),
+            "media": await self.plan(large, module.MEDIA_OF, [HQ] * 200, ids),
+            "existing": await self.plan(large, module.EXISTING, HQ, ids),
+            "upsert": await self.plan(large, module.UPSERT_RECORDINGS, *[["x"]] * 20),
+            "upsert of media": await self.plan(large, module.UPSERT_MEDIA, *[["x"]] * 14),
         }
+        assert "Conflict Arbiter Indexes: recordings_pkey" in plans["upsert"]
+        assert "Conflict Arbiter Indexes: media_pkey" in plans["upsert of media"]
         for name, plan in plans.items():
             with subtests.test(name):
                 assert not re.search(r"Seq Scan on (media|recordings)", plan), plan
@@ -1691,6 +1747,7 @@ class TestPlans:
             Query(start=at("10:00"), end=at("10:10")),
             Query(source=HQ, start=at("10:00")),
             Query(source=HQ, state="failed"),
+            Query(caller="+1415555*", limit=50),
         ):
             with subtests.test(str(query)):
                 asked.clear()
@@ -1701,3 +1758,5 @@ class TestPlans:
                 for statement, *values in list(asked):
                     plan = await self.plan(large, statement, *values)
                     assert not re.search(r"Seq Scan on (media|recordings|copies)", plan), plan
+                    if query.caller and "ORDER BY r.started_at" in statement:
+                        assert "recordings_by_caller" in plan

@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest_asyncio
 
 from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
 from archiver.model import Body
+from archiver.stores import file as module
 from archiver.stores.file import FileOptions, FileStore
 from archiver.stores.folders import temporary_name
 from archiver.testing.stores import StoreContract, keys, read, spooled
@@ -83,6 +86,83 @@ async def test_a_root_that_is_a_link_itself_is_fine(tmp_path):
     await store.put("a/b", Body.of(b"x"))
     assert (tmp_path / "disk/a/b").read_bytes() == b"x"
     await store.close()
+
+
+async def test_what_lies_at_the_root_may_change(tmp_path):
+    for disk in ("one", "two"):
+        (tmp_path / disk).mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "one")
+    store = a_store(tmp_path / "linked")
+    await store.put("a/b", Body.of(b"x"))
+    (tmp_path / "linked").unlink()
+    (tmp_path / "linked").symlink_to(tmp_path / "two")
+    await store.put("a/b", Body.of(b"x"))
+    assert [(tmp_path / disk / "a/b").read_bytes() for disk in ("one", "two")] == [b"x", b"x"]
+    await store.close()
+
+
+class TestSharedSync:
+    """The fsync of a folder for all who asked before it began."""
+
+    @pytest.fixture
+    def begun(self, monkeypatch):
+        """Each fsync waits to be told how it ends."""
+        begun: list[Future[None]] = []
+
+        def sync(folder: str) -> None:
+            begun.append(Future())
+            begun[-1].result(20)
+
+        monkeypatch.setattr(module, "_sync", sync)
+        return begun
+
+    def test_who_comes_while_one_runs_waits_for_the_next_and_all_of_them_share_it(self, begun):
+        shared = module._SharedSync()
+        with ThreadPoolExecutor(8) as threads:
+            first = threads.submit(shared.sync, "day")
+            until(lambda: len(begun) == 1)
+            later = [threads.submit(shared.sync, "day") for _ in range(5)]
+            time.sleep(0.2)
+            assert len(begun) == 1
+            begun[0].set_result(None)
+            first.result(20)
+            until(lambda: len(begun) == 2)
+            assert not any(waiting.done() for waiting in later)
+            begun[1].set_result(None)
+            assert [waiting.result(20) for waiting in later] == [None] * 5
+            assert len(begun) == 2
+        assert not shared._running
+        assert not shared._next
+
+    def test_one_that_fails_fails_for_those_who_waited_for_it_and_for_nobody_else(self, begun):
+        shared = module._SharedSync()
+        with ThreadPoolExecutor(8) as threads:
+            first = threads.submit(shared.sync, "day")
+            until(lambda: len(begun) == 1)
+            later = [threads.submit(shared.sync, "day") for _ in range(3)]
+            time.sleep(0.2)
+            begun[0].set_exception(OSError(errno.EIO, "the disk is gone"))
+            with pytest.raises(OSError, match="the disk is gone"):
+                first.result(20)
+            until(lambda: len(begun) == 2)
+            begun[1].set_result(None)
+            assert [waiting.result(20) for waiting in later] == [None] * 3
+
+    def test_folders_do_not_wait_for_each_other(self, begun):
+        shared = module._SharedSync()
+        with ThreadPoolExecutor(8) as threads:
+            both = [threads.submit(shared.sync, day) for day in ("monday", "tuesday")]
+            until(lambda: len(begun) == 2)
+            for one in begun:
+                one.set_result(None)
+            assert [one.result(20) for one in both] == [None, None]
+
+
+def until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 async def test_files_and_folders_are_closed_to_others(store, tmp_path):
