@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from . import manifests
 from .clock import Clock
 from .errors import CatalogDown
 from .model import (
@@ -547,31 +548,32 @@ ON CONFLICT (name) DO UPDATE SET kind = $2, start_at = $3, covered = sources.cov
 REBUILD_RECORDINGS = """
 INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
     callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed)
-SELECT t.source, t.recording_id, t.key_at, t.started_at, t.ended_at, t.duration, t.call_id, t.direction, t.caller,
-    t.callee, t.agent, t.queue, t.parties, t.events, t.attributes, t.raw, t.flags::text[], decode('00', 'hex'), $19,
-    t.missing_since, false
-FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::interval[],
-    $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::jsonb[], $14::jsonb[],
-    $15::jsonb[], $16::json[], $17::text[], $18::timestamptz[])
+SELECT t.source, t.recording_id, t.key_at::timestamptz, t.started_at::timestamptz, t.ended_at::timestamptz,
+    t.duration::interval, t.call_id, t.direction, t.caller, t.callee, t.agent, t.queue, t.parties::jsonb,
+    t.events::jsonb, t.attributes::jsonb, t.raw::json, t.flags::text[], t.digest::bytea, t.now::timestamptz,
+    t.missing_since::timestamptz, t.undescribed::bool
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
+    $19::text[], $20::text[], $21::text[])
     AS t (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller, callee, agent,
-          queue, parties, events, attributes, raw, flags, missing_since)
+          queue, parties, events, attributes, raw, flags, digest, now, missing_since, undescribed)
 ON CONFLICT (source, recording_id) DO UPDATE SET
     key_at = excluded.key_at, started_at = excluded.started_at, ended_at = excluded.ended_at,
     duration = excluded.duration, call_id = excluded.call_id, direction = excluded.direction, caller = excluded.caller,
     callee = excluded.callee, agent = excluded.agent, queue = excluded.queue, parties = excluded.parties,
     events = excluded.events, attributes = excluded.attributes, raw = excluded.raw, flags = excluded.flags,
-    missing_since = excluded.missing_since
-RETURNING (xmax = 0) AS new"""
+    missing_since = excluded.missing_since"""
 
 REBUILD_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,
     content_type, duration, archived_at)
-SELECT t.source, t.recording_id, t.media_id, t.state, $14, t.attempts, t.error, string_to_array(t.stores, ','),
-    string_to_array(t.held, ','), t.size, t.sha256, t.content_type, t.duration, t.archived_at
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::text[],
-    $9::bigint[], $10::text[], $11::text[], $12::interval[], $13::timestamptz[])
-    AS t (source, recording_id, media_id, state, attempts, error, stores, held, size, sha256, content_type, duration,
-          archived_at)
+SELECT t.source, t.recording_id, t.media_id, t.state, t.due_at::timestamptz, t.attempts::int, t.error,
+    t.stores::text[], t.held::text[], t.size::bigint, t.sha256, t.content_type, t.duration::interval,
+    t.archived_at::timestamptz
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
+    AS t (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256, content_type,
+          duration, archived_at)
 ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
     state = excluded.state, attempts = excluded.attempts, error = excluded.error, stores = excluded.stores,
     held = excluded.held, size = excluded.size, sha256 = excluded.sha256, content_type = excluded.content_type,
@@ -579,10 +581,12 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
 WHERE NOT (m.state = 'archived' AND excluded.state = 'pending' AND excluded.sha256 IS NULL)"""
 
 REBUILD_COPIES = """
-INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at, read_at)
-SELECT *, verified_at FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
-    $8::timestamptz[], $9::timestamptz[])
-    AS t (store, key, source, recording_id, media_id, size, sha256, archived_at, verified_at)
+INSERT INTO copies (source, recording_id, media_id, store, key, size, sha256, archived_at, verified_at, read_at)
+SELECT t.source, t.recording_id, t.media_id, t.store, t.key, t.size::bigint, t.sha256, t.archived_at::timestamptz,
+    t.verified_at::timestamptz, t.read_at::timestamptz
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[])
+    AS t (source, recording_id, media_id, store, key, size, sha256, archived_at, verified_at, read_at)
 ON CONFLICT (store, key) DO UPDATE SET
     archived_at = excluded.archived_at, verified_at = excluded.verified_at, read_at = excluded.verified_at"""
 
@@ -1841,29 +1845,34 @@ class Catalog:
             row = await c.fetchrow(REBUILDING)
         return RebuildProgress(**dict(row)) if row else None
 
-    async def rebuild(
-        self, documents: Sequence[Document], keys: Mapping[str, ListingKey], progress: RebuildProgress
-    ) -> RebuildProgress:
-        """Recordings as manifests told them, one of each, and (in the same transaction) how far it has come.
+    @_repeated
+    async def rebuild(self, retold: Retold, progress: RebuildProgress) -> RebuildProgress:
+        """Recordings as manifests told them and (in the same transaction) how far it has come.
 
         Returns the progress with those counted that were not known before.
         """
-        unique = list({(d["source"], d["recording_id"]): d for d in documents}.values())
-        rows = [_rebuilt_recording(d, keys) for d in unique]
-        now = self.clock.now()
-        first = dict.fromkeys((d["source"] for d in unique), now)
-        for source, _, key_at, *_ in rows:
-            first[source] = min(first[source], key_at) if key_at >= ANCIENT else first[source]
-        kinds = {d["source"]: d["kind"] for d in unique}
-        media = [(d, m) for d in unique for m in d["media"]]
-        copies = [(d, m, c) for d, m in media for c in m["copies"]]
         async with self._transaction() as c:
-            for name, kind in kinds.items():
-                await c.execute(REBUILD_KIND, name, kind, first[name])
-            done = await c.fetch(REBUILD_RECORDINGS, *_columns(rows, 18), now)
-            await c.execute(REBUILD_MEDIA, *_columns([_rebuilt_medium(d, m) for d, m in media], 13), now)
-            await c.execute(REBUILD_COPIES, *_columns([_rebuilt_copy(d, m, k) for d, m, k in copies], 9))
-            progress = replace(progress, recordings=progress.recordings + sum(row["new"] for row in done))
+            known: set[tuple[str, str]] = set()
+            for name, (kind, first) in retold.sources.items():
+                await c.execute(REBUILD_KIND, name, kind, _moment(first))
+                ids = [recording_id for source, recording_id in retold.told if source == name]
+                known |= {(name, row[0]) for row in await c.fetch(EXISTING, name, ids)}
+            copied, again = retold.copied, retold.rows(())
+            if known:
+                copied, again = await asyncio.to_thread(retold.apart, known)
+            await _copy_in(c, "recordings", _REBUILT_RECORDING, copied[0])
+            await _copy_in(c, "media", _REBUILT_MEDIUM, copied[1])
+            await c.execute(REBUILD_RECORDINGS, *_columns(list(again[0]), len(_REBUILT_RECORDING)))
+            await c.execute(REBUILD_MEDIA, *_columns(list(again[1]), len(_REBUILT_MEDIUM)))
+            try:
+                async with c.transaction():
+                    await _copy_in(c, "copies", _REBUILT_COPY, copied[2])
+            except asyncpg.UniqueViolationError:
+                # A copy of that name is there, of another recording.
+                again = retold.rows(retold.told.values())
+            await c.execute(REBUILD_COPIES, *_columns(list(again[2]), len(_REBUILT_COPY)))
+            new = len(retold.told) - len(known)
+            progress = replace(progress, recordings=progress.recordings + new)
             await c.execute(REBUILT_SO_FAR, *(getattr(progress, name) for name in RebuildProgress.__slots__))
         return progress
 
@@ -1943,14 +1952,14 @@ class Drill:
         self.sampled = sampled
         self._schema = schema
 
-    async def wanted(self, documents: Sequence[Document]) -> list[Document]:
+    async def wanted(self, told: Sequence[manifests.Recording]) -> Sequence[manifests.Recording]:
         """Those that the sample holds."""
         if not self.sampled:
-            return list(documents)
+            return told
         async with self.scratch._connection() as c:
-            columns = [d["source"] for d in documents], [d["recording_id"] for d in documents]
+            columns = [r.source for r in told], [r.recording_id for r in told]
             wanted = {(row[0], row[1]) for row in await c.fetch(DRILL_WANTED, *columns)}
-        return [d for d in documents if (d["source"], d["recording_id"]) in wanted]
+        return [r for r in told if (r.source, r.recording_id) in wanted]
 
     async def keys(self, after: tuple[str, str], limit: int) -> list[tuple[str, str, bool]]:
         """What must be there again, from a place on; False where it changed meanwhile."""
@@ -2101,73 +2110,6 @@ def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
 
 
-def _lasting(seconds: float | None) -> timedelta | None:
-    return timedelta(seconds=seconds) if seconds is not None else None
-
-
-def _rebuilt_recording(d: Document, keys: Mapping[str, ListingKey]) -> tuple[Any, ...]:
-    started, ended = _moment(d["started_at"]), _moment(d["ended_at"])
-    by_end = keys.get(d["source"]) is ListingKey.END
-    return (
-        d["source"],
-        d["recording_id"],
-        (ended or started) if by_end else started,
-        started,
-        ended,
-        _lasting(d["duration"]),
-        d["call_id"],
-        d["direction"],
-        d["caller"],
-        d["callee"],
-        d["agent"],
-        d["queue"],
-        _json(d["parties"]),
-        _json(d["events"]),
-        _json(d["attributes"]),
-        _json(d["raw"]),
-        "{" + ",".join(d.get("flags", [])) + "}",
-        _moment(d.get("missing_since")),
-    )
-
-
-def _rebuilt_medium(d: Document, m: Document) -> tuple[Any, ...]:
-    held = sorted({c["store"] for c in m["copies"] if c["sha256"] == m["sha256"]})
-    archived = m["state"] == State.ARCHIVED.value
-    stores = m.get("stores") or held
-    if archived and not set(stores) <= set(held):
-        stores = held
-    done = [c["archived_at"] for c in m["copies"] if c["sha256"] == m["sha256"]]
-    return (
-        d["source"],
-        d["recording_id"],
-        m["media_id"],
-        m["state"],
-        m["attempts"],
-        m["error"],
-        ",".join(dict.fromkeys([*stores, *(() if archived else held)])),
-        ",".join(held),
-        m["size"],
-        m["sha256"],
-        m["content_type"],
-        _lasting(m["duration"]),
-        _moment(max(done)) if archived else None,
-    )
-
-
-def _rebuilt_copy(d: Document, m: Document, c: Document) -> tuple[Any, ...]:
-    return (
-        c["store"],
-        c["key"],
-        d["source"],
-        d["recording_id"],
-        m["media_id"],
-        c["size"],
-        c["sha256"],
-        _moment(c["archived_at"]),
-        _moment(c["verified_at"]),
-    )
-
-
 def _flags(started_at: datetime, soon: datetime) -> str:
     return "{ancient}" if started_at < ANCIENT else "{future}" if started_at > soon else "{}"
 
@@ -2214,9 +2156,38 @@ _MEDIUM = [
     "ref",
     "stores",
 ]
+_REBUILT_RECORDING = [*_RECORDING[:-1], "missing_since", "undescribed"]
+_REBUILT_MEDIUM = [
+    "source",
+    "recording_id",
+    "media_id",
+    "state",
+    "due_at",
+    "attempts",
+    "error",
+    "stores",
+    "held",
+    "size",
+    "sha256",
+    "content_type",
+    "duration",
+    "archived_at",
+]
+_REBUILT_COPY = [
+    "source",
+    "recording_id",
+    "media_id",
+    "store",
+    "key",
+    "size",
+    "sha256",
+    "archived_at",
+    "verified_at",
+    "read_at",
+]
 
 
-def _copied(rows: Sequence[_Row]) -> bytes:
+def _copied(rows: Iterable[_Row]) -> bytes:
     """Rows as COPY reads them: https://www.postgresql.org/docs/current/sql-copy.html – "Text Format"."""
     # No text here holds a NUL (see holdable), and so one can stand for what separates until the rest is escaped.
     text = "\0r".join(["\0f".join(["\0n" if value is None else value for value in row]) for row in rows])
@@ -2236,7 +2207,8 @@ async def _copy_in(c: Any, table: str, columns: Sequence[str], copied: bytes) ->
         await c.copy_to_table(table, columns=columns, source=whole())
 
 
-def _array(texts: Iterable[str]) -> str:
+@functools.lru_cache(1024)
+def _array(*texts: str) -> str:
     return "{" + ",".join(['"' + t.replace("\\", "\\\\").replace('"', '\\"') + '"' for t in texts]) + "}"
 
 
@@ -2325,7 +2297,7 @@ class _Telling:
 
     def _media(self, media: Iterable[tuple[Recording, Medium]]) -> list[_Row]:
         rows: list[_Row] = []
-        stores = _array(self.stores)
+        stores = _array(*self.stores)
         for recording, medium in media:
             state, error = _TOLD_STATE[medium.availability]
             later = timedelta(minutes=1) if medium.availability is Availability.NOT_READY else timedelta()
@@ -2349,6 +2321,105 @@ class _Telling:
                 )
             )
         return rows
+
+
+class Retold:
+    """What manifests told, as COPY reads it. Blocking where there is much.
+
+    Of a recording, and of a copy, that is told twice the last telling counts.
+    """
+
+    def __init__(self, told: Iterable[manifests.Recording], keys: Mapping[str, ListingKey], now: datetime) -> None:
+        self.told = {(r.source, r.recording_id): r for r in told}
+        #: By source its kind and the first call that is told of it.
+        self.sources: dict[str, tuple[str, str]] = {}
+        self._by_end = {name for name, key in keys.items() if key is ListingKey.END}
+        self._now = now.isoformat()
+        for r in self.told.values():
+            _, first = self.sources.get(r.source, ("", self._now))
+            at = self._key_at(r)
+            self.sources[r.source] = r.kind, (min(first, at) if at >= _ANCIENT else first)
+        self.copied = [_copied(rows) for rows in self.rows(self.told.values())]
+
+    def apart(self, known: Collection[tuple[str, str]]) -> tuple[list[bytes], list[Iterable[_Row]]]:
+        """What is to be copied in without these recordings; and the rows of these."""
+        fresh = self.rows([r for key, r in self.told.items() if key not in known])
+        return [_copied(rows) for rows in fresh], self.rows([r for key, r in self.told.items() if key in known])
+
+    def rows(self, of: Collection[manifests.Recording]) -> list[Iterable[_Row]]:
+        """Of recordings, of media, of copies, each made when it is asked for."""
+        copies = {(c.store, c.key): (r, m, c) for r in of for m in r.media for c in m.copies}
+        return [
+            (_retold_recording(r, self._key_at(r), self._now) for r in of),
+            (_retold_medium(r, m, self._now) for r in of for m in r.media),
+            (_retold_copy(*one) for one in copies.values()),
+        ]
+
+    def _key_at(self, r: manifests.Recording) -> str:
+        return (r.ended_at or r.started_at) if r.source in self._by_end else r.started_at
+
+
+_ANCIENT = ANCIENT.isoformat()
+
+
+def _retold_recording(r: manifests.Recording, key_at: str, now: str) -> _Row:
+    return (
+        r.source,
+        r.recording_id,
+        key_at,
+        r.started_at,
+        r.ended_at,
+        _lasting(r.duration),
+        r.call_id,
+        r.direction,
+        r.caller,
+        r.callee,
+        r.agent,
+        r.queue,
+        str(r.parties, "utf-8"),
+        str(r.events, "utf-8"),
+        str(r.attributes, "utf-8"),
+        str(r.raw, "utf-8"),
+        _array(*r.flags),
+        "\\x00",
+        now,
+        r.missing_since,
+        "f",
+    )
+
+
+def _retold_medium(r: manifests.Recording, m: manifests.Medium, now: str) -> _Row:
+    of_now = [c for c in m.copies if c.sha256 == m.sha256]
+    held = sorted({c.store for c in of_now})
+    archived = m.state == State.ARCHIVED.value
+    stores = m.stores or held
+    if archived and not set(stores) <= set(held):
+        stores = held
+    return (
+        r.source,
+        r.recording_id,
+        m.media_id,
+        m.state,
+        now,
+        str(m.attempts),
+        m.error,
+        _array(*dict.fromkeys([*stores, *(() if archived else held)])),
+        _array(*held),
+        str(m.size) if m.size is not None else None,
+        m.sha256,
+        m.content_type,
+        _lasting(m.duration),
+        max(c.archived_at for c in of_now) if archived else None,
+    )
+
+
+def _retold_copy(r: manifests.Recording, m: manifests.Medium, c: manifests.Copy) -> _Row:
+    times = c.archived_at, c.verified_at, c.verified_at
+    return r.source, r.recording_id, m.media_id, c.store, c.key, str(c.size), c.sha256, *times
+
+
+def _lasting(seconds: float | None) -> str | None:
+    return _interval(timedelta(seconds=seconds)) if seconds is not None else None
 
 
 def _unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[bytes], list[str], list[str]]:

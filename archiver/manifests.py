@@ -15,20 +15,24 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from operator import itemgetter
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+import msgspec
+from msgspec import Meta, Raw, Struct
 
 from .errors import StoreError
 from .http import loads
 from .layout import ledger_key, manifest_key, safe, verified_key
-from .model import LONGEST_ID, Body, Direction, State, holdable, utc_text
+from .model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, utc_text
 from .ports import Store
 from .spool import Spool, SpoolSink
 
-#: Manifests read at once, and recordings of one handed on at once.
+#: Manifests read at once; lines of one handed on at once, and bytes of them.
 _WIDTH = 8
-_PART = 500
+_PART = 1000
+_PART_BYTES = 1 << 20
 #: A row of a listing is never so long, with all that it becomes.
 _LONGEST_LINE = 32 << 20
 #: Levels of objects and lists: those of an answer, and what is around them here.
@@ -36,7 +40,9 @@ _DEEPEST = 100
 #: So many ledgers before the newest may stand in for it.
 _OLDER_LEDGERS = 8
 
-_Check = Callable[[str, Any], dict[str, Any]]
+T = TypeVar("T")
+#: From an object's folder and a line what the line tells.
+_Check = Callable[[str, bytes], T]
 
 
 async def write(
@@ -82,18 +88,20 @@ async def write_verified(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Generic[T]):
     """Some lines of one object, in their order."""
 
     key: str
-    documents: list[dict[str, Any]]
+    documents: list[T]
+    #: Bytes of these lines.
+    size: int
     #: What is wrong with the object so far, told once.
     problem: str | None
     #: Nothing of this object follows.
     last: bool
 
 
-async def read(store: Store, prefix: str, spool: Spool, *, after: str = "") -> AsyncGenerator[Part, None]:
+async def read(store: Store, prefix: str, spool: Spool, *, after: str = "") -> AsyncGenerator[Part[Recording], None]:
     """Every manifest's recordings and what is wrong with it, by source, oldest first, from behind a key on.
 
     Raises StoreError.
@@ -105,7 +113,7 @@ async def read(store: Store, prefix: str, spool: Spool, *, after: str = "") -> A
                 yield part
 
 
-async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part, None]:
+async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
     """What :func:`write_verified` wrote, by source, oldest first. Raises StoreError."""
     base = f"{prefix}_verified/"
     async for keys in _several(store, base, ""):
@@ -132,7 +140,7 @@ async def count(store: Store, prefix: str) -> int:
     return sum([found.key.endswith(".jsonl") async for found in store.list(f"{prefix}_manifests/")])
 
 
-async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part, None]:
+async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
     """The newest ledger of each source; where that can't be read, what is wrong with it and the newest that can.
 
     Raises StoreError.
@@ -148,14 +156,14 @@ async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerato
             async with aclosing(_read(store, base, [key], spool, _ledger)) as parts:
                 async for part in parts:
                     told, problem = told or part.documents[:1], problem or part.problem
-            yield Part(key, told if problem is None else [], problem, last=True)
+            yield Part(key, told if problem is None else [], 0, problem, last=True)
             if problem is None:
                 break
 
 
 async def _read(
-    store: Store, base: str, keys: Sequence[str], spool: Spool, check: _Check
-) -> AsyncGenerator[Part, None]:
+    store: Store, base: str, keys: Sequence[str], spool: Spool, check: _Check[T]
+) -> AsyncGenerator[Part[T], None]:
     """These objects, fetched at once, line by line, so that none has to fit into memory."""
     with ExitStack() as held:
         sinks = [held.enter_context(spool.sink()) for _ in keys]
@@ -178,25 +186,25 @@ async def _body(store: Store, key: str, sink: SpoolSink) -> Body:
     return await sink.body()
 
 
-def _parts(base: str, key: str, body: Body, check: _Check) -> Iterator[Part]:
+def _parts(base: str, key: str, body: Body, check: _Check[T]) -> Iterator[Part[T]]:
     folder = key.removeprefix(base).split("/")[0]
-    documents: list[dict[str, Any]] = []
+    documents: list[T] = []
     size, problem, cut = 0, None if body.length else "it is empty", False
     for number, (row, whole) in enumerate(_rows(body), 1):
         cut = not whole
         try:
             if row is None:
                 raise ValueError(f"it is longer than {_LONGEST_LINE} bytes")
-            documents.append(check(folder, loads(row, deepest=_DEEPEST)))
-        except (ValueError, RecursionError) as error:
+            documents.append(check(folder, row))
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             problem = problem or f"line {number}: {_reason(error)}"
         size += len(row or b"")
-        if len(documents) >= _PART or size >= _LONGEST_LINE:
-            yield Part(key, documents, None, last=False)
+        if len(documents) >= _PART or size >= _PART_BYTES:
+            yield Part(key, documents, size, None, last=False)
             documents, size = [], 0
     if cut:
         problem = problem or "its last line is cut off"
-    yield Part(key, documents, problem, last=True)
+    yield Part(key, documents, size, problem, last=True)
 
 
 def _rows(body: Body) -> Iterator[tuple[bytes | None, bool]]:
@@ -219,111 +227,169 @@ def _rows(body: Body) -> Iterator[tuple[bytes | None, bool]]:
 
 # -- what a line must be, for nobody else checks what comes from a store ----------------------------------------------
 
-
-def _held(text: str) -> str:
-    if holdable(text) != text:
-        raise ValueError("holds what no database can")
-    return text
-
-
-def _moment(text: str) -> str:
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None and moment.astimezone(UTC):
-            return text
-    except OverflowError:
-        pass
-    raise ValueError("is no moment")
+_Id = Annotated[str, Meta(min_length=1)]
+_Seconds = Annotated[float, Meta(ge=-1e13, le=1e13)]
+_Size = Annotated[int, Meta(ge=0, lt=1 << 44)]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-def _short(longest: int) -> Any:
-    def check(text: str) -> str:
-        if len(text.encode()) > longest:
-            raise ValueError(f"is longer than {longest} bytes")
-        return text
+class Copy(Struct, gc=False):
+    """Moments are texts here, as ISO 8601 has them, in UTC: they compare as what they mean."""
 
-    return AfterValidator(check)
-
-
-_Text = Annotated[str, AfterValidator(_held)]
-_Id = Annotated[_Text, _short(LONGEST_ID), Field(min_length=1)]
-_Name = Annotated[_Text, _short(200), Field(pattern="^[^,]+$")]
-_Key = Annotated[_Text, _short(1500)]
-_Moment = Annotated[str, AfterValidator(_moment)]
-_Seconds = Annotated[float, Field(ge=-1e13, le=1e13, allow_inf_nan=False)]
-_Size = Annotated[int, Field(ge=0, lt=1 << 44)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Line(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Copy(_Line):
-    store: _Name
-    key: _Key
-    archived_at: _Moment
-    verified_at: _Moment | None
+    store: str
+    key: str
+    archived_at: str
+    verified_at: str | None
     size: _Size
     sha256: _Sha256
 
+    def __post_init__(self) -> None:
+        _name(self.store)
+        _short("key", self.key, 1500)
+        self.archived_at = _moment("archived_at", self.archived_at)
+        self.verified_at = _moment("verified_at", self.verified_at) if self.verified_at is not None else None
 
-class _Medium(_Line):
+
+class Medium(Struct, gc=False):
+    """One medium of a recording."""
+
     media_id: _Id
-    state: Literal[tuple(State)]  # type: ignore[valid-type]
-    content_type: _Text | None
+    state: Literal[tuple(s.value for s in State)]  # type: ignore[valid-type]
+    content_type: str | None
     size: _Size | None
     sha256: _Sha256 | None
     duration: _Seconds | None
-    attempts: Annotated[int, Field(ge=0, lt=1 << 31)]
-    error: _Text | None
-    stores: list[_Name] | None = None
-    copies: list[_Copy]
+    attempts: Annotated[int, Meta(ge=0, lt=1 << 31)]
+    error: str | None
+    copies: list[Copy]
+    stores: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        _short("media_id", self.media_id, LONGEST_ID)
+        for store in self.stores or ():
+            _name(store)
 
 
-class _Recording(_Line):
-    source: _Name
-    kind: _Name
+class Recording(Struct, gc=False):
+    """A line of a manifest. What is kept as it is has not been read: it is JSON that PostgreSQL takes."""
+
+    source: str
+    kind: str
     recording_id: _Id
-    call_id: Annotated[_Text, _short(2500)] | None
-    started_at: _Moment
-    ended_at: _Moment | None
+    call_id: str | None
+    started_at: str
+    ended_at: str | None
     duration: _Seconds | None
-    direction: Literal[tuple(Direction)]  # type: ignore[valid-type]
-    caller: _Text | None
-    callee: _Text | None
-    agent: _Text | None
-    queue: _Text | None
+    direction: Literal[tuple(d.value for d in Direction)]  # type: ignore[valid-type]
+    caller: str | None
+    callee: str | None
+    agent: str | None
+    queue: str | None
+    parties: Raw
+    events: Raw
+    attributes: Raw
+    media: list[Medium]
+    raw: Raw
+    flags: list[Annotated[str, Meta(pattern=r"^[a-z_]+\Z")]] = []
+    missing_since: str | None = None
+
+    def __post_init__(self) -> None:
+        _name(self.source)
+        _name(self.kind)
+        _short("recording_id", self.recording_id, LONGEST_ID)
+        _short("call_id", self.call_id or "", 2500)
+        self.started_at = _moment("started_at", self.started_at)
+        self.ended_at = _moment("ended_at", self.ended_at) if self.ended_at is not None else None
+        self.missing_since = _moment("missing_since", self.missing_since) if self.missing_since is not None else None
+
+
+class _Verification(Struct):
+    source: str
+    store: str
+    verified_at: str
+    keys: list[str]
+
+    def __post_init__(self) -> None:
+        _name(self.source)
+        _name(self.store)
+        _moment("verified_at", self.verified_at)
+        for key in self.keys:
+            _short("keys", key, 1500)
+            _held("keys", key)
+
+
+class _Ledger(Struct):
+    source: str
+    kind: str
+    start: str
+    covered: list[tuple[str, str]]
+    cursor: str | None
+
+    def __post_init__(self) -> None:
+        _name(self.source)
+        _name(self.kind)
+        _moment("start", self.start)
+        _held("cursor", self.cursor or "")
+        if any(_moment("covered", start) >= _moment("covered", end) for start, end in self.covered):
+            raise ValueError("a span ends before it starts")
+
+
+@lru_cache(1024)
+def _name(text: str) -> None:
+    """Of a source, a kind, a store."""
+    _short("a name", text, 200)
+    _held("a name", text)
+    if not text or "," in text:
+        raise ValueError("a name is empty or holds a comma")
+
+
+def _short(field: str, text: str, longest: int) -> None:
+    if len(text) * 4 > longest and len(text.encode("utf-8", "surrogatepass")) > longest:
+        raise ValueError(f"{field} is longer than {longest} bytes")
+
+
+def _held(field: str, text: str) -> None:
+    if holdable(text) != text:
+        raise ValueError(f"{field} holds what no database can")
+
+
+#: What is at these places of a moment as we write it (utc_text): all but its digits.
+_OURS, _MARKS = itemgetter(4, 7, 10, 13, 16, 19, -1), tuple("--T::.Z")
+
+
+def _moment(field: str, text: str) -> str:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is UTC and len(text) > 20 and _OURS(text) == _MARKS:
+            return text[:-1] + "+00:00"
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{field} is no moment")
+
+
+class _Kept(Struct):
+    """The fields of a recording that are kept as they are."""
+
     parties: list[dict[str, Any]]
     events: list[dict[str, Any]]
     attributes: dict[str, Any]
-    flags: list[Annotated[str, Field(pattern="^[a-z_]+$")]] = []
-    missing_since: _Moment | None = None
-    media: list[_Medium]
     raw: dict[str, Any]
 
 
-class _Verification(_Line):
-    source: _Name
-    store: _Name
-    verified_at: _Moment
-    keys: list[_Key]
+_RECORDING = msgspec.json.Decoder(Recording)
+_READABLE = {name: msgspec.json.Decoder(kind).decode for name, kind in get_type_hints(_Kept).items()}
 
 
-class _Ledger(_Line):
-    source: _Name
-    kind: _Name
-    start: _Moment
-    covered: list[Annotated[list[_Moment], Field(min_length=2, max_length=2)]]
-    cursor: _Text | None
-
-
-def _recording(folder: str, value: Any) -> dict[str, Any]:
+def _recording(folder: str, row: bytes) -> Recording:
     """A line of a manifest. Raises ValueError where it is no recording of the folder's source."""
-    told = _Recording.model_validate(value)
+    try:
+        told = _read_at_once(row)
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        told = _read_with_care(row)
     _of(folder, told.source)
-    ids = {medium.media_id for medium in told.media}
-    if len(ids) < len(told.media):
+    if len(told.media) > 1 and len({medium.media_id for medium in told.media}) < len(told.media):
         raise ValueError("a medium is told twice")
     for medium in told.media:
         if len({(copy.store, copy.key) for copy in medium.copies}) < len(medium.copies):
@@ -337,10 +403,35 @@ def _recording(folder: str, value: Any) -> dict[str, Any]:
             raise ValueError("a medium is meant for no store")
         if medium.state == State.ARCHIVED and not any(copy.sha256 == medium.sha256 for copy in medium.copies):
             raise ValueError("a medium is archived, and no copy holds it")
-    return dict(value)
+    return told
 
 
-def _named(copy: _Copy, told: _Recording, medium: _Medium) -> None:
+def _read_at_once(row: bytes) -> Recording:
+    """A line as nearly all are. Raises also where it could be read with more care."""
+    if b"\\u" in row or row.count(b"[") + row.count(b"{") > _DEEPEST:
+        raise ValueError("it may hold what no database can, or nest too deeply")
+    # A decoder does not look into what it skips.
+    row.decode()
+    told = _RECORDING.decode(row)
+    for name, readable in _READABLE.items():
+        readable(getattr(told, name))
+    return told
+
+
+def _read_with_care(row: bytes) -> Recording:
+    """What PostgreSQL can't hold of what is kept is written out, as it is when it comes from a source."""
+    value = _object(row)
+    kept = msgspec.structs.asdict(msgspec.convert(value, _Kept))
+    texts = {n: json.dumps(holdable_tree(v), ensure_ascii=False, separators=(",", ":")) for n, v in kept.items()}
+    told = msgspec.convert(value | {name: Raw(text.encode()) for name, text in texts.items()}, Recording)
+    for one in (told, *told.media, *(copy for medium in told.media for copy in medium.copies)):
+        for field in one.__struct_fields__:
+            if isinstance(text := getattr(one, field), str):
+                _held(field, text)
+    return told
+
+
+def _named(copy: Copy, told: Recording, medium: Medium) -> None:
     """Is the key the one that such a copy gets? (layout.media_key; its day stays when the call's start changes)"""
     stem, _, ext = copy.key.rpartition(".")
     tail = f"/{safe(told.recording_id)}/{safe(medium.media_id)}-{copy.sha256[:12]}"
@@ -349,40 +440,46 @@ def _named(copy: _Copy, told: _Recording, medium: _Medium) -> None:
     if (
         not stem.endswith(tail)
         or not re.fullmatch("/[0-9]{4}/[0-9]{2}/[0-9]{2}", day)
-        or not prefix.endswith(safe(told.source))
+        or not prefix.endswith(_folder(told.source))
         or not re.fullmatch("[a-z0-9]+", ext)
         or {".", ".."} & set(prefix.split("/"))
     ):
         raise ValueError("a copy's key is not the one that it would get")
 
 
-def _verification(folder: str, value: Any) -> dict[str, Any]:
-    bare = _unsealed(value)
-    _of(folder, _Verification.model_validate(bare).source)
+def _verification(folder: str, row: bytes) -> dict[str, Any]:
+    bare = _unsealed(row)
+    _of(folder, msgspec.convert(bare, _Verification).source)
     return bare
 
 
-def _ledger(folder: str, value: Any) -> dict[str, Any]:
-    bare = _unsealed(value)
-    told = _Ledger.model_validate(bare)
-    _of(folder, told.source)
-    if any(datetime.fromisoformat(start) >= datetime.fromisoformat(end) for start, end in told.covered):
-        raise ValueError("a span ends before it starts")
+def _ledger(folder: str, row: bytes) -> dict[str, Any]:
+    bare = _unsealed(row)
+    _of(folder, msgspec.convert(bare, _Ledger).source)
     return bare
 
 
-def _unsealed(value: Any) -> dict[str, Any]:
+def _unsealed(row: bytes) -> dict[str, Any]:
     """The line as it was before :func:`_sealed`; first versions wrote none."""
-    if not isinstance(value, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 - said of the line, not of our arguments
+    value = _object(row)
     bare = {name: told for name, told in value.items() if name != "sha256"}
     if "sha256" in value and value["sha256"] != hashlib.sha256(line(bare)).hexdigest():
         raise ValueError("its SHA-256 is another")
     return bare
 
 
+def _object(row: bytes) -> dict[str, Any]:
+    value = loads(row, deepest=_DEEPEST)
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - said of the line, not of our arguments
+    return value
+
+
+_folder = lru_cache(64)(safe)
+
+
 def _of(folder: str, source: str) -> None:
-    if safe(source) != folder:
+    if _folder(source) != folder:
         raise ValueError("it tells of another source than its folder")
 
 
@@ -390,8 +487,10 @@ def _reason(error: Exception) -> str:
     """Without what was told: that may be long, and anything."""
     if isinstance(error, RecursionError):
         return "it nests too deeply"
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"{place or 'it'}: {first['msg']}"
+    if isinstance(error, msgspec.ValidationError):
+        what, _, place = str(error).partition(" - at `$")
+        # Some quote it.
+        what = what.partition(" '")[0]
+        place = re.sub(r"\[(\d+)\]", r".\1", place.rstrip("`")).strip(".")
+        return f"{place}: {what}" if place else what
     return "it is no JSON" if isinstance(error, UnicodeDecodeError | json.JSONDecodeError) else str(error)

@@ -5,13 +5,14 @@ Manifests are streamed. How far it has come is committed with what was read, so 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from . import manifests
-from .catalog import Catalog, Document, Drill, RebuildProgress
+from .catalog import Catalog, Document, Drill, RebuildProgress, Retold
 from .errors import ConfigError
 from .layout import safe
 from .model import ListingKey
@@ -19,8 +20,13 @@ from .spool import Spool
 from .sync import Outlet
 from .windows import subtract
 
-#: Recordings to one transaction, at least.
-BATCH = 500
+#: Recordings to one transaction, or bytes of their lines, at least.
+BATCH = 5000
+BATCH_BYTES = 4 << 20
+#: Recordings that a drill compares at once.
+COMPARED = 500
+
+_Only = Callable[[Sequence[manifests.Recording]], Awaitable[Sequence[manifests.Recording]]]
 #: Differences that a drill names; it counts them all.
 NAMED = 100
 
@@ -91,48 +97,19 @@ async def _fill(
     keys: Mapping[str, ListingKey],
     spool: Spool,
     begun: RebuildProgress | None,
-    only: Callable[[Sequence[Document]], Awaitable[list[Document]]] | None,
+    only: _Only | None,
     on_lines: Callable[[int], None] | None = None,
 ) -> Rebuilt:
-    progress = begun or RebuildProgress(store=outlet.name)
-    waiting: list[Document] = []
-
-    async def flush() -> None:
-        nonlocal progress
-        progress = await catalog.rebuild(await only(waiting) if only else waiting, keys, progress)
-        waiting.clear()
-
-    lines = 0
-    async with aclosing(manifests.read(outlet.store, outlet.prefix, spool, after=progress.after)) as parts:
-        async for part in parts:
-            waiting += part.documents
-            lines += len(part.documents)
-            if part.problem is not None:
-                source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
-                progress = replace(
-                    progress,
-                    damaged=[*progress.damaged, f"{part.key}: {part.problem}"],
-                    distrusted=sorted({*progress.distrusted, source}),
-                )
-            if part.last:
-                progress = replace(
-                    progress, after=part.key, manifests=progress.manifests + 1, lines=progress.lines + lines
-                )
-                lines = 0
-            if part.last and on_lines is not None:
-                on_lines(len(part.documents))
-            if len(waiting) >= BATCH:
-                await flush()
-    await flush()
+    progress = await _recordings(catalog, outlet, keys, spool, begun, only, on_lines)
     report = Rebuilt(progress.manifests, progress.lines, progress.recordings, damaged=list(progress.damaged))
-    async with aclosing(manifests.read_verified(outlet.store, outlet.prefix, spool)) as parts:
-        async for part in parts:
+    async with aclosing(manifests.read_verified(outlet.store, outlet.prefix, spool)) as found:
+        async for part in found:
             report.damaged += [f"{part.key}: {part.problem}"] if part.problem is not None else []
             for line in part.documents:
                 moment = datetime.fromisoformat(line["verified_at"])
                 await catalog.rebuild_verified(line["store"], line["keys"], moment)
-    async with aclosing(manifests.read_ledgers(outlet.store, outlet.prefix, spool)) as parts:
-        async for part in parts:
+    async with aclosing(manifests.read_ledgers(outlet.store, outlet.prefix, spool)) as found:
+        async for part in found:
             report.damaged += [f"{part.key}: {part.problem}"] if part.problem is not None else []
             for ledger in part.documents:
                 # What a damaged manifest told is unknown: its source is listed again from its start.
@@ -141,6 +118,60 @@ async def _fill(
                 report.ledgers += 1
     await catalog.rebuilt()
     return report
+
+
+async def _recordings(
+    catalog: Catalog,
+    outlet: Outlet,
+    keys: Mapping[str, ListingKey],
+    spool: Spool,
+    begun: RebuildProgress | None,
+    only: _Only | None,
+    on_lines: Callable[[int], None] | None,
+) -> RebuildProgress:
+    """What all manifests tell; the next batch is read and made ready while the database works on this one."""
+    progress = begun or RebuildProgress(store=outlet.name)
+    waiting: list[manifests.Recording] = []
+    lines = size = 0
+    writing: asyncio.Future[RebuildProgress] | None = None
+
+    async def flush() -> None:
+        nonlocal progress, size, writing
+        retold = await asyncio.to_thread(Retold, await only(waiting) if only else waiting, keys, catalog.clock.now())
+        waiting.clear()
+        size = 0
+        if writing is not None:
+            progress = replace(progress, recordings=(await writing).recordings)
+        writing = asyncio.ensure_future(catalog.rebuild(retold, progress))
+
+    try:
+        async with aclosing(manifests.read(outlet.store, outlet.prefix, spool, after=progress.after)) as parts:
+            async for part in parts:
+                waiting += part.documents
+                lines += len(part.documents)
+                size += part.size
+                if part.problem is not None:
+                    source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
+                    progress = replace(
+                        progress,
+                        damaged=[*progress.damaged, f"{part.key}: {part.problem}"],
+                        distrusted=sorted({*progress.distrusted, source}),
+                    )
+                if part.last:
+                    progress = replace(
+                        progress, after=part.key, manifests=progress.manifests + 1, lines=progress.lines + lines
+                    )
+                    lines = 0
+                if part.last and on_lines is not None:
+                    on_lines(len(part.documents))
+                if len(waiting) >= BATCH or size >= BATCH_BYTES:
+                    await flush()
+        await flush()
+        return await writing if writing is not None else progress
+    finally:
+        if writing is not None:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
 
 async def drill(
@@ -169,7 +200,7 @@ async def drill(
 
 async def _compare(scratch: Drill, report: Drilled) -> None:
     after = ("", "")
-    while found := await scratch.keys(after, BATCH):
+    while found := await scratch.keys(after, COMPARED):
         after = found[-1][:2]
         wanted = [(source, recording_id) for source, recording_id, same in found if same]
         report.changed_meanwhile += len(found) - len(wanted)
