@@ -29,8 +29,9 @@ from .model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, 
 from .ports import Store
 from .spool import Spool, SpoolSink
 
-#: Manifests read at once; lines of one handed on at once, and bytes of them.
+#: Manifests read at once, or so many bytes of them; lines of one handed on at once, and bytes of them.
 _WIDTH = 8
+_WIDTH_BYTES = 16 << 20
 _PART = 1000
 _PART_BYTES = 1 << 20
 #: A row of a listing is never so long, with all that it becomes.
@@ -125,12 +126,14 @@ async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerat
 async def _several(store: Store, prefix: str, after: str) -> AsyncIterator[list[str]]:
     """Keys of manifests, as many at a time as are read at once."""
     keys: list[str] = []
+    size = 0
     async for found in store.list(prefix, after):
         if found.key.endswith(".jsonl"):
             keys.append(found.key)
-        if len(keys) == _WIDTH:
+            size += found.size
+        if len(keys) == _WIDTH or size >= _WIDTH_BYTES:
             yield keys
-            keys = []
+            keys, size = [], 0
     if keys:
         yield keys
 
