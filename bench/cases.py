@@ -133,12 +133,15 @@ def discovery(place: Place, rows: int) -> list[Result]:
     listed, built, timings = [], [], []
     for _ in range(min(3, place.runs)):
         folder = place.work()
-        place.config(folder, "many", "file")
+        url = place.config(folder, "many", "file")
         found, timing = step(folder, "discovery")
         listed.append(found["rows"] / found["seconds"])
         timings.append(timing)
         step(folder, "describe")
         place.config(folder, "many", "file", store=f'kind = "file"\npath = "{folder}/archive"')
+        # Nothing of what went before is still to be tidied up.
+        place.database.drop(url)
+        place.database.execute("CHECKPOINT")
         began = place.archiver(folder, "rebuild", "--store", "main", "--json")
         built.append(rows / began.wall)
         timings.append(began)

@@ -113,6 +113,9 @@ class Database:
         before, after = self._url.split("?")
         return f"{before.rpartition('/')[0]}/{name}?{after}"
 
+    def drop(self, url: str) -> None:
+        self.execute(f"DROP DATABASE {url.partition('?')[0].rpartition('/')[2]}")
+
     def migrated(self) -> str:
         url = self.fresh()
 

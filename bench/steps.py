@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from archiver import config, log, sync
 from archiver.catalog import Query
-from archiver.commands.common import _new_loop
+from archiver.commands.common import run
 from archiver.model import Body, Window
 from archiver.wiring import Archive, opened
 
@@ -110,5 +110,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "naive":
         print(json.dumps(naive(sys.argv[2], sys.argv[3])))
     else:
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(main())
+        run(main())
