@@ -45,7 +45,12 @@ from .model import (
 
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
 ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
+#: So many rows of a listing, or bytes of what their recorder sent, are taken in at once; so few are not worth a thread.
 ROWS = 8000
+ROWS_BYTES = 8 << 20
+FEW = 200
+#: Ids to one question.
+IDS = 10_000
 #: After the server's start its processes get so long to connect again.
 SETTLING = timedelta(seconds=20)
 #: A window is listed again so long after its first listing.
@@ -1071,9 +1076,8 @@ class Catalog:
         """Those that the catalog does not hold, or holds otherwise than the source tells them now."""
         known: dict[str, tuple[bytes, str | None]] = {}
         async with self._connection() as c:
-            for start in range(0, len(recordings), ROWS * 5):
-                ids = [holdable(r.recording_id) for r in recordings[start : start + ROWS * 5]]
-                rows = await c.fetch(KNOWN, source, ids)
+            for some in _batched([holdable(r.recording_id) for r in recordings], IDS):
+                rows = await c.fetch(KNOWN, source, some)
                 # What was missing is told anew: its media may have been given up as gone.
                 known |= {row["recording_id"]: (row["digest"], row["call_id"]) for row in rows if not row["missing"]}
 
@@ -1114,7 +1118,7 @@ class Catalog:
         back: list[str] = []
         async with self._transaction() as c:
             known: set[str] = set()
-            for some in _batched([holdable(recording.recording_id) for recording in news], ROWS * 5):
+            for some in _batched([holdable(recording.recording_id) for recording in news], IDS):
                 known |= {row[0] for row in await c.fetch(EXISTING, source, some)}
             if known:
                 # What was missing is among the news, although nothing else of it may have changed.
@@ -1123,7 +1127,7 @@ class Catalog:
                     await c.execute(WAKE_RETURNED, source, back, now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
-            async for ids, fresh, told_again in telling.chunks(news):
+            async for ids, fresh, told_again, _ in telling.chunks(news):
                 new += len(ids) - len(told_again[0])
                 await _copy_in(c, "recordings", _RECORDING, fresh[0])
                 await _copy_in(c, "media", _MEDIUM, fresh[1])
@@ -2115,8 +2119,8 @@ def _flags(started_at: datetime, soon: datetime) -> str:
 
 
 _Row = tuple[Any, ...]
-#: Ids, what is to be copied in of recordings and of media, and the rows of those that are told again.
-_Chunk = tuple[list[str], list[bytes], list[list[_Row]]]
+#: Ids, what is to be copied in of recordings and of media, the rows of those that are told again, bytes of raw.
+_Chunk = tuple[list[str], list[bytes], list[list[_Row]], int]
 
 _RECORDING = [
     "source",
@@ -2156,6 +2160,7 @@ _MEDIUM = [
     "ref",
     "stores",
 ]
+_RAW = _RECORDING.index("raw")
 _REBUILT_RECORDING = [*_RECORDING[:-1], "missing_since", "undescribed"]
 _REBUILT_MEDIUM = [
     "source",
@@ -2244,27 +2249,29 @@ class _Telling:
 
         Off the loop where there are many, and the next ones while PostgreSQL works on these.
         """
-        if len(news) <= ROWS // 10:
+        if len(news) <= FEW:
             if news:
                 yield self._chunk(news)
             return
-        following: asyncio.Task[_Chunk] | None = None
+        start, end = 0, FEW
+        making = asyncio.create_task(asyncio.to_thread(self._chunk, news[start:end]))
         try:
-            for start in range(0, len(news), ROWS):
-                now_due = await (following or asyncio.to_thread(self._chunk, news[:ROWS]))
-                more = news[start + ROWS : start + 2 * ROWS]
-                following = asyncio.create_task(asyncio.to_thread(self._chunk, more)) if more else None
-                yield now_due
+            while start < len(news):
+                made = await making
+                # As long as what the last ones were lets expect.
+                start, end = end, end + min(ROWS, 1 + ROWS_BYTES * len(made[0]) // (made[3] + 1))
+                if start < len(news):
+                    making = asyncio.create_task(asyncio.to_thread(self._chunk, news[start:end]))
+                yield made
         finally:
-            if following is not None:
-                following.cancel()
+            making.cancel()
 
     def _chunk(self, news: Sequence[Recording]) -> _Chunk:
         media = {(holdable(r.recording_id), holdable(m.media_id)): (r, m) for r in news for m in r.media}
         told = self._recordings(news), self._media(media.values())
         fresh = [_copied([row for row in rows if row[1] not in self.known]) for rows in told]
         again = [[row for row in rows if row[1] in self.known] for rows in told] if self.known else [[], []]
-        return [row[1] for row in told[0]], fresh, again
+        return [row[1] for row in told[0]], fresh, again, sum(len(row[_RAW]) for row in told[0])
 
     def _recordings(self, news: Sequence[Recording]) -> list[_Row]:
         now, soon = self.now.isoformat(), self.now + timedelta(hours=1)

@@ -395,10 +395,26 @@ class TestRecord:
         assert await media(db) == ["pending"]
 
     async def test_more_recordings_than_one_statement_takes(self, hq, monkeypatch):
-        monkeypatch.setattr(module, "ROWS", 7)
+        for name, value in {"ROWS": 7, "FEW": 3, "IDS": 20}.items():
+            monkeypatch.setattr(module, name, value)
         recordings = [a_recording() for _ in range(50)]
         assert (await tell(hq, *recordings)).new == 50
         assert await hq.unknown(HQ, recordings) == []
+        assert (await tell(hq, *(replace(r, caller="1", raw={"caller": "1"}) for r in recordings))).changed == 50
+
+    async def test_long_rows_are_taken_in_few_at_a_time(self, hq, monkeypatch):
+        monkeypatch.setattr(module, "ROWS_BYTES", 5000)
+        monkeypatch.setattr(module, "FEW", 3)
+        taken: list[int] = []
+        chunk = module._Telling._chunk
+        monkeypatch.setattr(
+            module._Telling, "_chunk", lambda telling, news: [taken.append(len(news)), chunk(telling, news)][1]
+        )
+        recordings = [a_recording(raw={"said": "x" * (990 if n < 30 else 10)}) for n in range(90)]
+        assert (await tell(hq, *recordings)).new == 90
+        assert sum(taken) == 90
+        assert taken[:5] == [3, 5, 5, 5, 5]
+        assert max(taken) > 30
 
     async def test_a_recording_that_grew_has_its_new_medium_due(self, hq, db):
         one = a_recording()
