@@ -1519,13 +1519,17 @@ class Catalog:
     ) -> dict[tuple[str, str], tuple[Document, int, list[str]]]:
         unique = dict.fromkeys((holdable(k[0]), holdable(k[1])) for k in keys)
         columns = [k[0] for k in unique], [k[1] for k in unique]
-        recordings = await c.fetch(RECORDINGS_OF, *columns)
+        # As of one moment: what is archived between two questions would be told without its copies.
+        async with c.transaction(isolation="repeatable_read", readonly=True):
+            recordings, of_copies, of_media = [
+                await c.fetch(statement, *columns) for statement in (RECORDINGS_OF, COPIES_OF_RECORDINGS, MEDIA_OF)
+            ]
         copies: dict[tuple[str, str, str], list[Document]] = defaultdict(list)
-        for row in await c.fetch(COPIES_OF_RECORDINGS, *columns):
+        for row in of_copies:
             copies[row["source"], row["recording_id"], row["media_id"]].append(copy_document(_copy(row)))
         media: dict[tuple[str, str], list[Document]] = defaultdict(list)
         stores: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for row in await c.fetch(MEDIA_OF, *columns):
+        for row in of_media:
             key = row["source"], row["recording_id"]
             media[key].append(_medium_document(row, copies[(*key, row["media_id"])]))
             stores[key].update(row["stores"])

@@ -633,6 +633,31 @@ async def test_who_is_ended_by_a_deadlock_begins_again_and_nobody_hears_of_it(hq
     assert [row[0] for row in await db.fetch("SELECT revision FROM recordings")] == [2, 2]
 
 
+@pytest.mark.parametrize("between", ["RECORDINGS_OF", "COPIES_OF_RECORDINGS", "MEDIA_OF"])
+async def test_what_a_document_tells_is_of_one_moment(hq, database, clock, monkeypatch, between):
+    """Else a manifest tells of a medium that is archived and has no copy."""
+    fetch = asyncpg.Connection.fetch
+    one = a_recording()
+    await tell(hq, one)
+    (due,) = await claim(hq)
+    async with another(database, clock) as other:
+        happened = asyncio.Event()
+
+        async def watched(connection, statement, *values, **how):
+            rows = await fetch(connection, statement, *values, **how)
+            if statement == getattr(module, between) and not happened.is_set():
+                happened.set()
+                await settle(other, a_download(due))
+            return rows
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncpg.Connection, "fetch", watched)
+            told = (await document(hq, one.recording_id))["media"][0]
+    assert happened.is_set()
+    assert (told["state"] == "archived") == bool(told["copies"])
+    assert (await document(hq, one.recording_id))["state"] == "archived"
+
+
 async def test_two_that_find_the_same_recordings_at_once_add_them_once(hq, db, database, clock):
     found = [a_recording(recording_id=name) for name in "abcd"]
     async with another(database, clock) as other:
