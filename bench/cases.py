@@ -227,7 +227,7 @@ INSERT INTO recordings (source, recording_id, key_at, started_at, ended_at, dura
     undescribed, first_listed_at, by_window)
 SELECT 'hq', md5(n::text), at, at, at + interval '1 minute', interval '1 minute', 'inbound',
     '+1' || lpad((n * 7919 %% (%(count)d / 20))::text, 10, '0'), '+14155551234', '\\x00', false, at, true
-FROM (SELECT n, timestamptz '2023-01-01' + n * interval '30 days' * 12 / %(count)d AS at
+FROM (SELECT n, timestamptz '2023-01-01' + n * 360.0 / %(count)d * interval '1 day' AS at
       FROM generate_series(1::bigint, %(count)d) n) t;
 INSERT INTO media (source, recording_id, media_id, state, due_at, stores, held, size, sha256, archived_at)
 SELECT 'hq', md5(n::text), 'audio', CASE WHEN old THEN 'archived' ELSE 'pending' END, '2024-01-01', '{main}',
