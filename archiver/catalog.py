@@ -1112,22 +1112,22 @@ class Catalog:
         """
         now = self.clock.now()
         listed_ids = [holdable(r.recording_id) for r in listing.recordings]
-        news = list({holdable(new.recording_id): new for new in news}.values())
+        told = {holdable(new.recording_id): new for new in news}
         new = changed = 0
         missing: list[str] = []
-        back: list[str] = []
+        back: set[str] = set()
         async with self._transaction() as c:
             known: set[str] = set()
-            for some in _batched([holdable(recording.recording_id) for recording in news], IDS):
+            for some in _batched(list(told), IDS):
                 known |= {row[0] for row in await c.fetch(EXISTING, source, some)}
-            if known:
-                # What was missing is among the news, although nothing else of it may have changed.
-                back = [row[0] for row in await c.fetch(RETURNED, source, list(known))]
+            there = [i for i in listed_ids if i in known or i not in told]
+            if there:
+                back = {row[0] for row in await c.fetch(RETURNED, source, there)}
                 if back:
-                    await c.execute(WAKE_RETURNED, source, back, now)
+                    await c.execute(WAKE_RETURNED, source, list(back), now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
-            async for ids, fresh, told_again, _ in telling.chunks(news):
+            async for ids, fresh, told_again, _ in telling.chunks(list(told.values())):
                 new += len(ids) - len(told_again[0])
                 await _copy_in(c, "recordings", _RECORDING, fresh[0])
                 await _copy_in(c, "media", _MEDIUM, fresh[1])
@@ -1140,7 +1140,6 @@ class Catalog:
                 changed += len(changes)
                 await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if window is not None:
-                told = {holdable(recording.recording_id) for recording in news}
                 await c.execute(BY_WINDOW, source, [i for i in listed_ids if i not in told])
                 if not listing.rejected:
                     # Else the row that nobody could read may be the one that is not seen.

@@ -59,3 +59,31 @@ def a_recording(**changes: Any) -> Recording:
 
 def a_listing(*recordings: Recording, rejected: tuple[Rejected, ...] = ()) -> Listing:
     return Listing(list(recordings), rejected)
+
+
+#: A medium and a recording as a manifest tells them.
+MANIFEST_MEDIUM: dict[str, Any] = {
+    "media_id": "audio",
+    "state": "gone",
+    "content_type": None,
+    "size": None,
+    "sha256": None,
+    "duration": None,
+    "attempts": 0,
+    "error": None,
+    "stores": ["disk"],
+    "copies": [],
+}
+MANIFEST_LINE: dict[str, Any] = {
+    **dict.fromkeys(("call_id", "ended_at", "duration", "caller", "callee", "agent", "queue")),
+    "source": "pbx",
+    "kind": "xivo",
+    "recording_id": "1",
+    "started_at": "2024-05-18T11:30:00Z",
+    "direction": "inbound",
+    "parties": [],
+    "events": [],
+    "attributes": {},
+    "media": [MANIFEST_MEDIUM],
+    "raw": {},
+}

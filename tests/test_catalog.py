@@ -633,6 +633,15 @@ async def test_who_is_ended_by_a_deadlock_begins_again_and_nobody_hears_of_it(hq
     assert [row[0] for row in await db.fetch("SELECT revision FROM recordings")] == [2, 2]
 
 
+async def test_what_another_found_missing_after_we_looked_and_before_we_wrote_is_back(hq, db):
+    one = a_recording()
+    await tell(hq, one, window=a_window("10:00", "14:00"))
+    await db.execute("UPDATE recordings SET missing_since = now()")
+    # It was not missing when we looked, and so is no news.
+    await hq.record(HQ, a_listing(one), [], listing_key=ListingKey.START, stores=("main",))
+    assert await db.fetchval("SELECT missing_since FROM recordings") is None
+
+
 @pytest.mark.parametrize("between", ["RECORDINGS_OF", "COPIES_OF_RECORDINGS", "MEDIA_OF"])
 async def test_what_a_document_tells_is_of_one_moment(hq, database, clock, monkeypatch, between):
     """Else a manifest tells of a medium that is archived and has no copy."""

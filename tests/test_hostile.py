@@ -35,6 +35,7 @@ from archiver.simulators.base import Simulator
 from archiver.spool import Spool
 from archiver.windows import subtract
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving
+from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
 from tests.test_http import Server, answer, serving
 
 NOON = datetime(2024, 5, 18, 12, tzinfo=UTC)
@@ -267,31 +268,7 @@ def mutated_at(document: Any, value: Any, choose: Callable[[int], int]) -> Any:
     return document
 
 
-MEDIUM = {
-    "media_id": "audio",
-    "state": "gone",
-    "content_type": None,
-    "size": None,
-    "sha256": None,
-    "duration": None,
-    "attempts": 0,
-    "error": None,
-    "stores": ["disk"],
-    "copies": [],
-}
-LINE = {
-    **dict.fromkeys(("call_id", "ended_at", "duration", "caller", "callee", "agent", "queue")),
-    "source": "pbx",
-    "kind": "xivo",
-    "recording_id": "1",
-    "started_at": "2024-05-18T11:30:00Z",
-    "direction": "inbound",
-    "parties": [],
-    "events": [],
-    "attributes": {},
-    "media": [MEDIUM],
-    "raw": {},
-}
+MEDIUM, LINE = MANIFEST_MEDIUM, MANIFEST_LINE
 
 
 class Told:

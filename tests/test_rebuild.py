@@ -13,32 +13,10 @@ from archiver.catalog import Catalog, Query
 from archiver.errors import StoreError
 from archiver.model import ListingKey, Receipt
 from archiver.spool import Spool
+from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
 
-MEDIUM: dict[str, Any] = {
-    "media_id": "audio",
-    "state": "pending",
-    "content_type": None,
-    "size": None,
-    "sha256": None,
-    "duration": None,
-    "attempts": 0,
-    "error": None,
-    "stores": ["disk"],
-    "copies": [],
-}
-LINE: dict[str, Any] = {
-    **dict.fromkeys(("call_id", "ended_at", "duration", "caller", "callee", "agent", "queue")),
-    "source": "pbx",
-    "kind": "xivo",
-    "recording_id": "1",
-    "started_at": "2024-05-18T11:30:00.000Z",
-    "direction": "inbound",
-    "parties": [],
-    "events": [],
-    "attributes": {},
-    "media": [MEDIUM],
-    "raw": {},
-}
+MEDIUM: dict[str, Any] = MANIFEST_MEDIUM | {"state": "pending"}
+LINE: dict[str, Any] = MANIFEST_LINE | {"started_at": "2024-05-18T11:30:00.000Z", "media": [MEDIUM]}
 SHA = "ab" * 32
 
 
