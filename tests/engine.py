@@ -315,7 +315,7 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
             for copy in of_now:
                 outlet = outlets[copy["store"]]
                 assert copy["key"] == key_of(outlet.prefix, document, medium["media_id"], copy["key"])
-                assert objects[copy["store"]][copy["key"]] == len(audio)
+                assert objects[copy["store"]].get(copy["key"]) == len(audio), copy
                 reading.append((outlet.store, copy["key"], audio))
         assert document["state"] == "archived"
         for store in outlets:
