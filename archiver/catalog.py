@@ -56,7 +56,13 @@ SETTLING = timedelta(seconds=20)
 #: A window is listed again so long after its first listing.
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 #: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
-KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+#: It asks nothing while an answer of its own is on the way: that it would send again for a quarter of an hour.
+KEEPALIVES = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
 #: Media that are not archived are counted by these; the words of sync.explain.
 REASON_CLASSES = ("failed", "not ready", "account refused", "refused", "gave up", "gone", "empty", "asked for again")
 

@@ -315,7 +315,9 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
             for copy in of_now:
                 outlet = outlets[copy["store"]]
                 assert copy["key"] == key_of(outlet.prefix, document, medium["media_id"], copy["key"])
-                assert objects[copy["store"]].get(copy["key"]) == len(audio), copy
+                if objects[copy["store"]].get(copy["key"]) != len(audio):
+                    found = await outlet.store.stat(copy["key"])
+                    raise AssertionError(f"{copy} is listed with {objects[copy['store']].get(copy['key'])}; {found}")
                 reading.append((outlet.store, copy["key"], audio))
         assert document["state"] == "archived"
         for store in outlets:

@@ -35,10 +35,23 @@ import sys
 from datetime import timedelta
 from archiver import catalog, engine
 engine.LEASE, engine.SHARE = timedelta(seconds=6), timedelta(seconds=4)
-catalog.KEEPALIVES = {"tcp_keepalives_idle": "2", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "2"}
+catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
 from archiver.cli import main
 sys.argv = ["archiver", *sys.argv[1:]]
 main()
+"""
+#: A process that is cut off while PostgreSQL's answer is on its way: that is sent again and again.
+HOLDER = """
+import asyncio, sys
+from archiver import catalog
+catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
+async def hold():
+    held = await catalog.Catalog.open(sys.argv[1])
+    async with held._transaction() as transaction:
+        await transaction.execute("SELECT pg_advisory_xact_lock(7)")
+        await transaction.execute("SELECT pg_sleep(3)")
+        await asyncio.sleep(600)
+asyncio.run(hold())
 """
 
 
@@ -190,8 +203,30 @@ async def hosts(network: Network) -> AsyncIterator[Hosts]:
             running = await asyncio.to_thread(Hosts, network, folder, stack)
             stack.callback(running.end)
             yield running
+    except BaseException:
+        # A failed test's output: what each host said at last.
+        for log in folder.glob("*.log"):
+            print(log.name, *log.read_text("utf-8", "replace").splitlines()[-40:], sep="\n")
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND granted"
+
+
+@pytest.mark.timeout(300)
+async def test_a_transaction_cut_off_with_its_answer_on_the_way_ends_as_soon_as_an_idle_one(network):
+    async with hosts(network) as world:
+        url = world.postgres.url(address=network.address("one", "db"))
+        world.processes["one"] = world._start("one", [sys.executable, "-c", HOLDER, url])
+        await eventually(lambda: world.ask(HELD), within=60, why="nobody took the lock")
+        network.cable("one", "db", "down")
+
+        async def free() -> bool:
+            return not await world.ask(HELD)
+
+        await eventually(free, within=30, every=0.5, why="a host that is gone keeps its lock")
 
 
 ARCHIVED = "SELECT count(*) FROM media WHERE state = 'archived'"
