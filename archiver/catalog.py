@@ -70,6 +70,8 @@ Document = dict[str, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Statements are made of each other, never of a value.
+# ruff: noqa: S608
 # -- statements -----------------------------------------------------------------------------------------------------
 
 UPSERT_SOURCE = """
@@ -125,11 +127,11 @@ ORDER BY t.recording_id, t.media_id
 ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
     told_size = excluded.told_size, told_sha256 = excluded.told_sha256, told_duration = excluded.told_duration,
     told_type = excluded.told_type, opaque = excluded.opaque, urgent = excluded.urgent, ref = excluded.ref,
-    (state, due_at, error, claim, attempts, failing_since, held, size, sha256, archived_at) = (
+    (state, due_at, error, generation, attempts, failing_since, held, size, sha256, archived_at) = (
         SELECT CASE WHEN again THEN 'pending' WHEN ends THEN excluded.state ELSE m.state END,
-               CASE WHEN again OR (m.state = 'pending' AND m.claim IS NULL) THEN excluded.due_at ELSE m.due_at END,
+               CASE WHEN again OR m.state = 'pending' THEN excluded.due_at ELSE m.due_at END,
                CASE WHEN again OR ends OR m.state = 'pending' THEN excluded.error ELSE m.error END,
-               CASE WHEN again OR ends THEN NULL ELSE m.claim END,
+               m.generation + (again OR ends)::int,
                CASE WHEN again THEN 0 ELSE m.attempts END,
                CASE WHEN again OR ends THEN NULL ELSE m.failing_since END,
                CASE WHEN again THEN '{}' ELSE m.held END,
@@ -181,9 +183,15 @@ SHRUNK = """
 SELECT count(*) AS known, count(missing_since) AS missing, min(missing_since) AS since FROM recordings
 WHERE source = $1 AND key_at >= $2 AND by_window"""
 
-STILL = """
+#: Nobody has it in hand now ($1): one look by key, whatever PostgreSQL knows or guesses of the tables.
+UNCLAIMED = """NOT coalesce((
+            SELECT true FROM claims c
+            WHERE (c.source, c.recording_id, c.media_id) = (media.source, media.recording_id, media.media_id)
+                AND c.generation = media.generation AND c.until > $1), false)"""
+
+STILL = f"""
 SELECT count(*) AS count, min(due_at) AS since FROM media
-WHERE source = $1 AND state = 'pending' AND claim IS NULL AND due_at <= $2 AND NOT urgent"""
+WHERE source = $2 AND state = 'pending' AND due_at <= $3 AND NOT urgent AND {UNCLAIMED}"""
 
 WITHIN = """
 SELECT r.recording_id, r.started_at, r.missing_since, array_agg(m.state) AS states
@@ -219,7 +227,7 @@ BY_WINDOW = """
 UPDATE recordings SET by_window = true WHERE source = $1 AND recording_id = ANY($2) AND NOT by_window"""
 
 WAKE_RETURNED = """
-UPDATE media SET due_at = $3 WHERE source = $1 AND recording_id = ANY($2) AND state = 'pending' AND claim IS NULL"""
+UPDATE media SET due_at = $3 WHERE source = $1 AND recording_id = ANY($2) AND state = 'pending'"""
 
 REJECT = """
 INSERT INTO rejected AS r (source, digest, raw, reason, span, first_at, last_at)
@@ -236,10 +244,15 @@ GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT (source, recording_id, media_id, what, detail) DO UPDATE SET
     last_at = excluded.last_at, times = h.times + excluded.times, answer = coalesce(excluded.answer, h.answer)"""
 
+#: Also claims that were made while their maker was interrupted, of which nobody heard.
+LEAVE = """
+WITH freed AS (DELETE FROM claims WHERE holder = $1)
+DELETE FROM processes WHERE process = $1"""
+
 #: Dead is who neither holds its lock nor has any connection; after the server's own start all are to connect first.
 FREE_DEAD = """
 WITH dead AS (
-    DELETE FROM processes p WHERE p.process <> $1 AND pg_postmaster_start_time() < clock_timestamp() - $3::interval
+    DELETE FROM processes p WHERE p.process <> $1 AND pg_postmaster_start_time() < clock_timestamp() - $2::interval
         AND NOT EXISTS (
             SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -249,58 +262,70 @@ WITH dead AS (
             WHERE a.datname = current_database() AND a.application_name = 'archiver ' || p.process)
     RETURNING p.process), unshared AS (
     DELETE FROM shares s USING dead WHERE s.process = dead.process), freed AS (
-    UPDATE media m SET due_at = $2, claim = NULL, holder = NULL FROM dead
-    WHERE m.state = 'pending' AND m.claim IS NOT NULL AND m.holder = dead.process)
+    DELETE FROM claims c USING dead WHERE c.holder = dead.process)
 SELECT count(*) FROM dead"""
 
-DUE = """
-SELECT s.name, m.due_at FROM unnest($1::text[]) AS s (name)
-CROSS JOIN LATERAL (SELECT due_at FROM media WHERE source = s.name AND state = 'pending' ORDER BY due_at LIMIT 1) m"""
-
-LEASED = """
-SELECT max(due_at) FROM media WHERE source = ANY($1) AND state = 'pending' AND due_at > $2 AND claim IS NOT NULL"""
-
-CLAIM = """
-WITH due AS (
-    SELECT m.* FROM unnest($1::text[], $2::int[]) AS want (source, count)
+DUE = f"""
+SELECT source, min(due_at) AS due_at FROM (
+    SELECT m.* FROM unnest($2::text[]) AS s (name)
     CROSS JOIN LATERAL (
-        SELECT source, recording_id, media_id FROM media
-        WHERE media.source = want.source AND state = 'pending' AND due_at <= $3
-        ORDER BY due_at LIMIT want.count FOR UPDATE SKIP LOCKED) m)
-UPDATE media m SET due_at = $4, claim = nextval('claims'), holder = $5
-FROM due JOIN recordings r USING (source, recording_id)
-WHERE (m.source, m.recording_id, m.media_id) = (due.source, due.recording_id, due.media_id)
-RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
-    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
+        SELECT source, due_at FROM media WHERE source = s.name AND state = 'pending' AND {UNCLAIMED}
+        ORDER BY due_at LIMIT 1) m
+    UNION ALL
+    SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1) AS due
+GROUP BY source"""
+
+LEASED = """SELECT max(until) FROM claims WHERE until > $1 AND source = ANY($2)"""
+
+#: A claim leaves the medium's row as it is and so costs no writing into its indexes, of which a big archive has many
+#: pages. Another process that saw the same row due, and had the claim's moment not seen yet, finds it here.
+_CLAIMED = """
+claimed AS (
+    INSERT INTO claims AS c (source, recording_id, media_id, generation, until, holder)
+    SELECT source, recording_id, media_id, generation, $2, $3 FROM due
+    ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
+        token = excluded.token, generation = excluded.generation, until = excluded.until, holder = excluded.holder
+    WHERE c.until <= $1 OR c.generation <> excluded.generation
+    RETURNING source, recording_id, media_id, token)"""
+_CLAIMS = """
+SELECT m.source, m.recording_id, m.media_id, claimed.token, m.attempts, m.failing_since, m.told_size, m.told_sha256,
+    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at
+FROM due m JOIN claimed USING (source, recording_id, media_id) JOIN recordings r USING (source, recording_id)"""
+
+CLAIM = f"""
+WITH due AS (
+    SELECT m.* FROM unnest($4::text[], $5::int[]) AS want (source, count)
+    CROSS JOIN LATERAL (
+        SELECT * FROM media WHERE media.source = want.source AND state = 'pending' AND due_at <= $1 AND {UNCLAIMED}
+        ORDER BY due_at LIMIT want.count FOR UPDATE SKIP LOCKED) m),{_CLAIMED}{_CLAIMS}"""
 
 #: Of sources that delete by age: what expires first.
-CLAIM_EXPIRING = CLAIM.replace("due_at <= $3", "due_at <= $3 AND expires_at IS NOT NULL").replace(
+CLAIM_EXPIRING = CLAIM.replace("due_at <= $1", "due_at <= $1 AND expires_at IS NOT NULL").replace(
     "ORDER BY due_at", "ORDER BY (NOT urgent), expires_at"
 )
 
-#: As CLAIM, of one medium that nobody has in hand, whatever became of it before.
-CLAIM_ONE = """
-UPDATE media m SET state = 'pending', due_at = $5, claim = nextval('claims'), holder = $6 FROM recordings r
-WHERE (m.source, m.recording_id, m.media_id) = ($1, $2, $3) AND r.source = $1 AND r.recording_id = $2
-    AND m.state <> 'archived' AND (m.claim IS NULL OR m.due_at <= $4)
-RETURNING m.source, m.recording_id, m.media_id, m.claim, m.attempts, m.failing_since, m.told_size, m.told_sha256,
-    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at"""
+#: One medium that nobody has in hand, whatever became of it before.
+CLAIM_ONE = f"""
+WITH due AS (
+    SELECT * FROM media WHERE (source, recording_id, media_id) = ($4, $5, $6) AND state <> 'archived' FOR UPDATE
+),{_CLAIMED},
+woken AS (
+    UPDATE media m SET state = 'pending', due_at = $1 FROM claimed t
+    WHERE (m.source, m.recording_id, m.media_id) = (t.source, t.recording_id, t.media_id) AND m.state <> 'pending'
+){_CLAIMS}"""
 
 MEDIUM = """
 SELECT recording_id, media_id, told_size, told_sha256, told_duration, told_type, opaque, urgent, ref FROM media
 WHERE source = $1 AND recording_id = $2 AND media_id = $3"""
 
-RENEW = """
-UPDATE media m SET due_at = $5 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
-    AS t (source, recording_id, media_id, claim)
-WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
-    AND m.state = 'pending'"""
+#: What is ours of the claims told: the token says so.
+_OURS = """
+USING unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS t (source, recording_id, media_id, token)
+WHERE (c.source, c.recording_id, c.media_id, c.token) = (t.source, t.recording_id, t.media_id, t.token)"""
 
-RELEASE = """
-UPDATE media m SET due_at = $5, claim = NULL FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
-    AS t (source, recording_id, media_id, claim)
-WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
-    AND m.state = 'pending'"""
+RENEW = f"""UPDATE claims c SET until = $5{_OURS.replace("USING", "FROM")}"""
+
+RELEASE = f"""DELETE FROM claims c{_OURS}"""
 
 #: Each by its index, whatever PostgreSQL knows or guesses of the table (OFFSET 0 keeps it from choosing another way).
 COPIES_OF = """
@@ -310,19 +335,20 @@ CROSS JOIN LATERAL (
     WHERE (source, recording_id, media_id) = (k.source, k.recording_id, k.media_id) OFFSET 0) c
 ORDER BY archived_at, store"""
 
-SETTLE_ARCHIVED = """
+SETTLE_ARCHIVED = f"""
+WITH ended AS (DELETE FROM claims c{_OURS} RETURNING c.*)
 UPDATE media m SET state = CASE WHEN m.stores <@ t.held THEN 'archived' ELSE 'pending' END,
     held = t.held, size = t.size, sha256 = t.sha256, content_type = t.content_type, duration = t.duration,
     archived_at = CASE WHEN m.stores <@ t.held THEN $10::timestamptz END, due_at = t.due_at, error = t.error,
-    attempts = m.attempts + 1, claim = NULL, failing_since = NULL
-FROM (SELECT u.source, u.recording_id, u.media_id, u.claim, u.size, u.sha256, u.content_type, u.duration,
-             string_to_array(u.held, ',') AS held, u.due_at, u.error
-      FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[], $7::text[],
-                  $8::interval[], $9::text[], $11::timestamptz[], $12::text[])
-      AS u (source, recording_id, media_id, claim, size, sha256, content_type, duration, held, due_at, error)) t
-WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+    attempts = m.attempts + 1, failing_since = NULL
+FROM (SELECT ended.*, u.size, u.sha256, u.content_type, u.duration, string_to_array(u.held, ',') AS held, u.due_at,
+             u.error
+      FROM unnest($4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::interval[], $9::text[], $11::timestamptz[],
+                  $12::text[])
+      AS u (token, size, sha256, content_type, duration, held, due_at, error) JOIN ended USING (token)) t
+WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state, t.claim"""
+RETURNING m.source, m.recording_id, m.media_id, m.state, t.token"""
 
 ADD_COPIES = """
 INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)
@@ -341,14 +367,15 @@ INSERT INTO totals AS o (source, store, count, bytes)
 SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) ORDER BY 1, 2
 ON CONFLICT (source, store) DO UPDATE SET count = o.count + excluded.count, bytes = o.bytes + excluded.bytes"""
 
-SETTLE_OTHERS = """
-UPDATE media m SET state = t.state, due_at = t.due_at, error = t.error, attempts = t.attempts,
-    failing_since = t.failing_since, claim = NULL
-FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[],
-    $9::timestamptz[]) AS t (source, recording_id, media_id, claim, state, due_at, error, attempts, failing_since)
-WHERE (m.source, m.recording_id, m.media_id, m.claim) = (t.source, t.recording_id, t.media_id, t.claim)
+SETTLE_OTHERS = f"""
+WITH ended AS (DELETE FROM claims c{_OURS} RETURNING c.*)
+UPDATE media m SET state = u.state, due_at = u.due_at, error = u.error, attempts = u.attempts,
+    failing_since = u.failing_since
+FROM unnest($4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[], $9::timestamptz[])
+    AS u (token, state, due_at, error, attempts, failing_since) JOIN ended t USING (token)
+WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state, t.claim"""
+RETURNING m.source, m.recording_id, m.media_id, m.state, t.token"""
 
 TOUCH_RECORDINGS = """
 UPDATE recordings r SET revision = r.revision + 1, undescribed = true
@@ -397,9 +424,9 @@ SELECT s.name FROM unnest($2::text[]) AS s (name)
 WHERE NOT EXISTS (SELECT FROM media WHERE source = $1 AND NOT s.name = ANY(stores))"""
 
 #: What waits goes where the config says now; what is under way ends as it began.
-AIM = """
-UPDATE media SET stores = $2, due_at = CASE WHEN state = 'pending' AND $2 <@ held THEN $3 ELSE due_at END
-WHERE source = $1 AND state IN ('pending', 'failed') AND claim IS NULL AND NOT (stores <@ $2 AND stores @> $2)"""
+AIM = f"""
+UPDATE media SET stores = $3, due_at = CASE WHEN state = 'pending' AND $3 <@ held THEN $1 ELSE due_at END
+WHERE source = $2 AND state IN ('pending', 'failed') AND NOT (stores <@ $3 AND stores @> $3) AND {UNCLAIMED}"""
 
 #: What is archived, and not in this store.
 LACKING = """
@@ -419,13 +446,13 @@ WHERE (m.source, m.recording_id, m.media_id, m.sha256) = (t.source, t.recording_
     AND m.state = 'archived' AND NOT $1 = ANY(m.held)"""
 
 #: What is not archived is to be described there too, and then the ledger.
-WIDEN = """
+WIDEN = f"""
 WITH wider AS (
-    UPDATE media SET stores = array_append(stores, $2)
-    WHERE source = $1 AND state <> 'archived' AND claim IS NULL AND NOT $2 = ANY(stores) RETURNING recording_id),
-heard AS (UPDATE sources SET told = NULL WHERE name = $1)
+    UPDATE media SET stores = array_append(stores, $3)
+    WHERE source = $2 AND state <> 'archived' AND NOT $3 = ANY(stores) AND {UNCLAIMED} RETURNING recording_id),
+heard AS (UPDATE sources SET told = NULL WHERE name = $2)
 UPDATE recordings SET undescribed = true, revision = revision + 1
-WHERE source = $1 AND recording_id IN (SELECT recording_id FROM wider)"""
+WHERE source = $2 AND recording_id IN (SELECT recording_id FROM wider)"""
 
 TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
 
@@ -853,6 +880,7 @@ class Catalog:
         self._locks: Any = None
         self._held: set[str] = set()
         self._announced = False
+        self._claims = False
         self._locking = asyncio.Lock()
         #: One description of changes at a time: two would undo what each other marks.
         self.describing = asyncio.Lock()
@@ -882,10 +910,10 @@ class Catalog:
         return catalog
 
     async def close(self) -> None:
-        if self._announced:
+        if self._announced or self._claims:
             with contextlib.suppress(CatalogDown, TimeoutError):
                 async with asyncio.timeout(2), self._connection() as c:
-                    await c.execute("DELETE FROM processes WHERE process = $1", self.process)
+                    await c.execute(LEAVE, self.process)
         if self._locks is not None:
             self._locks.terminate()
         try:
@@ -1005,7 +1033,7 @@ class Catalog:
                 await c.execute("INSERT INTO processes VALUES ($1) ON CONFLICT DO NOTHING", self.process)
             self._announced = True
         async with self._connection() as c:
-            return int(await c.fetchval(FREE_DEAD, self.process, self.clock.now(), SETTLING))
+            return int(await c.fetchval(FREE_DEAD, self.process, SETTLING))
 
     async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
         """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""
@@ -1243,7 +1271,7 @@ class Catalog:
     async def standing(self, source: str, since: datetime) -> tuple[int, datetime | None]:
         """How many media have been due since then or longer and nobody has them in hand; since when the first."""
         async with self._connection() as c:
-            row = await c.fetchrow(STILL, source, since)
+            row = await c.fetchrow(STILL, self.clock.now(), source, since)
         return row["count"], row["since"]
 
     async def polled(self, source: str, error: str | None) -> None:
@@ -1273,33 +1301,37 @@ class Catalog:
     async def due(self, sources: Sequence[str]) -> dict[str, datetime]:
         """By source, when its next medium is due (past or future)."""
         async with self._connection() as c:
-            return {row[0]: row[1] for row in await c.fetch(DUE, list(sources))}
+            return {row[0]: row[1] for row in await c.fetch(DUE, self.clock.now(), list(sources))}
 
     async def leased(self, sources: Sequence[str]) -> datetime | None:
         """Until when the last of what these sources' processes have in hand is theirs; None where that is nothing."""
         async with self._connection() as c:
-            return cast("datetime | None", await c.fetchval(LEASED, list(sources), self.clock.now()))
+            return cast("datetime | None", await c.fetchval(LEASED, self.clock.now(), list(sources)))
 
+    @_repeated
     async def claim(self, wanted: Mapping[str, int], lease: timedelta, expiring: Collection[str] = ()) -> list[Claim]:
         """Lease so many due media of each source to this process; of ``expiring`` sources what they delete first."""
         now = self.clock.now()
+        self._claims = True
         async with self._transaction() as c:
             racing = {name: count for name, count in wanted.items() if name in expiring}
             mine = now, now + lease, self.process
-            rows = await c.fetch(CLAIM_EXPIRING, list(racing), list(racing.values()), *mine) if racing else []
+            rows = await c.fetch(CLAIM_EXPIRING, *mine, list(racing), list(racing.values())) if racing else []
             got = Counter(row["source"] for row in rows)
             left = {name: count - got[name] for name, count in wanted.items() if count > got[name]}
             if left:
-                rows = [*rows, *await c.fetch(CLAIM, list(left), list(left.values()), *mine)]
+                rows = [*rows, *await c.fetch(CLAIM, *mine, list(left), list(left.values()))]
             partial = [row for row in rows if row["held"]]
             held = await self._copies(c, partial) if partial else {}
         return [_claim(row, held) for row in rows]
 
+    @_repeated
     async def claim_one(self, source: str, recording_id: str, media_id: str, lease: timedelta) -> Claim | None:
         """Lease this medium, due or not, unless it is archived or another has it in hand."""
         now = self.clock.now()
+        self._claims = True
         async with self._transaction() as c:
-            row = await c.fetchrow(CLAIM_ONE, source, recording_id, media_id, now, now + lease, self.process)
+            row = await c.fetchrow(CLAIM_ONE, now, now + lease, self.process, source, recording_id, media_id)
             held = await self._copies(c, [row]) if row else {}
         return _claim(row, held) if row else None
 
@@ -1328,10 +1360,10 @@ class Catalog:
             await c.execute(RENEW, *_claim_columns(claims), self.clock.now() + lease)
 
     @_repeated
-    async def release(self, claims: Sequence[Claim], due_at: datetime | None = None) -> None:
-        """Give claims back untouched, due again at once or then."""
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Give claims back untouched: due as they were."""
         async with self._connection() as c:
-            await c.execute(RELEASE, *_claim_columns(claims), due_at or self.clock.now())
+            await c.execute(RELEASE, *_claim_columns(claims))
 
     @_repeated
     async def settle(
@@ -1472,7 +1504,7 @@ class Catalog:
     async def aim(self, source: str, stores: Sequence[str]) -> None:
         """The source's stores are these from now on, also for what was listed before and is not archived yet."""
         async with self._connection() as c:
-            await c.execute(AIM, source, list(stores), self.clock.now())
+            await c.execute(AIM, self.clock.now(), source, list(stores))
 
     async def told_ledger(self, ledger: Document) -> None:
         """The stores hold that ledger now."""
@@ -1561,7 +1593,7 @@ class Catalog:
                 arguments += after
             # Only column names of ours are put together here; every value is an argument.
             statement = (
-                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608
+                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
                 + (" WHERE " + " AND ".join(conditions) if conditions else "")
                 + f" ORDER BY r.started_at, r.source, r.recording_id LIMIT {size}"
             )
@@ -1721,7 +1753,7 @@ class Catalog:
     async def widen(self, source: str, store: str) -> None:
         """All that the store lacks of the source now is what is not archived: that is described there too."""
         async with self._connection() as c:
-            await c.execute(WIDEN, source, store)
+            await c.execute(WIDEN, self.clock.now(), source, store)
 
     # -- verify and rebuild --------------------------------------------------------------------------------------------
 
@@ -2454,7 +2486,7 @@ def _claim(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Cla
         medium=medium,
         started_at=row["started_at"],
         ended_at=row["ended_at"],
-        token=row["claim"],
+        token=row["token"],
         attempts=row["attempts"],
         failing_since=row["failing_since"],
         stores=tuple(row["stores"]),

@@ -883,7 +883,11 @@ async def test_a_pass_ends_only_when_what_another_process_had_in_hand_is_archive
     assert (await place.json("sync", code=1))["sources"]["hq"]["pending"] == 1
     # A process claimed it and was killed: nobody knows before its lease has run out.
     connection = await asyncpg.connect(place.database)
-    await connection.execute("UPDATE media SET claim = nextval('claims'), due_at = now() + interval '4 seconds'")
+    await connection.execute(
+        "INSERT INTO claims (source, recording_id, media_id, generation, until, holder)"
+        " SELECT source, recording_id, media_id, generation, now() + interval '4 seconds', gen_random_uuid() FROM media"
+    )
+    await connection.execute("UPDATE media SET due_at = now()")
     await connection.close()
     passed = await place.run("sync", "--json")
     assert (passed.json["sources"]["hq"]["archived"], passed.json["complete"]) == (1, True)

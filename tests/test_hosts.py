@@ -230,7 +230,7 @@ async def test_a_transaction_cut_off_with_its_answer_on_the_way_ends_as_soon_as_
 
 
 ARCHIVED = "SELECT count(*) FROM media WHERE state = 'archived'"
-CLAIMED = "SELECT count(*) FROM media WHERE claim IS NOT NULL"
+CLAIMED = "SELECT count(*) FROM claims"
 
 
 @pytest.mark.timeout(600)

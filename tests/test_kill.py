@@ -61,7 +61,7 @@ async def time_passes(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
         await connection.execute("UPDATE shares SET until = until - interval '3 minutes'")
-        await connection.execute("UPDATE media SET due_at = due_at - interval '3 minutes' WHERE claim IS NOT NULL")
+        await connection.execute("UPDATE claims SET until = until - interval '3 minutes'")
     finally:
         await connection.close()
 

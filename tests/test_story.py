@@ -603,7 +603,7 @@ class Story(RuleBasedStateMachine):
 
     async def stale(self, claims: list[Any]) -> int:
         """How many of these claims are no longer their medium's."""
-        held = {tuple(row) for row in await self.eye.fetch("SELECT recording_id, media_id, claim FROM media")}
+        held = {tuple(row) for row in await self.eye.fetch("SELECT recording_id, media_id, token FROM claims")}
         return sum((*claim.id[1:], claim.token) not in held for claim in claims)
 
     @rule(store=st.sampled_from(("one", "two")))

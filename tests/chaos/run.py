@@ -411,6 +411,7 @@ class World:
         connection = await asyncpg.connect(self.postgres.url(), timeout=20)
         try:
             await connection.execute("UPDATE shares SET until = until - interval '3 minutes'")
+            await connection.execute("UPDATE claims SET until = until - interval '3 minutes'")
             await connection.execute("UPDATE media SET due_at = due_at - interval '3 minutes' WHERE state = 'pending'")
         finally:
             await connection.close()
