@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 
 from . import manifests
 from .clock import Clock
@@ -40,6 +41,7 @@ from .model import (
     Writer,
     holdable,
     holdable_tree,
+    is_flat,
     utc_text,
 )
 
@@ -149,14 +151,17 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
 EXPIRE_BY = """
 UPDATE sources SET retention = $2 WHERE name = $1 AND retention IS DISTINCT FROM $2 RETURNING true"""
 
-EXPIRES = """
+#: Each half is the condition of an index: one over both would take in every new medium twice.
+UNFINISHED = "(state = 'pending' OR state IN ('failed', 'gone', 'empty'))"
+
+EXPIRES = f"""
 UPDATE media m SET expires_at = r.started_at + $2::interval FROM recordings r
-WHERE m.source = $1 AND r.source = $1 AND r.recording_id = m.recording_id AND m.state <> 'archived'
+WHERE m.source = $1 AND r.source = $1 AND r.recording_id = m.recording_id AND {UNFINISHED}
     AND ($3::text[] IS NULL OR m.recording_id = ANY($3))"""
 
 EXPIRING = """
 SELECT date_bin('1 hour', expires_at, '2000-01-01Z') AS hour, count(*) AS count FROM media
-WHERE source = $1 AND state IN ('pending', 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
+WHERE source = $1 AND (state = 'pending' OR state = 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
 
 ARCHIVED_SINCE = """
 SELECT count(DISTINCT (recording_id, media_id)) AS count, min(archived_at) AS first FROM copies
@@ -426,7 +431,7 @@ WHERE NOT EXISTS (SELECT FROM media WHERE source = $1 AND NOT s.name = ANY(store
 #: What waits goes where the config says now; what is under way ends as it began.
 AIM = f"""
 UPDATE media SET stores = $3, due_at = CASE WHEN state = 'pending' AND $3 <@ held THEN $1 ELSE due_at END
-WHERE source = $2 AND state IN ('pending', 'failed') AND NOT (stores <@ $3 AND stores @> $3) AND {UNCLAIMED}"""
+WHERE source = $2 AND (state = 'pending' OR state = 'failed') AND NOT (stores <@ $3 AND stores @> $3) AND {UNCLAIMED}"""
 
 #: What is archived, and not in this store.
 LACKING = """
@@ -449,7 +454,7 @@ WHERE (m.source, m.recording_id, m.media_id, m.sha256) = (t.source, t.recording_
 WIDEN = f"""
 WITH wider AS (
     UPDATE media SET stores = array_append(stores, $3)
-    WHERE source = $2 AND state <> 'archived' AND NOT $3 = ANY(stores) AND {UNCLAIMED} RETURNING recording_id),
+    WHERE source = $2 AND {UNFINISHED} AND NOT $3 = ANY(stores) AND {UNCLAIMED} RETURNING recording_id),
 heard AS (UPDATE sources SET told = NULL WHERE name = $2)
 UPDATE recordings SET undescribed = true, revision = revision + 1
 WHERE source = $2 AND recording_id IN (SELECT recording_id FROM wider)"""
@@ -640,7 +645,7 @@ UNCOVER_UNFINISHED = """
 UPDATE sources s SET covered = s.covered - coalesce((
     SELECT range_agg(tstzrange(date_trunc('hour', r.key_at), date_trunc('hour', r.key_at) + interval '1 hour'))
     FROM recordings r JOIN media m USING (source, recording_id)
-    WHERE r.source = s.name AND m.state IN ('pending', 'failed')), '{}')"""
+    WHERE r.source = s.name AND (m.state = 'pending' OR m.state = 'failed')), '{}')"""
 
 MISSING_SINCE = """SELECT missing_since FROM recordings WHERE source = $1 AND recording_id = $2"""
 
@@ -660,26 +665,26 @@ RETURNING next_request_at - $3::interval AS at"""
 LISTING_AT = """SELECT next_listing_at FROM sources WHERE name = $1 AND next_listing_at > $2"""
 LISTING_ENDED = """UPDATE sources SET next_listing_at = greatest(next_listing_at, $2) WHERE name = $1"""
 
-COUNTS = """
+COUNTS = f"""
 SELECT source, state, count(*) AS count, min(due_at) AS due_at FROM media
-WHERE state <> 'archived' AND ($1::text[] IS NULL OR source = ANY($1)) GROUP BY source, state"""
+WHERE {UNFINISHED} AND ($1::text[] IS NULL OR source = ANY($1)) GROUP BY source, state"""
 
-COUNTS_WITHIN = """
+COUNTS_WITHIN = f"""
 SELECT m.state, count(*) AS count, min(m.due_at) AS due_at FROM media m JOIN recordings r USING (source, recording_id)
-WHERE m.state <> 'archived' AND m.source = $1 AND r.key_at >= $2 AND r.key_at < $3 GROUP BY m.state"""
+WHERE {UNFINISHED} AND m.source = $1 AND r.key_at >= $2 AND r.key_at < $3 GROUP BY m.state"""
 
 REASONS = """
 SELECT source, state, error, count(*) AS count FROM media
-WHERE state IN ('pending', 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
+WHERE (state = 'pending' OR state = 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
 GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
 
 #: The reasons are classes, not messages: those of sync.explain; all that has no class of its own is "other".
-QUEUE = """
+QUEUE = f"""
 SELECT source, state, CASE WHEN error IS NULL THEN 'new' WHEN class = ANY($1) THEN class
         WHEN error LIKE 'store %' OR error LIKE 'no manifest%' THEN 'store failed' ELSE 'other' END AS reason,
     count(*) AS count, min(failing_since) AS failing_since
 FROM (SELECT source, state, error, failing_since, split_part(error, ':', 1) AS class FROM media
-      WHERE state <> 'archived') m
+      WHERE {UNFINISHED}) m
 GROUP BY 1, 2, 3"""
 
 #: Of what has not failed by itself. Whatever waits longest is due first, and so a look at the first few tells.
@@ -1160,6 +1165,11 @@ class Catalog:
                 if back:
                     await c.execute(WAKE_RETURNED, source, list(back), now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
+            if window is not None and not listing.rejected:
+                # Else the row that nobody could read may be the one that is not seen. Before the new ones are there,
+                # none of which is missing.
+                gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
+                missing = [row[0] for row in gone]
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
             async for ids, fresh, told_again, _ in telling.chunks(list(told.values())):
                 new += len(ids) - len(told_again[0])
@@ -1175,10 +1185,6 @@ class Catalog:
                 await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
             if window is not None:
                 await c.execute(BY_WINDOW, source, [i for i in listed_ids if i not in told])
-                if not listing.rejected:
-                    # Else the row that nobody could read may be the one that is not seen.
-                    gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
-                    missing = [row[0] for row in gone]
                 await self._remember(c, now, [(source, i, "", "no longer listed", "") for i in missing])
                 await c.execute(
                     ADD_LISTING, source, window.start, window.end, now, len(listed_ids), len(listing.rejected)
@@ -2044,6 +2050,8 @@ class Encoded(str):
 
 
 _WRITER = Writer(ensure_ascii=False, allow_nan=False)
+#: The same, and faster, for what is flat.
+_FLAT_WRITER = msgspec.json.Encoder()
 _NOTHING, _NONE = Encoded("{}"), Encoded("[]")
 
 
@@ -2052,7 +2060,10 @@ def _json(value: Any) -> Encoded:
     if not value and isinstance(value, (dict, list, Mapping)):
         return _NONE if isinstance(value, list) else _NOTHING
     try:
-        text = _WRITER.encode(dict(value) if isinstance(value, Mapping) else value)
+        if is_flat(value):
+            text = _FLAT_WRITER.encode(value).decode()
+        else:
+            text = _WRITER.encode(dict(value) if isinstance(value, Mapping) else value)
     except ValueError:
         text = "\0"
     if "\\u0000" in text or holdable(text) != text:
@@ -2236,10 +2247,11 @@ _REBUILT_COPY = [
 def _copied(rows: Iterable[_Row]) -> bytes:
     """Rows as COPY reads them: https://www.postgresql.org/docs/current/sql-copy.html – "Text Format"."""
     # No text here holds a NUL (see holdable), and so one can stand for what separates until the rest is escaped.
-    text = "\0r".join(["\0f".join(["\0n" if value is None else value for value in row]) for row in rows])
-    for told, written in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
-        text = text.replace(told, written)
-    return text.replace("\0f", "\t").replace("\0r", "\n").replace("\0n", "\\N").encode()
+    text = "\0r".join(["\0f".join(["\0n" if value is None else value for value in row]) for row in rows]).encode()
+    for told, written in ((b"\\", b"\\\\"), (b"\t", b"\\t"), (b"\n", b"\\n"), (b"\r", b"\\r")):
+        if told in text:
+            text = text.replace(told, written)
+    return text.replace(b"\0f", b"\t").replace(b"\0r", b"\n").replace(b"\0n", b"\\N")
 
 
 async def _copy_in(c: Any, table: str, columns: Sequence[str], copied: bytes) -> None:

@@ -15,7 +15,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from json.encoder import c_make_encoder, encode_basestring, encode_basestring_ascii  # type: ignore[attr-defined]
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+import msgspec
 
 CHUNK = 1 << 18
 #: Bytes that an id may have; an index row of PostgreSQL holds two of them.
@@ -136,6 +139,26 @@ class Writer(json.JSONEncoder):
 
 
 _DIGESTED = Writer(sort_keys=True)
+_FLAT_DIGESTED = msgspec.json.Encoder(order="sorted")
+_FLAT = {str, int, bool, NoneType}
+
+
+def is_flat(value: Any) -> bool:
+    """An object that holds texts, whole numbers, booleans and nulls alone, as most rows do."""
+    return type(value) is dict and _FLAT.issuperset(map(type, value.values()))
+
+
+def _digested(raw: Mapping[str, Any], media: list[list[Any]]) -> bytes:
+    """As Python writes it, by what is ten times as fast where that writes the same: flat, in ASCII, without DEL."""
+    if is_flat(raw) and all(is_flat(told[-1]) for told in media):
+        try:
+            written = _FLAT_DIGESTED.encode([raw, media])
+        except (ValueError, TypeError):
+            pass
+        else:
+            if written.isascii() and b"\x7f" not in written:
+                return written
+    return _DIGESTED.encode([raw, media]).encode()
 
 
 def _is_id(told: str) -> bool:
@@ -188,16 +211,11 @@ class Recording:
 
     def digest(self) -> bytes:
         """16 bytes that change when anything the source told changes."""
-        told = _DIGESTED.encode(
-            [
-                self.raw,
-                [
-                    [m.media_id, m.availability, m.size, m.sha256, m.content_type, m.opaque, m.urgent, dict(m.ref)]
-                    for m in self.media
-                ],
-            ]
-        )
-        return hashlib.blake2b(told.encode(), digest_size=16).digest()
+        media = [
+            [m.media_id, m.availability, m.size, m.sha256, m.content_type, m.opaque, m.urgent, dict(m.ref)]
+            for m in self.media
+        ]
+        return hashlib.blake2b(_digested(self.raw, media), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,3 +20,10 @@ ALTER TABLE media DROP COLUMN claim, DROP COLUMN holder;
 -- How often the source told of other content than before: who still has the old one in hand comes too late.
 ALTER TABLE media ADD COLUMN generation integer NOT NULL DEFAULT 0;
 COMMENT ON COLUMN media.due_at IS 'When to try next.';
+
+-- Of what is not archived nearly all is pending, and media_due has it: a new medium goes into one index less.
+DROP INDEX media_unfinished;
+CREATE INDEX media_ended ON media (source, state) WHERE state IN ('failed', 'gone', 'empty');
+-- What was started in the same microsecond is sorted when it is read: ids would be most of this index.
+DROP INDEX recordings_by_start;
+CREATE INDEX recordings_by_start ON recordings (started_at);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
@@ -76,6 +77,18 @@ class TestRecording:
     def test_its_digest_is_the_same_exactly_for_the_same_raw(self, one, other):
         digests = [a_recording(recording_id="r1", raw=raw).digest() for raw in (one, other)]
         assert (digests[0] == digests[1]) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+
+    @given(
+        st.dictionaries(
+            st.text(), JSON | st.text() | st.integers() | st.floats() | st.sampled_from(("\x7f", "é", "\ud800"))
+        )
+    )
+    def test_its_digest_is_that_of_python_s_json_whatever_wrote_it(self, raw):
+        medium = a_medium(recording_id="r1", media_id="m1", size=7, ref=raw if len(raw) < 2 else {})
+        media = [["m1", "ready", 7, None, None, False, False, dict(medium.ref)]]
+        told = json.dumps([raw, media], sort_keys=True, separators=(",", ":"))
+        digest = a_recording(recording_id="r1", raw=raw, media=(medium,)).digest()
+        assert digest == hashlib.blake2b(told.encode(), digest_size=16).digest()
 
     def test_its_digest_does_not_depend_on_the_order_of_keys(self):
         assert a_recording(recording_id="r", raw={"a": 1, "b": 2}).digest() == (
