@@ -268,7 +268,9 @@ WITH dead AS (
     RETURNING p.process), unshared AS (
     DELETE FROM shares s USING dead WHERE s.process = dead.process), freed AS (
     DELETE FROM claims c USING dead WHERE c.holder = dead.process)
-SELECT count(*) FROM dead"""
+SELECT (SELECT count(*) FROM dead) AS dead, EXISTS (
+    SELECT FROM shares mine JOIN shares other USING (source)
+    WHERE mine.process = $1 AND other.process <> $1 AND (mine.slots = 0 OR other.slots = 0)) AS starved"""
 
 DUE = f"""
 SELECT source, min(due_at) AS due_at FROM (
@@ -1025,9 +1027,10 @@ class Catalog:
                 locks.terminate()
 
     @_repeated
-    async def stay_alive(self) -> int:
-        """Show that this process lives, and free at once what those held that are dead; how many these were.
+    async def stay_alive(self) -> tuple[int, bool]:
+        """Show that this process lives, and free at once what those held that are dead.
 
+        Returns how many these were, and whether this process or another waits for a share of a source that both want.
         A process that was only cut off commits nothing late: the claims that it had are no longer its own.
         """
         me = f"process:{self.process}"
@@ -1038,7 +1041,8 @@ class Catalog:
                 await c.execute("INSERT INTO processes VALUES ($1) ON CONFLICT DO NOTHING", self.process)
             self._announced = True
         async with self._connection() as c:
-            return int(await c.fetchval(FREE_DEAD, self.process, SETTLING))
+            row = await c.fetchrow(FREE_DEAD, self.process, SETTLING)
+        return row["dead"], row["starved"]
 
     async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
         """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""

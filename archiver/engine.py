@@ -43,6 +43,8 @@ UNDESCRIBED = timedelta(minutes=10)
 LEDGERS = 3600.0
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
+#: And a run that waits for nothing but another process to finish.
+SOON = 0.25
 
 
 @dataclass(slots=True)
@@ -241,6 +243,7 @@ class Engine:
             if claimed or started:
                 continue
             now = self.catalog.clock.now()
+            patience = LOOK
             if until is not None and not self._running and self._results.empty() and not self._claims:
                 last = until()
                 if last is not None and self._next(now) > last:
@@ -249,8 +252,11 @@ class Engine:
                     await self._refresh()
                     if self._next(now) > last:
                         return
+                elif last is not None:
+                    # Another process has the rest in hand.
+                    patience, self._looked = SOON, 0.0
             # What is due already waits for a slot, and its release wakes us.
-            await self._pause(min(LOOK, max(0.05, (self._next(now) - now).total_seconds())))
+            await self._pause(min(patience, max(0.05, (self._next(now) - now).total_seconds())))
 
     async def _pause(self, seconds: float) -> None:
         # Not wait_for: Python 3.11's loses a cancellation that comes together with what it waits for.
@@ -489,7 +495,7 @@ class Engine:
     async def _stay_alive(self) -> None:
         try:
             async with asyncio.timeout(SHARE.total_seconds() / 2):
-                dead = await self.catalog.stay_alive()
+                dead, starved = await self.catalog.stay_alive()
         except (CatalogDown, TimeoutError) as error:
             # Others may take this process for dead: what it had of their limits is theirs now.
             for name in list(self._shared):
@@ -499,8 +505,9 @@ class Engine:
             raise CatalogDown(str(error) or "the database does not answer") from error
         if dead:
             log.info("process.dead", count=dead)
-            await self._share_active()
             self.nudge()
+        if dead or starved:
+            await self._share_active()
 
     async def _share_active(self) -> None:
         now = time.monotonic()

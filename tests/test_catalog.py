@@ -986,6 +986,22 @@ class TestClaim:
 
 
 class TestDeath:
+    async def test_who_waits_for_a_share_is_seen_by_all_until_it_has_one(self, hq, database, clock):
+        async def starved() -> list[bool]:
+            return [(await c.stay_alive())[1] for c in (hq, other)]
+
+        async with another(database, clock) as other:
+            assert await hq.share({HQ: (4, 0), "branch": (2, 0)}, LEASE) == {HQ: 4, "branch": 2}
+            assert await starved() == [False, False]
+            assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 0}
+            assert await starved() == [True, True]
+            # What runs is finished first.
+            assert await hq.share({HQ: (4, 4)}, LEASE) == {HQ: 2}
+            assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 0}
+            assert await hq.share({HQ: (4, 2)}, LEASE) == {HQ: 2}
+            assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 2}
+            assert await starved() == [False, False]
+
     async def test_what_a_dead_process_had_is_free_at_once_and_its_late_commit_is_refused(
         self, hq, database, clock, monkeypatch
     ):
@@ -995,14 +1011,14 @@ class TestDeath:
         await first.stay_alive()
         assert await first.share({HQ: (1, 1)}, LEASE) == {HQ: 1}
         (held,) = await claim(first)
-        assert await hq.stay_alive() == 0
+        assert await hq.stay_alive() == (0, False)
         assert await claim(hq) == []
         # As by kill -9: the server sees its connections end, and nothing else.
         first._locks.terminate()
         first._pool.terminate()
 
         async def freed():
-            return await hq.stay_alive()
+            return (await hq.stay_alive())[0]
 
         assert await eventually(freed) == 1
         assert await hq.share({HQ: (1, 0)}, LEASE) == {HQ: 1}
@@ -1017,7 +1033,7 @@ class TestDeath:
         async with another(database, clock) as first:
             await first.stay_alive()
             await first._locks.close()
-            assert await hq.stay_alive() == 0
+            assert await hq.stay_alive() == (0, False)
             await first.stay_alive()
             assert not first._locks.is_closed()
 
