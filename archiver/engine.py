@@ -69,6 +69,10 @@ class Lane:
         moments = [moment for moment in until if moment is not None]
         return max(moments) if moments else None
 
+    def waits(self, now: datetime) -> bool:
+        """Is something due that could be transferred?"""
+        return self.due_at is not None and self.due_at <= now and self.blocked(now) is None
+
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
         if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
@@ -293,7 +297,7 @@ class Engine:
                     await self._give_back(lane.queue)
                     self._looked = 0.0
                 continue
-            if lane.due_at is None or lane.due_at > now:
+            if not lane.waits(now):
                 continue
             if name not in self._shared:
                 await self._share([name])
@@ -518,7 +522,12 @@ class Engine:
                 self._shared.pop(name)
                 if lane is not None:
                     lane.feed.gate.limit = 0
-        active = [n for n, lane in self.lanes.items() if lane.queue or lane.running or self._polling[n]]
+        moment = self.catalog.clock.now()
+        active = [
+            name
+            for name, lane in self.lanes.items()
+            if lane.queue or lane.running or self._polling[name] or lane.waits(moment)
+        ]
         await self._share(active)
         idle = [name for name in self._shared if name not in active]
         if idle:

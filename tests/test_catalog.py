@@ -235,7 +235,9 @@ class TestSchema:
             INSERT INTO recordings
                 (source, recording_id, key_at, started_at, direction, raw, digest, first_listed_at)
                 SELECT 'hq', id, now(), now(), 'unknown', '{}', '', now()
-                FROM unnest('{a,b}'::text[]) AS id;
+                FROM unnest('{a,b,c}'::text[]) AS id;
+            INSERT INTO media (source, recording_id, media_id, due_at, claim, attempts, stores)
+                VALUES ('hq', 'c', 'audio', '2026-03-01 12:02Z', nextval('claims'), 3, '{disk}');
             INSERT INTO media (source, recording_id, media_id, state, due_at, stores, held, size, sha256, archived_at)
                 SELECT 'hq', id, 'audio', 'archived', now(), '{disk}', '{disk}', 1, repeat('a', 64), now()
                 FROM unnest('{a,b}'::text[]) AS id;
@@ -260,6 +262,13 @@ class TestSchema:
                 stalest = await newer.stalest("disk", None, long_after, (datetime.min.replace(tzinfo=UTC), ""), 9)
                 assert [copy.key for _, copy, _ in stalest] == ["k/b", "k/a"]
                 assert [told[:3] for told in await newer.untold_verified(["hq"], 9)] == [("hq", "disk", "k/a")]
+                # What was in hand when its process ended is due when its lease would have ended.
+                newer.clock.set(datetime(2026, 3, 1, 12, 2, tzinfo=UTC) - timedelta(microseconds=1))
+                assert await claim(newer) == []
+                newer.clock.advance(timedelta(microseconds=1))
+                (held,) = await claim(newer)
+                assert (held.medium.recording_id, held.attempts) == ("c", 3)
+                assert await settle(newer, a_download(held)) == {held.id: State.ARCHIVED}
         finally:
             postgres.drop(url)
 
@@ -942,6 +951,23 @@ class TestClaim:
         assert await media(db, "*") == before
         assert await hq.due([HQ]) == {HQ: NOON}
         assert await claim(hq)
+
+    async def test_one_that_failed_can_be_claimed_by_name_and_counts(self, hq):
+        await tell(hq, a_recording(recording_id="r"))
+        await settle(hq, an_outcome((await claim(hq))[0], State.FAILED))
+        assert await claim(hq) == []
+        named = await hq.claim_one(HQ, "r", "m1", LEASE)
+        assert await hq.claim_one(HQ, "r", "m1", LEASE) is None
+        assert await settle(hq, a_download(named)) == {named.id: State.ARCHIVED}
+        assert await hq.claim_one(HQ, "r", "m1", LEASE) is None
+
+    async def test_what_is_in_hand_ends_where_it_began_to_go(self, hq, db):
+        await tell(hq, a_recording(recording_id="a"), a_recording(recording_id="b"))
+        (held,) = await claim(hq, 1)
+        await hq.aim(HQ, ["other"])
+        assert await media(db, "recording_id, stores") == [
+            (i, ["main"] if i == held.medium.recording_id else ["other"]) for i in ("a", "b")
+        ]
 
     async def test_who_leaves_keeps_nothing_claimed(self, hq, database, clock):
         await tell(hq, a_recording(), a_recording())

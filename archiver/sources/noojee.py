@@ -207,7 +207,8 @@ class Noojee:
         return Listing(recordings, rejected)
 
     async def _find(self, ids: Iterable[str], by: str) -> dict[str, Rows | SourceError]:
-        """The rows of each id, or why there are none; five failures end it for the rest."""
+        """By id, in their order, its rows, or why there are none; five failures end it for the rest."""
+        wanted = list(dict.fromkeys(ids))
         found: dict[str, Rows | SourceError] = {}
         failures: list[SourceError] = []
         turns = asyncio.Semaphore(self._options.concurrency)
@@ -223,9 +224,9 @@ class Noojee:
                     failures.extend([] if self._is_none(error) else [error])
 
         async with asyncio.TaskGroup() as group:
-            for i in dict.fromkeys(ids):
+            for i in wanted:
                 group.create_task(find(i))
-        return found
+        return {i: found[i] for i in wanted}
 
     async def _by_unique_id(self, unique_id: str) -> Rows:
         return await self._rows("retrieveMetaDataByUniqueId", {"uniqueId": unique_id})

@@ -115,6 +115,7 @@ class Peer:
         self.name = name
         self.up = False
         self.starts = 0
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         raise NotImplementedError
@@ -126,13 +127,15 @@ class Peer:
         raise NotImplementedError
 
     async def ensure(self) -> None:
-        while not self.up:
-            try:
-                await self.start()
-                self.up = True
-            except RuntimeError as error:
-                print(f"{self.name} did not start: {str(error)[-300:]}", file=sys.stderr)
-                await asyncio.sleep(0.5)
+        """Start it unless it is up; once, whoever else wants that at the same time."""
+        async with self._starting:
+            while not self.up:
+                try:
+                    await self.start()
+                    self.up = True
+                except RuntimeError as error:
+                    print(f"{self.name} did not start: {str(error)[-300:]}", file=sys.stderr)
+                    await asyncio.sleep(0.5)
 
 
 class ServerPeer(Peer):
