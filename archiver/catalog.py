@@ -285,7 +285,7 @@ GROUP BY source"""
 LEASED = """SELECT max(until) FROM claims WHERE until > $1 AND source = ANY($2)"""
 
 #: A claim leaves the medium's row as it is and so costs no writing into its indexes, of which a big archive has many
-#: pages. Another process that saw the same row due, and had the claim's moment not seen yet, finds it here.
+#: pages. Who looked at what is due before another's claim was committed finds it when it would write its own.
 _CLAIMED = """
 claimed AS (
     INSERT INTO claims AS c (source, recording_id, media_id, generation, until, holder)

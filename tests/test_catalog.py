@@ -1850,6 +1850,22 @@ class TestPlans:
         assert "media_due" in plans["due"]
         assert "media_doubtful" in plans["doubtful"]
 
+    async def test_what_is_unfinished(self, large, subtests):
+        """A tenth of these rows is: few enough only where there are more."""
+        asked = {
+            "counts": (module.COUNTS, None),
+            "counts of a source": (module.COUNTS, [HQ]),
+            "queue": (module.QUEUE, ["failed"]),
+            "widen": (module.WIDEN, NOON, HQ, "other"),
+            "expires": (module.EXPIRES, HQ, timedelta(days=90), None),
+        }
+        await large.execute("SET enable_seqscan = off")
+        for name, (statement, *values) in asked.items():
+            with subtests.test(name):
+                plan = await self.plan(large, statement, *values)
+                assert "Index Scan on media_due" in plan, plan
+                assert "Index Scan on media_ended" in plan, plan
+
     async def test_discovery(self, large, subtests):
         ids = [f"r{n:08}" for n in range(200)]
         window = a_window("10:00", "10:10")
