@@ -43,8 +43,8 @@ UNDESCRIBED = timedelta(minutes=10)
 LEDGERS = 3600.0
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
-#: And a run that waits for nothing but another process to finish.
-SOON = 0.25
+#: And a run that has nothing to do until another process has finished, or what failed is due again.
+SOON = 0.5
 
 
 @dataclass(slots=True)
@@ -257,7 +257,6 @@ class Engine:
                     if self._next(now) > last:
                         return
                 elif last is not None:
-                    # Another process has the rest in hand.
                     patience, self._looked = SOON, 0.0
             # What is due already waits for a slot, and its release wakes us.
             await self._pause(min(patience, max(0.05, (self._next(now) - now).total_seconds())))

@@ -1840,6 +1840,19 @@ class TestPlans:
             "settle": await self.plan(
                 large, module.SETTLE_OTHERS, *keys, ["pending"] * 50, [NOON] * 50, [None] * 50, [0] * 50, [None] * 50
             ),
+            "settle archived": await self.plan(
+                large,
+                module.SETTLE_ARCHIVED,
+                *keys,
+                [1] * 50,
+                [SHA] * 50,
+                ["audio/wav"] * 50,
+                [None] * 50,
+                ["main"] * 50,
+                NOON,
+                [NOON] * 50,
+                [None] * 50,
+            ),
             "copies": await self.plan(large, module.COPIES_OF, *keys[:3]),
             "doubtful": await self.plan(large, module.DOUBTFUL, HQ, NOON),
         }

@@ -109,6 +109,28 @@ async def test_three_processes_fetch_everything_once_within_the_source_s_limit(t
         assert (await rigs[0].catalog.totals())["pbx", "shared"][0] == 200
 
 
+async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew_theirs(
+    tmp_path, database, monkeypatch
+):
+    monkeypatch.setattr(engine, "SHARE", HOUR)
+    sim = a_recorder(Watched, 400, live=True, longest=2.0)
+    sim.open.clear()
+    async with (
+        processes(2, tmp_path, database, sim, concurrency=4, timeout="60s") as (one, other),
+        one.running(),
+        other.running(),
+    ):
+
+        async def limits(*wanted: int) -> bool:
+            return sorted((one.feed.gate.limit, other.feed.gate.limit)) == [*wanted]
+
+        await eventually(lambda: limits(0, 4))
+        await eventually(lambda: _truly(sim.waiting == 4))
+        sim.open.set()
+        await eventually(lambda: limits(2, 2))
+    assert sim.most_running <= 4
+
+
 async def _truly(value: bool) -> bool:
     return value
 
