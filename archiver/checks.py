@@ -11,10 +11,10 @@ from .catalog import Catalog
 from .config import Config, SourceConfig, StoreConfig
 from .errors import ArchiverError, CatalogDown, with_advice
 from .log import redact
-from .render import plain
 from .report import number, status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
+from .words import plain
 
 
 class Result(NamedTuple):

@@ -97,7 +97,7 @@ _TO_DO = {
 
 def _fail(error: BaseException) -> None:
     from .log import redact
-    from .render import plain
+    from .words import plain
 
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)

@@ -27,6 +27,7 @@ from .engine import Engine
 from .model import Download, Outcome, State
 from .simulators.base import Simulator
 from .wiring import Archive, opened
+from .words import size
 
 #: How a demo's config begins.
 _WRITTEN = "# Written by `archiver demo`"
@@ -236,7 +237,7 @@ def _grow(tree: Tree, entries: Iterable[Path], depth: int) -> None:
     entries = list(entries)
     shown = entries if depth == 0 else entries[:1]
     for entry in shown:
-        branch = tree.add(entry.name + ("/" if entry.is_dir() else f"  {render.size(entry.stat().st_size)}"))
+        branch = tree.add(entry.name + ("/" if entry.is_dir() else f"  {size(entry.stat().st_size)}"))
         if entry.is_dir():
             _grow(branch, sorted(entry.iterdir()), depth + 1)
     if len(entries) > len(shown):

@@ -15,32 +15,7 @@ from rich.table import Table
 from .catalog import Document
 from .config import SourceConfig
 from .model import Window
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: 1.2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def span(seconds: float | None) -> str:
-    """Seconds as people read them: 3m 20s, 2d 4h."""
-    if seconds is None:
-        return "–"
-    left, parts = int(seconds), []
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if left >= length:
-            parts.append(f"{left // length}{unit}")
-            left %= length
-    return " ".join(parts[:2]) or "0s"
-
-
-def plain(text: object) -> str:
-    """Vendor text for a terminal: no control characters, one line."""
-    return "".join(c if c.isprintable() else " " for c in str(text if text is not None else "–"))
+from .words import plain, size, span
 
 
 def clean(text: object) -> str:

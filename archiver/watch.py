@@ -14,9 +14,9 @@ from .alerts import Alerter
 from .delivery import Undelivered, ping
 from .engine import Engine
 from .model import State
-from .render import span
 from .survey import Survey, Surveyor
 from .wiring import Archive
+from .words import span
 
 log = structlog.get_logger()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SourceError, StoreError
+from ..words import plain
 from . import progress
 from .common import INCOMPLETE, load, run
 from .completing import SOURCE
@@ -58,7 +59,7 @@ def get(
 
     Encrypted media are decrypted where the source's options hold the key (--raw: not even then).
     """
-    from .. import render, wiring
+    from .. import wiring
 
     folder = Path(output) if output != "-" and (output.endswith("/") or Path(output).is_dir()) else None
     if listed is not None:
@@ -80,7 +81,7 @@ def get(
 
     problems = run(work())
     for problem in problems:
-        click.echo(render.plain(problem), err=True)
+        click.echo(plain(problem), err=True)
     if problems:
         sys.exit(INCOMPLETE)
 

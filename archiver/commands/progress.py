@@ -55,7 +55,7 @@ def bar(what: str, *, of_bytes: bool = False, total: int | None = None) -> Itera
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
-    from ..render import size, span
+    from ..words import size, span
 
     # From the beginning on: things are finished in groups, so a short while says little of the rate.
     def rate(task: Any) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..model import utc_text
+from ..words import plain
 from . import progress
 from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, load, run
 from .completing import SOURCE, STORE
@@ -77,7 +78,7 @@ def verify(
 
 def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
     """Exit code 1 where bytes are left that nothing describes."""
-    from .. import orphans, render, wiring
+    from .. import orphans, wiring
 
     async def work() -> dict[str, orphans.Orphans]:
         async with wiring.opened(config) as archive:
@@ -104,9 +105,9 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
         for name, o in found.items():
             click.echo(f"{name}: {o.objects} objects, {len(o.adopted)} orphans adopted, {len(o.left)} left")
             for line in [f"  adopted {key}" for key in o.adopted] + [f"  {key}: {why}" for key, _, why in o.left]:
-                click.echo(render.plain(line))
+                click.echo(plain(line))
             if o.error:
-                click.echo(render.plain(f"  {o.error}"))
+                click.echo(plain(f"  {o.error}"))
     if not complete:
         sys.exit(INCOMPLETE)
 
@@ -118,7 +119,7 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 @as_json
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
-    from .. import manifests, render, wiring
+    from .. import manifests, wiring
     from ..rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
@@ -152,7 +153,7 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
             f" ledgers of {report.ledgers} sources"
         )
         for line in report.damaged:
-            click.echo(render.plain(f"damaged: {line}"), err=True)
+            click.echo(plain(f"damaged: {line}"), err=True)
     if report.damaged:
         sys.exit(INCOMPLETE)
 
@@ -212,7 +213,7 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
 
 def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
     """Exit code 1 where a rebuild would differ from the live catalog."""
-    from .. import render, wiring
+    from .. import wiring
     from ..rebuild import drill as rebuild_beside
 
     async def work() -> Any:
@@ -228,11 +229,11 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
     else:
         click.echo(f"{store}: {report.compared} recordings compared, {report.same} the same")
         for name in report.names:
-            click.echo(render.plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
+            click.echo(plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
         for source in report.ledgers:
             click.echo(f"  {source}: the store says that more was listed than the catalog does")
         for line in report.damaged:
-            click.echo(render.plain(f"  damaged: {line}"))
+            click.echo(plain(f"  damaged: {line}"))
     if not report.complete:
         sys.exit(INCOMPLETE)
 
@@ -248,7 +249,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
 
     Exits with 1 where something is at the source and not here, changed, or gone from there before it was archived.
     """
-    from .. import render, wiring
+    from .. import wiring
     from ..model import Window
     from ..reconcile import reconcile as compare
 
@@ -288,10 +289,10 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
         for name, what in zip(names, words, strict=True):
             for d in getattr(report, name).values():
                 state = f", {d['state']}" if "state" in d else ""
-                click.echo(render.plain(f"  {what}: {d['started_at']} {d['recording_id']}{state}"))
+                click.echo(plain(f"  {what}: {d['started_at']} {d['recording_id']}{state}"))
         if report.rejected:
             click.echo(f"  {report.rejected} rows could not be read")
         if report.error:
-            click.echo(render.plain(f"the listing stopped at {report.error}"), err=True)
+            click.echo(plain(f"the listing stopped at {report.error}"), err=True)
     if not report.complete:
         sys.exit(UNREACHABLE if report.error and not report.windows else INCOMPLETE)

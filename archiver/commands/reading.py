@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CatalogDown, ConfigError
+from ..words import plain
 from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known, load, run
 from .completing import SOURCE
 from .running import tell_live
@@ -131,7 +132,6 @@ def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
 
 
 def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, Any]:
-    from .. import render
 
     config = load()
 
@@ -141,7 +141,7 @@ def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, 
 
     document: dict[str, Any] | None = run(work())
     if document is None:
-        click.echo(render.plain(unknown(source, recording_id)), err=True)
+        click.echo(plain(unknown(source, recording_id)), err=True)
         sys.exit(INCOMPLETE)
     return document
 
@@ -186,7 +186,6 @@ def why(source: str, recording_id: str, as_json: bool) -> None:
 @as_json
 def rejected(source: str, limit: int, as_json: bool) -> None:
     """Rows of a source's listings that could not be read, as they came."""
-    from .. import render
 
     config = load()
 
@@ -203,5 +202,5 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
     if not rows:
         click.echo("every row of its listings could be read")
     for row in rows:
-        told = f"{row['last_at']} ({row['times']}×) {render.plain(row['reason'])}"
-        click.echo(f"{told}\n    {render.plain(row['raw'][:500])}")
+        told = f"{row['last_at']} ({row['times']}×) {plain(row['reason'])}"
+        click.echo(f"{told}\n    {plain(row['raw'][:500])}")
