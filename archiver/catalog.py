@@ -270,7 +270,8 @@ WITH dead AS (
     DELETE FROM claims c USING dead WHERE c.holder = dead.process)
 SELECT (SELECT count(*) FROM dead) AS dead, EXISTS (
     SELECT FROM shares mine JOIN shares other USING (source)
-    WHERE mine.process = $1 AND other.process <> $1 AND (mine.slots = 0 OR other.slots = 0)) AS starved"""
+    WHERE mine.process = $1 AND other.process <> $1
+        AND (least(mine.slots, other.slots) = 0 OR abs(mine.slots - other.slots) > 1)) AS uneven"""
 
 DUE = f"""
 SELECT source, min(due_at) AS due_at FROM (
@@ -279,7 +280,7 @@ SELECT source, min(due_at) AS due_at FROM (
         SELECT source, due_at FROM media WHERE source = s.name AND state = 'pending' AND {UNCLAIMED}
         ORDER BY due_at LIMIT 1) m
     UNION ALL
-    SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1) AS due
+    SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1 AND holder <> $3) AS due
 GROUP BY source"""
 
 LEASED = """SELECT max(until) FROM claims WHERE until > $1 AND source = ANY($2)"""
@@ -1030,7 +1031,7 @@ class Catalog:
     async def stay_alive(self) -> tuple[int, bool]:
         """Show that this process lives, and free at once what those held that are dead.
 
-        Returns how many these were, and whether this process or another waits for a share of a source that both want.
+        Returns how many these were, and whether this process and another have uneven shares of a source.
         A process that was only cut off commits nothing late: the claims that it had are no longer its own.
         """
         me = f"process:{self.process}"
@@ -1042,7 +1043,7 @@ class Catalog:
             self._announced = True
         async with self._connection() as c:
             row = await c.fetchrow(FREE_DEAD, self.process, SETTLING)
-        return row["dead"], row["starved"]
+        return row["dead"], row["uneven"]
 
     async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
         """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""
@@ -1309,9 +1310,9 @@ class Catalog:
     # -- transfer ---------------------------------------------------------------------------------------------------
 
     async def due(self, sources: Sequence[str]) -> dict[str, datetime]:
-        """By source, when its next medium is due (past or future)."""
+        """By source, when its next medium is due (past or future) that this process does not have in hand."""
         async with self._connection() as c:
-            return {row[0]: row[1] for row in await c.fetch(DUE, self.clock.now(), list(sources))}
+            return {row[0]: row[1] for row in await c.fetch(DUE, self.clock.now(), list(sources), self.process)}
 
     async def leased(self, sources: Sequence[str]) -> datetime | None:
         """Until when the last of what these sources' processes have in hand is theirs; None where that is nothing."""
@@ -1400,7 +1401,8 @@ class Catalog:
                 await self._add_copies(c, [d for d in downloads if d.claim.token in held], settled, revisions, now)
                 # Their manifests are written and may sort last: what counts is described once more.
                 lost = [d.claim for d in downloads if d.claim.token not in held]
-                await c.execute(TOUCH_RECORDINGS, [x.source for x in lost], [x.medium.recording_id for x in lost])
+                if lost:
+                    await c.execute(TOUCH_RECORDINGS, [x.source for x in lost], [x.medium.recording_id for x in lost])
             if outcomes:
                 outcomes = sorted(outcomes, key=lambda o: o.claim.id)
                 rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
@@ -1428,20 +1430,18 @@ class Catalog:
     ) -> None:
         done = [d for d in downloads if settled[d.claim.id] is State.ARCHIVED]
         copies = [(copy, d.claim.id) for d in downloads for copy in d.copies]
-        await self._insert_copies(c, copies, [(d.claim.source, "", d.size) for d in done])
+        added = await self._insert_copies(c, copies)
         touched = sorted({d.claim.id[:2] for d in downloads})
         await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
         late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
         await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
+        await self._add_totals(c, [*added, *((d.claim.source, "", d.size) for d in done)])
 
     async def _insert_copies(
-        self,
-        c: Any,
-        copies: Sequence[tuple[Copy, tuple[str, str, str]]],
-        archived: Sequence[tuple[str, str, int]] = (),
-    ) -> None:
-        """Copies, each with its medium's id; they, and what is ``archived`` by them, enter the totals."""
-        added = await c.fetch(
+        self, c: Any, copies: Sequence[tuple[Copy, tuple[str, str, str]]]
+    ) -> list[tuple[str, str, int]]:
+        """Copies, each with its medium's id; (source, store, size) of those that are new."""
+        rows = await c.fetch(
             ADD_COPIES,
             [copy.store for copy, _ in copies],
             [copy.key for copy, _ in copies],
@@ -1450,8 +1450,12 @@ class Catalog:
             [copy.sha256 for copy, _ in copies],
             [copy.archived_at for copy, _ in copies],
         )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    async def _add_totals(self, c: Any, added: Sequence[tuple[str, str, int]]) -> None:
+        """Late in a transaction: until its end nobody else's counts of the same source can enter."""
         sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-        for source, store, size in [*((r[0], r[1], r[2]) for r in added), *archived]:
+        for source, store, size in added:
             sums[source, store][0] += 1
             sums[source, store][1] += size
         if sums:
@@ -1753,11 +1757,12 @@ class Catalog:
         ``revisions``: of the descriptions that every store holds now.
         """
         async with self._transaction() as c:
-            await self._insert_copies(c, copies)
+            added = await self._insert_copies(c, copies)
             columns = [[identity[n] for _, identity in copies] for n in range(3)]
             await c.execute(HOLD, store, *columns, [copy.sha256 for copy, _ in copies], list(meant))
             touched = sorted({identity[:2] for _, identity in copies})
             await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
+            await self._add_totals(c, added)
 
     @_repeated
     async def widen(self, source: str, store: str) -> None:

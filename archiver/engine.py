@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -37,6 +38,8 @@ ALIVE = 1.0
 #: A group of finished media is committed when it has so many, or when the oldest has waited so long.
 GROUP = 100
 GATHER = 1.0
+#: So many groups are committed at once: most of a commit is waiting, for a store's manifest and for the database.
+COMMITS = 2
 #: A new recording is described to the stores after so long, archived or not.
 UNDESCRIBED = timedelta(minutes=10)
 #: How often the stores learn what was listed, in seconds; at the end of a run they do in any case.
@@ -77,7 +80,7 @@ class Lane:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
         if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
             return 1 - self.running - len(self.queue)
-        return self.feed.gate.limit * 3 * self.batch - self.running - len(self.queue)
+        return self.feed.gate.limit * 5 * self.batch - self.running - len(self.queue)
 
 
 @dataclass(slots=True)
@@ -120,10 +123,12 @@ class Engine:
         self._wake = asyncio.Event()
         #: Each with the source that it came from: a new config may have replaced that one meanwhile.
         self._results: asyncio.Queue[tuple[Feed, Download | Outcome]] = asyncio.Queue(maxsize=GROUP * 4)
+        self._gathering = asyncio.Lock()
         self._claims: dict[int, Claim] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._looked = 0.0
         self._stopping = False
+        self._dispatching = False
         self._shared: dict[str, float] = {}
         self._polling: Counter[str] = Counter()
         self.progress_at = time.monotonic()
@@ -213,7 +218,6 @@ class Engine:
                 await self.catalog.stay_alive()
             async with asyncio.TaskGroup() as group:
                 loops = {
-                    "commit": self._commit_forever,
                     "renew": self._every(LEASE.total_seconds() / 4, self._renew),
                     "alive": self._every(ALIVE, self._stay_alive),
                     "share": self._every(SHARE.total_seconds() / 4, self._share_active),
@@ -223,8 +227,14 @@ class Engine:
                     "ledgers": self._every(LEDGERS, self._tell_ledgers),
                 }
                 side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
+                commits = [f"commit {n + 1}" for n in range(COMMITS)]
+                side += [group.create_task(self._commit_forever(name), name=name) for name in commits]
                 try:
-                    await self._dispatch(group, until)
+                    self._dispatching = True
+                    try:
+                        await self._dispatch(group, until)
+                    finally:
+                        self._dispatching = False
                     await self._finish()
                 finally:
                     for task in side:
@@ -288,7 +298,7 @@ class Engine:
     async def _claim(self) -> int:
         now = self.catalog.clock.now()
         wanted: dict[str, int] = {}
-        free = self.transfers * 2 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
+        free = self.transfers * 4 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
         # A copy: sources may come and go while this waits.
         for name, lane in list(self.lanes.items()):
             if lane.blocked(now) is not None:
@@ -301,8 +311,8 @@ class Engine:
             if name not in self._shared:
                 await self._share([name])
             room = min(lane.room(), max(free, lane.batch if lane.running == 0 else 0))
-            # Fewer, larger claims: not before half of what fits is free.
-            if room > 0 and (room * 2 >= lane.feed.gate.limit or not lane.queue):
+            # Fewer, larger claims: not before what waits is little.
+            if room > 0 and len(lane.queue) <= lane.feed.gate.limit * lane.batch:
                 wanted[name] = room
                 free -= room
         if not wanted:
@@ -312,7 +322,8 @@ class Engine:
         got = Counter(claim.source for claim in claims)
         for name, count in wanted.items():
             if got[name] < count and name in self.lanes:
-                self.lanes[name].due_at = None
+                # Nothing more is due, or another process claimed some of these at the same moment.
+                self.lanes[name].due_at, self._looked = None, 0.0
         for claim in claims:
             self._claims[claim.token] = claim
             if claim.source in self.lanes:
@@ -332,12 +343,15 @@ class Engine:
                 lane.running += 1
                 task = group.create_task(self._work(lane, claims))
                 self._running.add(task)
-                task.add_done_callback(self._ended)
+                task.add_done_callback(functools.partial(self._ended, group))
                 started += 1
         return started
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, group: asyncio.TaskGroup, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        # Not for the dispatcher to do: it may be waiting for a claim.
+        if self._dispatching and not self._stopping and not task.cancelled():
+            self._start(group)
         self._wake.set()
 
     @staticmethod
@@ -408,32 +422,37 @@ class Engine:
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
-    async def _commit_forever(self) -> None:
+    async def _commit_forever(self, name: str) -> None:
         while True:
-            group = [await self._results.get()]
-            began = time.monotonic()
-            while len(group) < GROUP:
-                left = GATHER - (time.monotonic() - began)
-                # With nothing else on its way there is nothing to wait for.
-                if left <= 0 or (self._results.empty() and not self._running):
-                    break
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, 0.1)):
-                        group.append(await self._results.get())
-            await self._commit(group)
+            async with self._gathering:
+                group = await self._gathered()
+            await self._commit(group, name)
 
-    async def _commit(self, group: Sequence[tuple[Feed, Download | Outcome]]) -> None:
+    async def _gathered(self) -> list[tuple[Feed, Download | Outcome]]:
+        group = [await self._results.get()]
+        began = time.monotonic()
+        while len(group) < GROUP:
+            left = GATHER - (time.monotonic() - began)
+            # With nothing else on its way there is nothing to wait for.
+            if left <= 0 or (self._results.empty() and not self._running):
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, 0.1)):
+                    group.append(await self._results.get())
+        return group
+
+    async def _commit(self, group: Sequence[tuple[Feed, Download | Outcome]], name: str) -> None:
         """Each by the source and stores that it passed through, although a new config may have replaced them."""
         while group:
             feeds = {feed.name: feed for feed, _ in group}
-            await self._commit_of(feeds, [finished for feed, finished in group if feed is feeds[feed.name]])
+            await self._commit_of(feeds, [finished for feed, finished in group if feed is feeds[feed.name]], name)
             let_go(*(feed for feed, _ in group if feed is feeds[feed.name]))
             group = [(feed, finished) for feed, finished in group if feed is not feeds[feed.name]]
 
-    async def _commit_of(self, feeds: Mapping[str, Feed], group: Sequence[Download | Outcome]) -> None:
+    async def _commit_of(self, feeds: Mapping[str, Feed], group: Sequence[Download | Outcome], name: str) -> None:
         pause = 0.2
         while True:
-            self.beats["commit"] = time.monotonic()
+            self.beats[name] = time.monotonic()
             try:
                 with span("commit", media=len(group)):
                     settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
@@ -443,7 +462,7 @@ class Engine:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
         self.progress_at = time.monotonic()
-        self.beats.pop("commit", None)
+        self.beats.pop(name, None)
         for finished in group:
             self._claims.pop(finished.claim.token, None)
             state = settled.get(finished.claim.id)
@@ -498,7 +517,7 @@ class Engine:
     async def _stay_alive(self) -> None:
         try:
             async with asyncio.timeout(SHARE.total_seconds() / 2):
-                dead, starved = await self.catalog.stay_alive()
+                dead, uneven = await self.catalog.stay_alive()
         except (CatalogDown, TimeoutError) as error:
             # Others may take this process for dead: what it had of their limits is theirs now.
             for name in list(self._shared):
@@ -509,7 +528,7 @@ class Engine:
         if dead:
             log.info("process.dead", count=dead)
             self.nudge()
-        if dead or starved:
+        if dead or uneven:
             await self._share_active()
 
     async def _share_active(self) -> None:

@@ -941,7 +941,7 @@ class TestClaim:
         (again,) = await claim(hq)
         assert again.id == lost.id
         await hq.renew([lost], timedelta(hours=9))
-        assert await hq.due([HQ]) == {HQ: at("12:03")}
+        assert await hq.leased([HQ]) == clock.now() + LEASE
 
     async def test_a_released_claim_is_due_at_once_untouched(self, hq, db):
         await tell(hq, a_recording())
@@ -1012,21 +1012,27 @@ class TestClaim:
 
 
 class TestDeath:
-    async def test_who_waits_for_a_share_is_seen_by_all_until_it_has_one(self, hq, database, clock):
-        async def starved() -> list[bool]:
+    async def test_that_shares_are_uneven_is_seen_by_all_until_they_are_not(self, hq, database, clock):
+        async def uneven() -> list[bool]:
             return [(await c.stay_alive())[1] for c in (hq, other)]
 
         async with another(database, clock) as other:
             assert await hq.share({HQ: (4, 0), "branch": (2, 0)}, LEASE) == {HQ: 4, "branch": 2}
-            assert await starved() == [False, False]
+            assert await uneven() == [False, False]
             assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 0}
-            assert await starved() == [True, True]
+            assert await uneven() == [True, True]
             # What runs is finished first.
             assert await hq.share({HQ: (4, 4)}, LEASE) == {HQ: 2}
             assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 0}
+            assert await hq.share({HQ: (4, 3)}, LEASE) == {HQ: 2}
+            assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 1}
+            assert await uneven() == [True, True]
             assert await hq.share({HQ: (4, 2)}, LEASE) == {HQ: 2}
             assert await other.share({HQ: (4, 0)}, LEASE) == {HQ: 2}
-            assert await starved() == [False, False]
+            assert await uneven() == [False, False]
+            # One place can't be divided: who has none is told soon when the other gives it up.
+            assert await other.share({"branch": (1, 0)}, LEASE) == {"branch": 0}
+            assert await uneven() == [True, True]
 
     async def test_what_a_dead_process_had_is_free_at_once_and_its_late_commit_is_refused(
         self, hq, database, clock, monkeypatch
@@ -1834,7 +1840,7 @@ class TestPlans:
         keys = [[HQ] * 50, [f"r{n:08}" for n in range(50)], ["m1"] * 50, list(range(50))]
         plans = {
             "claim": await self.plan(large, module.CLAIM, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]),
-            "due": await self.plan(large, module.DUE, NOON, [HQ, "branch"]),
+            "due": await self.plan(large, module.DUE, NOON, [HQ, "branch"], uuid4()),
             "renew": await self.plan(large, module.RENEW, *keys, NOON),
             "release": await self.plan(large, module.RELEASE, *keys),
             "settle": await self.plan(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections import Counter
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -9,7 +10,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import engine
+from archiver import engine, manifests
 from archiver.engine import Engine
 from archiver.model import State
 from archiver.simulators.noojee import NoojeeSimulator
@@ -157,7 +158,7 @@ async def test_the_rate_of_a_source_holds_over_all_processes(tmp_path, database)
 
 
 async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_path, database, clock):
-    sim = a_recorder(Watched, 20)
+    sim = a_recorder(Watched, 40)
     async with processes(2, tmp_path, database, sim, clock) as (killed_one, other):
         await killed_one.poll()
         sim.open.clear()
@@ -165,7 +166,7 @@ async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_
         run = asyncio.create_task(at_work.run())
         await eventually(lambda: _truly(sim.waiting == 4))
         in_hand = len(at_work._claims)
-        assert 4 <= in_hand < 20
+        assert 4 <= in_hand < 40
         killed(at_work, run)
         with contextlib.suppress(asyncio.CancelledError):
             await run
@@ -175,15 +176,15 @@ async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_
         # Its share of the source goes first, its media later.
         clock.advance(engine.SHARE + SECOND)
         await other.transfer()
-        assert await other.states() == {"archived": 20 - in_hand, "pending": in_hand}
+        assert await other.states() == {"archived": 40 - in_hand, "pending": in_hand}
         clock.advance(engine.LEASE - engine.SHARE - 2 * SECOND)
         await other.transfer()
         assert (await other.states())["pending"] == in_hand
         clock.advance(2 * SECOND)
         await other.transfer()
-        assert await assert_archived(other) == 20
+        assert await assert_archived(other) == 40
         asked = audio_requests(sim)
-        assert Counter(asked.values()) == {1: 16, 2: 4}
+        assert Counter(asked.values()) == {1: 36, 2: 4}
         assert {m["attempts"] for d in (await other.documents()).values() for m in d["media"]} == {1}
 
 
@@ -246,10 +247,10 @@ async def test_the_slower_one_of_two_that_hold_one_medium_is_refused(tmp_path, d
         held = asyncio.Event()
         commit, at_work._commit = at_work._commit, None
 
-        async def late(group):
+        async def late(group, name):
             held.set()
             await done.wait()
-            await commit(group)
+            await commit(group, name)
 
         done = asyncio.Event()
         at_work._commit = late
@@ -421,3 +422,82 @@ def held_after(call, done: asyncio.Event, go_on: asyncio.Event):
 
 async def killed_instead(*_):
     raise asyncio.CancelledError
+
+
+async def test_who_gets_less_than_was_asked_for_looks_again_at_once(tmp_path, database, monkeypatch):
+    """Two that claim at the same moment want the same media: who comes second gets few, and there are more."""
+    monkeypatch.setattr(engine, "LOOK", 60.0)
+    sim = a_recorder(Watched, 12, live=True)
+    async with archiving(tmp_path, database, sim) as rig:
+        claim = rig.catalog.claim
+
+        async def one_each(wanted, *how):
+            return await claim(dict.fromkeys(wanted, 1), *how)
+
+        monkeypatch.setattr(rig.catalog, "claim", one_each)
+        await rig.poll()
+        run = asyncio.create_task(rig.archive.engine().run())
+
+        async def all_archived() -> bool:
+            return await rig.states() == {"archived": 12}
+
+        await eventually(all_archived, within=20)
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_what_is_claimed_begins_while_the_next_claim_is_under_way(tmp_path, database, monkeypatch):
+    sim = a_recorder(Watched, 60, live=True)
+    async with archiving(tmp_path, database, sim) as rig:
+        claim, claimed, go_on = rig.catalog.claim, [], asyncio.Event()
+
+        async def slow(*how):
+            if claimed:
+                await go_on.wait()
+            claimed.extend(await claim(*how))
+            return claimed
+
+        monkeypatch.setattr(rig.catalog, "claim", slow)
+        await rig.poll()
+        run = asyncio.create_task(rig.archive.engine().run())
+        await eventually(lambda: _truly(bool(claimed)))
+        first = len(claimed)
+        assert 8 < first < 60
+        await eventually(lambda: _truly(sim.count("audio") == first))
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_a_run_that_is_ended_begins_nothing_more(tmp_path, database, caplog):
+    sim = a_recorder(Watched, 60, live=True)
+    sim.open.clear()
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.poll()
+        run = asyncio.create_task(rig.archive.engine().run())
+        await eventually(lambda: _truly(sim.waiting == 4))
+        run.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(run, return_exceptions=True)
+        assert sim.count("audio") == 4
+        assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_commits_at_once_of_one_call_s_legs_leave_it_described_as_it_is(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(engine, "GROUP", 1)
+    monkeypatch.setattr(engine, "COMMITS", 4)
+    write, most, now = manifests.write, 0, 0
+
+    async def slow(*how):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(random.uniform(0, 0.05))
+        await write(*how)
+        now -= 1
+
+    monkeypatch.setattr(manifests, "write", slow)
+    sim = a_recorder(NoojeeSimulator, 12, live=True)
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.sync()
+        assert most > 1
+        assert await assert_archived(rig) > 12
