@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
@@ -73,13 +74,14 @@ http {{ access_log off; sendfile on; keepalive_requests 1000000; default_type au
             return True
         return False
 
-    def recorder(self, name: str, files: int, seconds: float) -> int:
+    def recorder(self, name: str, files: int, seconds: float, begin: datetime | None = None) -> int:
         """``files`` calls half a second apart, each a WAV of so many seconds (16 kB each); the bytes of one."""
+        first = BEGIN_MS if begin is None else int(begin.timestamp() * 1000)
         api = self.root / name / "rest/api/v1/recordings"
         api.mkdir(parents=True)
         rows, size, rnd = [], 0, random.Random(name)
         for number in range(files):
-            start = BEGIN_MS + number * 500
+            start = first + number * 500
             key = f"{uuid.UUID(int=rnd.getrandbits(128))}-{start}"
             row = {"recordingKey": key, "startTime": start, "duration": int(seconds * 1000), "status": "SAVED"}
             rows.append(row)
@@ -136,6 +138,18 @@ class Database:
                 await connection.close()
 
         self.run(once())
+
+    def value(self, query: str, url: str):
+        """One value of one row."""
+
+        async def once():
+            connection = await asyncpg.connect(url)
+            try:
+                return await connection.fetchval(query)
+            finally:
+                await connection.close()
+
+        return self.run(once())
 
     def stop(self) -> None:
         self.run(self._embedded.stop())
@@ -210,7 +224,15 @@ class Place:
         return f'kind = "file"\npath = "{folder}/archive"'
 
     def config(
-        self, folder: Path, recorder: str, kind: str, *, database: str | None = None, store: str = "", more: str = ""
+        self,
+        folder: Path,
+        recorder: str,
+        kind: str,
+        *,
+        database: str | None = None,
+        store: str = "",
+        start: str = "2024-05-17",
+        more: str = "",
     ) -> str:
         """Writes archiver.toml; returns the database's URL."""
         database = database or self.database.migrated()
@@ -231,7 +253,7 @@ base_url = "{self.nginx.url}/{recorder}"
 token = "bench"
 concurrency = {TRANSFERS}
 window = "1d"
-start = 2024-05-17
+start = {start}
 {more}
 """)
         file.chmod(0o600)

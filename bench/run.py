@@ -47,7 +47,7 @@ def main() -> None:
             "webdav": lambda p: cases.copying(p, "webdav", "small", files, small(), 0.9),
             "ceiling": lambda p: (small(), cases.ceiling(p, "small", files))[1],
             "naive": lambda p: (small(), cases.naive(p, "small", files))[1],
-            "two": lambda p: (small(), cases.two(p, "small", files))[1],
+            "two": lambda p: cases.two(p, 2 * files, 12.5),
             "large": lambda p: cases.copying(p, "s3", "large", large, lab.nginx.recorder("large", large, 6250), 0.9),
             "verify": lambda p: cases.verify(p, "large", large, 100_000_000),
             "discovery": lambda p: cases.discovery(p, 20_000 if quick else 100_000),
