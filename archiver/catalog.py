@@ -280,7 +280,7 @@ SELECT source, min(due_at) AS due_at FROM (
         SELECT source, due_at FROM media WHERE source = s.name AND state = 'pending' AND {UNCLAIMED}
         ORDER BY due_at LIMIT 1) m
     UNION ALL
-    SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1 AND holder <> $3) AS due
+    SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1 AND token <> ALL($3::bigint[])) AS due
 GROUP BY source"""
 
 LEASED = """SELECT max(until) FROM claims WHERE until > $1 AND source = ANY($2)"""
@@ -1309,10 +1309,13 @@ class Catalog:
 
     # -- transfer ---------------------------------------------------------------------------------------------------
 
-    async def due(self, sources: Sequence[str]) -> dict[str, datetime]:
-        """By source, when its next medium is due (past or future) that this process does not have in hand."""
+    async def due(self, sources: Sequence[str], in_hand: Collection[int] = ()) -> dict[str, datetime]:
+        """By source, when its next medium is due (past or future) beside those claimed by the tokens ``in_hand``.
+
+        A claim whose answer never came is not among these: its medium is due when the lease ends.
+        """
         async with self._connection() as c:
-            return {row[0]: row[1] for row in await c.fetch(DUE, self.clock.now(), list(sources), self.process)}
+            return {row[0]: row[1] for row in await c.fetch(DUE, self.clock.now(), list(sources), list(in_hand))}
 
     async def leased(self, sources: Sequence[str]) -> datetime | None:
         """Until when the last of what these sources' processes have in hand is theirs; None where that is nothing."""

@@ -290,7 +290,7 @@ class Engine:
         """What is due, asked again every ``LOOK`` seconds: other processes find and finish work too."""
         if time.monotonic() - self._looked < LOOK:
             return
-        due = await self.catalog.due(list(self.lanes))
+        due = await self.catalog.due(list(self.lanes), list(self._claims))
         self._looked = time.monotonic()
         for name, lane in self.lanes.items():
             lane.due_at = due.get(name)

@@ -941,7 +941,9 @@ class TestClaim:
         (again,) = await claim(hq)
         assert again.id == lost.id
         await hq.renew([lost], timedelta(hours=9))
-        assert await hq.leased([HQ]) == clock.now() + LEASE
+        assert await hq.due([HQ]) == {HQ: at("12:03")}
+        assert await hq.due([HQ], [kept.token]) == {HQ: clock.now() + LEASE}
+        assert await hq.due([HQ], [kept.token, again.token]) == {}
 
     async def test_a_released_claim_is_due_at_once_untouched(self, hq, db):
         await tell(hq, a_recording())
@@ -1840,7 +1842,7 @@ class TestPlans:
         keys = [[HQ] * 50, [f"r{n:08}" for n in range(50)], ["m1"] * 50, list(range(50))]
         plans = {
             "claim": await self.plan(large, module.CLAIM, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]),
-            "due": await self.plan(large, module.DUE, NOON, [HQ, "branch"], uuid4()),
+            "due": await self.plan(large, module.DUE, NOON, [HQ, "branch"], [1, 2]),
             "renew": await self.plan(large, module.RENEW, *keys, NOON),
             "release": await self.plan(large, module.RELEASE, *keys),
             "settle": await self.plan(
