@@ -76,6 +76,13 @@ class Lane:
         """Is something due that could be transferred?"""
         return self.due_at is not None and self.due_at <= now and self.blocked(now) is None
 
+    def slots(self) -> int:
+        """How many transfers may run. The gate bounds their requests; twice as many keep it busy during puts.
+
+        But not of a recorder that just failed: those waiting at the gate would ask it although the breaker opened.
+        """
+        return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
+
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
         if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
@@ -335,8 +342,7 @@ class Engine:
         started = 0
         now = self.catalog.clock.now()
         for lane in self.lanes.values():
-            # The gate bounds the requests; twice as many transfers keep it busy while others are put into stores.
-            while lane.queue and lane.running < lane.feed.gate.limit * 2 and len(self._running) < self.transfers:
+            while lane.queue and lane.running < lane.slots() and len(self._running) < self.transfers:
                 if lane.blocked(now) is not None:
                     break
                 claims = self._take(lane)
