@@ -1146,11 +1146,13 @@ class Catalog:
         stores: Sequence[str],
         retention: timedelta | None = None,
         window: Window | None = None,
+        part: bool = False,
         cover: bool = False,
         cursor: str | None = None,
     ) -> Recorded:
         """A listing's rows and, with ``cover``, its window's place in the ledger: in one transaction.
 
+        ``part``: some rows of a listing that comes whole in a moment; of what these lack nothing is said.
         ``news`` are the recordings that are new or changed, details included; ``digests`` by id those of the rows of
         such as were told more than their row. Of a recording that is told twice the last telling counts.
         """
@@ -1170,7 +1172,7 @@ class Catalog:
                 if back:
                     await c.execute(WAKE_RETURNED, source, list(back), now)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
-            if window is not None and not listing.rejected:
+            if window is not None and not part and not listing.rejected:
                 # Else the row that nobody could read may be the one that is not seen. Before the new ones are there,
                 # none of which is missing.
                 gone = await c.fetch(MISSING, source, window.start, window.end, listed_ids, now)
@@ -1188,7 +1190,7 @@ class Catalog:
                 changes = [i for i in ids if i in known and i not in back]
                 changed += len(changes)
                 await self._remember(c, now, [(source, i, "", "changed", "") for i in changes])
-            if window is not None:
+            if window is not None and not part:
                 await c.execute(BY_WINDOW, source, [i for i in listed_ids if i not in told])
                 await self._remember(c, now, [(source, i, "", "no longer listed", "") for i in missing])
                 await c.execute(
@@ -1209,7 +1211,11 @@ class Catalog:
             if cursor is not None:
                 await c.execute(CURSOR, source, cursor)
         return Recorded(
-            listed=len(listed_ids), new=new, changed=changed, missing=len(missing), rejected=len(listing.rejected)
+            listed=0 if part else len(listed_ids),
+            new=new,
+            changed=changed,
+            missing=len(missing),
+            rejected=len(listing.rejected),
         )
 
     async def doubtful(self, source: str, before: datetime) -> list[datetime]:

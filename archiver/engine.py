@@ -123,7 +123,7 @@ class Engine:
         self.catalog = catalog
         self.spool = spool
         self.transfers = transfers
-        self.lanes = {name: Lane(feed) for name, feed in feeds.items()}
+        self.lanes: dict[str, Lane] = {}
         self.tally = Tally()
         #: Called with each finished medium once it is committed.
         self.on_settled: Callable[[Download | Outcome, State], None] | None = None
@@ -141,6 +141,8 @@ class Engine:
         self.progress_at = time.monotonic()
         #: By name what is under way of the engine's own work, and when it last moved (monotonic clock).
         self.beats: dict[str, float] = {}
+        for feed in feeds.values():
+            self.put(feed)
 
     # -- for the daemon ----------------------------------------------------------------------------------------------
 
@@ -150,6 +152,7 @@ class Engine:
 
     def put(self, feed: Feed) -> None:
         """Work on a source from now on; in place of the one of that name, whose running transfers go on with it."""
+        feed.on_new = self.nudge
         if feed.name in self.lanes:
             self.lanes[feed.name].feed = feed
         else:
@@ -297,8 +300,9 @@ class Engine:
         """What is due, asked again every ``LOOK`` seconds: other processes find and finish work too."""
         if time.monotonic() - self._looked < LOOK:
             return
-        due = await self.catalog.due(list(self.lanes), list(self._claims))
+        # Before it is asked: what becomes due meanwhile is asked for again.
         self._looked = time.monotonic()
+        due = await self.catalog.due(list(self.lanes), list(self._claims))
         for name, lane in self.lanes.items():
             lane.due_at = due.get(name)
 

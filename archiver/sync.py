@@ -77,6 +77,8 @@ STUCK = timedelta(minutes=15)
 REFUSALS = 5
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
+#: Of a long listing so many recordings are written first, so that the stores need not wait for the others.
+FIRST = 250
 
 
 @dataclass(slots=True)
@@ -150,6 +152,8 @@ class Feed:
     users: int = 0
     #: The media that were refused since audio last came, though the account is welcome.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
+    #: Called when recordings became known: their media may be due.
+    on_new: Callable[[], None] | None = None
     #: The source, where it delivers many media in one answer.
     batches: FetchesBatches | None = field(init=False)
 
@@ -408,21 +412,30 @@ async def record(
         # By their rows alone the next listing is to know them.
         digests = {recording.recording_id: recording.digest() for recording in unknown}
         unknown = await _detailed(feed.source, feed.gate.limit, unknown, digests)
-    recorded = await catalog.record(
-        feed.name,
-        listing,
-        unknown,
-        digests=digests,
-        listing_key=feed.source.listing_key,
-        stores=list(feed.outlets),
-        retention=feed.options.retention,
-        window=window,
-        cover=cover,
-        cursor=cursor,
-    )
-    report.add(recorded)
-    if recorded.rejected:
-        log.warning("rows.rejected", source=feed.name, count=recorded.rejected)
+
+    async def write(told: Listing, news: Sequence[Recording], **of: Any) -> None:
+        recorded = await catalog.record(
+            feed.name,
+            told,
+            news,
+            digests=digests,
+            listing_key=feed.source.listing_key,
+            stores=list(feed.outlets),
+            retention=feed.options.retention,
+            window=window,
+            **of,
+        )
+        report.add(recorded)
+        if recorded.rejected:
+            log.warning("rows.rejected", source=feed.name, count=recorded.rejected)
+        if feed.on_new is not None and (recorded.new or recorded.changed):
+            feed.on_new()
+
+    if len(unknown) > 2 * FIRST:
+        # Their transfers begin while the others are still being written.
+        await write(Listing(unknown[:FIRST]), unknown[:FIRST], part=True)
+        unknown = unknown[FIRST:]
+    await write(listing, unknown, cover=cover, cursor=cursor)
 
 
 async def _detailed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from .catalog import Catalog
 from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
 from .engine import Engine
+from .errors import ConfigError, StoreError
 from .http import Client, Gate
 from .pace import Pace
 from .spool import Spool
@@ -171,3 +173,21 @@ def make_feed(
         {name: outlets[name] for name in source.stores},
         gate,
     )
+
+
+async def prove_stores(archive: Archive, names: Sequence[str] | None = None) -> None:
+    """A canary through every store that the sources need. Raises StoreError naming the store.
+
+    Raises ConfigError where a rebuild is not finished: what is listed now would be taken for what was.
+    """
+    if (rebuild := await archive.catalog.rebuilding()) is not None:
+        raise ConfigError([f"a rebuild was interrupted: end it first with `archiver rebuild --store {rebuild.store}`"])
+    needed = {s for n, f in archive.feeds.items() if names is None or n in names for s in f.outlets}
+
+    async def prove(name: str) -> None:
+        try:
+            await archive.outlets[name].store.check()
+        except StoreError as error:
+            raise type(error)(f"store {name}: {error}") from error
+
+    await asyncio.gather(*(prove(name) for name in sorted(needed)))

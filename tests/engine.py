@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from archiver import config, daemon, layout, report, sync, wiring
+from archiver import config, daemon, layout, once, report, sync, wiring
 from archiver.catalog import Catalog, Query
 from archiver.clock import Clock
-from archiver.daemon import Summary
 from archiver.engine import Engine
 from archiver.model import utc_text
+from archiver.once import Summary
 from archiver.ports import Store
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Expected, Simulator
@@ -110,7 +110,7 @@ class Rig:
 
     async def sync(self, wait: timedelta = timedelta()) -> dict[str, Summary]:
         """One pass, as `archiver sync` does it."""
-        return await daemon.run_once(self.archive, list(self.archive.feeds), wait=wait)
+        return await once.run_once(self.archive, list(self.archive.feeds), wait=wait)
 
     async def poll(self, name: str = "pbx", **how: Any) -> Polled:
         """List only; a listing that fails is tried again at once."""

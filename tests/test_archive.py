@@ -1,11 +1,14 @@
 """Whole passes: from every recorder into every kind of store, and what a recorder changes afterwards."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 
+import asyncpg
 import pytest
 
+from archiver import sync
 from archiver.simulators.base import AGENTS, Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator, recording_id
@@ -13,7 +16,18 @@ from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import servers
-from tests.engine import HOUR, MINUTE, a_recorder, archiving, assert_archived, dav_table, kinds, s3_table
+from tests.engine import (
+    HOUR,
+    MINUTE,
+    Rig,
+    a_recorder,
+    archiving,
+    assert_archived,
+    dav_table,
+    eventually,
+    kinds,
+    s3_table,
+)
 from tests.factories import NOON
 
 SECOND = timedelta(seconds=1)
@@ -50,6 +64,58 @@ async def test_a_batch_recorder_hands_over_many_media_in_one_answer(tmp_path, da
         media = await assert_archived(rig)
     assert sim.count("audio") == 0
     assert 1 <= sim.count("zip") < media / 5
+
+
+async def ten_are_archived(rig: Rig) -> None:
+    async def so() -> bool:
+        return await rig.states() == {"archived": 10}
+
+    await eventually(so)
+
+
+async def test_transfers_begin_while_a_long_listing_is_still_being_written(tmp_path, database, clock, monkeypatch):
+    monkeypatch.setattr(sync, "FIRST", 10)
+    sim = a_recorder(calls=60)
+    other = await asyncpg.connect(database)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        async with other.transaction():
+            # Whoever writes that a window was listed has to wait.
+            await other.execute("LOCK TABLE listings IN ACCESS EXCLUSIVE MODE")
+            running = asyncio.create_task(rig.sync())
+            await ten_are_archived(rig)
+            (ledger,) = await rig.catalog.sources(["pbx"])
+            assert ledger["covered"] == ()
+        (summary,) = (await running).values()
+        assert (summary.polled.listed, summary.polled.new, summary.polled.changed) == (60, 60, 0)
+        assert summary.archived == await assert_archived(rig) == 60
+    await other.close()
+
+
+async def test_who_is_ended_after_the_first_part_of_a_listing_lists_it_again_and_takes_nothing_for_gone(
+    tmp_path, database, clock, monkeypatch
+):
+    monkeypatch.setattr(sync, "FIRST", 10)
+    sim = a_recorder(calls=60)
+    other = await asyncpg.connect(database)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        async with other.transaction():
+            await other.execute("LOCK TABLE listings IN ACCESS EXCLUSIVE MODE")
+            running = asyncio.create_task(rig.sync())
+            await ten_are_archived(rig)
+            first = set(await rig.documents())
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        (summary,) = (await rig.sync()).values()
+        assert (summary.polled.listed, summary.polled.new, summary.polled.changed) == (60, 50, 0)
+        assert summary.polled.missing == 0
+        assert await assert_archived(rig) == 60
+        # What came with the first part is missed too, once its window is listed without it.
+        rig.advance(MINUTE)
+        gone = next(call for call in sim.calls if XivoSimulator.file_id(call) in first)
+        gone.deleted_at = NOON
+        (summary,) = (await rig.sync()).values()
+        assert summary.polled.missing == 1
+    await other.close()
 
 
 async def test_a_late_row_is_found_by_the_lookback(tmp_path, database, clock):

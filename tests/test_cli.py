@@ -534,7 +534,8 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
     assert done.json["sources"]["hq"]["archived"] == media - before
     # Nothing waited for a lease to run out.
     assert done.seconds < 30
-    assert hq.count("list") == 24
+    # At most the window that it was just reading is read again.
+    assert hq.count("list") in {24, 25}
     assert await place.held() == place.truth()
 
 

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from archiver import daemon, traces, wiring
+from archiver import once, traces, wiring
 from archiver.config import load
 from archiver.errors import ConfigError, TryAgain
 from archiver.log import add_secrets
@@ -86,7 +86,7 @@ async def passed(rig: Rig) -> None:
     """One pass, with the archive opened as the commands open it."""
     async with wiring.opened(rig.archive.config) as archive:
         archive.catalog.clock = rig.catalog.clock
-        await daemon.run_once(archive, ["pbx"])
+        await once.run_once(archive, ["pbx"])
 
 
 async def test_a_pass_is_told_listing_by_listing_and_recording_by_recording(tmp_path, database, clock, collector):

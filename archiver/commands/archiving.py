@@ -95,17 +95,19 @@ def backfill(
 
 def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
     """Run once, print the summary, exit by it."""
-    from .. import daemon, render, report, wiring
+    from .. import once, report, wiring
 
-    async def work() -> dict[str, daemon.Summary]:
+    async def work() -> dict[str, once.Summary]:
         async with wiring.opened(config) as archive, progress.archiving(names, how.get("wanted")) as on_engine:
-            return await daemon.run_once(archive, names, on_engine=on_engine, **how)
+            return await once.run_once(archive, names, on_engine=on_engine, **how)
 
     summaries = run(work(), "interrupted; the same command goes on where it stopped")
     document = report.summary(summaries)
     if as_json:
         answer(document)
     else:
+        from .. import render
+
         render.summary(console(), document)
     if not document["complete"]:
         from_the_start = [s for s in summaries.values() if s.polled.error and not s.polled.windows and not s.archived]
@@ -114,18 +116,20 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
 
 def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bool) -> None:
     """List, print what the backfill would take, exit by whether it was all listed."""
-    from .. import daemon, render, wiring
+    from .. import once, wiring
 
-    async def work() -> daemon.Cost:
+    async def work() -> once.Cost:
         async with wiring.opened(config) as archive:
             with progress.bar("listed windows") as shown:
-                return await daemon.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
+                return await once.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
 
     cost = run(work())
     document = {"source": source, **cost.document()}
     if as_json:
         answer(document)
     else:
+        from .. import render
+
         render.cost(console(), document, wanted, config.sources[source])
     if cost.error:
         sys.exit(UNREACHABLE if not cost.windows else INCOMPLETE)
