@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -135,7 +134,7 @@ class Engine:
         self._running: set[asyncio.Task[None]] = set()
         self._looked = 0.0
         self._stopping = False
-        self._dispatching = False
+        self._freed = asyncio.Event()
         self._shared: dict[str, float] = {}
         self._polling: Counter[str] = Counter()
         self.progress_at = time.monotonic()
@@ -239,12 +238,10 @@ class Engine:
                 side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
                 commits = [f"commit {n + 1}" for n in range(COMMITS)]
                 side += [group.create_task(self._commit_forever(name), name=name) for name in commits]
+                starting = group.create_task(self._start_freed(group), name="start")
                 try:
-                    self._dispatching = True
-                    try:
-                        await self._dispatch(group, until)
-                    finally:
-                        self._dispatching = False
+                    await self._dispatch(group, until)
+                    starting.cancel()
                     await self._finish()
                 finally:
                     for task in side:
@@ -353,16 +350,22 @@ class Engine:
                 lane.running += 1
                 task = group.create_task(self._work(lane, claims))
                 self._running.add(task)
-                task.add_done_callback(functools.partial(self._ended, group))
+                task.add_done_callback(self._ended)
                 started += 1
         return started
 
-    def _ended(self, group: asyncio.TaskGroup, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        # Not for the dispatcher to do: it may be waiting for a claim.
-        if self._dispatching and not self._stopping and not task.cancelled():
-            self._start(group)
+        self._freed.set()
         self._wake.set()
+
+    async def _start_freed(self, group: asyncio.TaskGroup) -> None:
+        """Fill freed slots while the dispatcher waits for a claim. Of the group: where that ends, nothing begins."""
+        while True:
+            await self._freed.wait()
+            self._freed.clear()
+            if not self._stopping:
+                self._start(group)
 
     @staticmethod
     def _take(lane: Lane) -> list[Claim]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import engine, manifests
+from archiver import engine, manifests, sync
 from archiver.engine import Engine
 from archiver.model import State
 from archiver.simulators.noojee import NoojeeSimulator
@@ -480,6 +480,27 @@ async def test_a_run_that_is_ended_begins_nothing_more(tmp_path, database, caplo
             await asyncio.gather(run, return_exceptions=True)
         assert sim.count("audio") == 4
         assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_a_defect_in_one_transfer_ends_the_run_and_begins_nothing_more(tmp_path, database, monkeypatch, caplog):
+    transfer, begun = sync.transfer, 0
+
+    async def broken(*how):
+        nonlocal begun
+        begun += 1
+        if begun == 3:
+            raise RuntimeError("a defect")
+        return await transfer(*how)
+
+    monkeypatch.setattr(sync, "transfer", broken)
+    sim = a_recorder(calls=60, live=True)
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.poll()
+        with pytest.raises(BaseExceptionGroup) as ended:
+            await rig.archive.engine().run()
+        assert [str(error) for error in ended.value.exceptions] == ["a defect"]
+        assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+        assert begun <= 8
 
 
 async def test_commits_at_once_of_one_call_s_legs_leave_it_described_as_it_is(tmp_path, database, monkeypatch):
