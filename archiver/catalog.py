@@ -228,6 +228,11 @@ RETURNED = """
 UPDATE recordings SET missing_since = NULL, revision = revision + 1, undescribed = true
 WHERE source = $1 AND recording_id = ANY($2) AND missing_since IS NOT NULL RETURNING recording_id"""
 
+#: A channel on which processes hear of each other's listings (NOTIFY, delivered when the transaction is committed).
+LISTED = "archiver_listed"
+
+TELL = "SELECT pg_notify($1, '')"
+
 BY_WINDOW = """
 UPDATE recordings SET by_window = true WHERE source = $1 AND recording_id = ANY($2) AND NOT by_window"""
 
@@ -886,6 +891,8 @@ class Catalog:
         #: Identifies this process among those that share the database.
         self.process = process
         self._locks: Any = None
+        #: Called when any process, this one too, has written down recordings that are new or have changed.
+        self.on_listed: Callable[[], None] | None = None
         self._held: set[str] = set()
         self._announced = False
         self._claims = False
@@ -1016,7 +1023,12 @@ class Catalog:
                         command_timeout=30,
                         server_settings={"application_name": f"archiver {self.process}", **KEEPALIVES},
                     )
+                    await self._locks.add_listener(LISTED, self._heard)
                 return bool(await self._locks.fetchval(statement, what))
+
+    def _heard(self, *_: object) -> None:
+        if self.on_listed is not None:
+            self.on_listed()
 
     async def _unlock(self, what: str) -> None:
         try:
@@ -1171,6 +1183,7 @@ class Catalog:
                 back = {row[0] for row in await c.fetch(RETURNED, source, there)}
                 if back:
                     await c.execute(WAKE_RETURNED, source, list(back), now)
+                    await c.execute(TELL, LISTED)
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             if window is not None and not part and not listing.rejected:
                 # Else the row that nobody could read may be the one that is not seen. Before the new ones are there,
@@ -1180,6 +1193,7 @@ class Catalog:
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
             async for ids, fresh, told_again, _ in telling.chunks(list(told.values())):
                 new += len(ids) - len(told_again[0])
+                await c.execute(TELL, LISTED)
                 await _copy_in(c, "recordings", _RECORDING, fresh[0])
                 await _copy_in(c, "media", _MEDIUM, fresh[1])
                 if told_again[0]:

@@ -122,7 +122,7 @@ class Engine:
         self.catalog = catalog
         self.spool = spool
         self.transfers = transfers
-        self.lanes: dict[str, Lane] = {}
+        self.lanes = {name: Lane(feed) for name, feed in feeds.items()}
         self.tally = Tally()
         #: Called with each finished medium once it is committed.
         self.on_settled: Callable[[Download | Outcome, State], None] | None = None
@@ -140,8 +140,6 @@ class Engine:
         self.progress_at = time.monotonic()
         #: By name what is under way of the engine's own work, and when it last moved (monotonic clock).
         self.beats: dict[str, float] = {}
-        for feed in feeds.values():
-            self.put(feed)
 
     # -- for the daemon ----------------------------------------------------------------------------------------------
 
@@ -151,7 +149,6 @@ class Engine:
 
     def put(self, feed: Feed) -> None:
         """Work on a source from now on; in place of the one of that name, whose running transfers go on with it."""
-        feed.on_new = self.nudge
         if feed.name in self.lanes:
             self.lanes[feed.name].feed = feed
         else:
@@ -222,6 +219,7 @@ class Engine:
 
         ``until`` returns None while more may still be found.
         """
+        self.catalog.on_listed = self.nudge
         try:
             with contextlib.suppress(CatalogDown):
                 await self.catalog.stay_alive()
@@ -247,6 +245,7 @@ class Engine:
                     for task in side:
                         task.cancel()
         finally:
+            self.catalog.on_listed = None
             await self._abandon()
 
     async def _dispatch(self, group: asyncio.TaskGroup, until: Callable[[], datetime | None] | None) -> None:

@@ -152,8 +152,6 @@ class Feed:
     users: int = 0
     #: The media that were refused since audio last came, though the account is welcome.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
-    #: Called when recordings became known: their media may be due.
-    on_new: Callable[[], None] | None = None
     #: The source, where it delivers many media in one answer.
     batches: FetchesBatches | None = field(init=False)
 
@@ -428,8 +426,6 @@ async def record(
         report.add(recorded)
         if recorded.rejected:
             log.warning("rows.rejected", source=feed.name, count=recorded.rejected)
-        if feed.on_new is not None and (recorded.new or recorded.changed):
-            feed.on_new()
 
     if len(unknown) > 2 * FIRST:
         # Their transfers begin while the others are still being written.

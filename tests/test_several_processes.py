@@ -446,6 +446,24 @@ async def test_who_gets_less_than_was_asked_for_looks_again_at_once(tmp_path, da
         await asyncio.gather(run, return_exceptions=True)
 
 
+async def test_what_one_process_lists_another_hears_of_at_once(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(engine, "LOOK", 60.0)
+    sim = a_recorder(Watched, 12, live=True)
+    async with processes(2, tmp_path, database, sim) as (lister, other):
+        at_work = other.archive.engine()
+        run = asyncio.create_task(at_work.run())
+        await eventually(lambda: _truly(at_work._looked > 0))
+        await asyncio.sleep(0.5)
+        await lister.poll()
+
+        async def all_archived() -> bool:
+            return await other.states() == {"archived": 12}
+
+        await eventually(all_archived, within=20)
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
 async def test_what_is_claimed_begins_while_the_next_claim_is_under_way(tmp_path, database, monkeypatch):
     sim = a_recorder(Watched, 60, live=True)
     async with archiving(tmp_path, database, sim) as rig:
