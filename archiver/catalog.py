@@ -915,6 +915,7 @@ class Catalog:
                     command_timeout=60,
                     timeout=10,
                     init=_prepare,
+                    reset=_nothing,
                     server_settings=settings,
                 )
         except ValueError:
@@ -2064,6 +2065,10 @@ def migrations() -> list[tuple[int, str, str]]:
     folder = resources.files("archiver") / "sql"
     files: Iterable[Any] = folder.iterdir() if folder.is_dir() else (Path(__file__).parent.parent / "sql").iterdir()
     return sorted((int(f.name[:4]), f.name, f.read_text("utf-8")) for f in files if f.name.endswith(".sql"))
+
+
+async def _nothing(_: Any) -> None:
+    """Nothing here outlasts its transaction, so a connection needs no query more before its next user."""
 
 
 async def _prepare(connection: Any) -> None:
