@@ -103,7 +103,6 @@ def ceiling(place: Place, recorder: str, files: int) -> Result:
 
 
 def naive(place: Place, recorder: str, files: int) -> Result:
-    s3 = place.seaweed
     few = max(20, files // 20)
 
     def ours() -> float:
@@ -113,13 +112,7 @@ def naive(place: Place, recorder: str, files: int) -> Result:
 
     def theirs() -> float:
         place.made += 1
-        client = {
-            "endpoint_url": s3.s3_url,
-            "region_name": "us-east-1",
-            "aws_access_key_id": s3.access_key,
-            "aws_secret_access_key": s3.secret_key,
-        }
-        given = json.dumps({"client": client, "files": few, "prefix": f"naive-{place.made}/"})
+        given = json.dumps({"client": place.client, "files": few, "prefix": f"naive-{place.made}/"})
         listing = f"{place.nginx.url}/{recorder}/rest/api/v1/recordings"
         found = json.loads(timed([sys.executable, STEPS, "naive", listing, given], place.folder).output)
         return found["files"] / found["seconds"]

@@ -17,11 +17,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import asyncpg
+import boto3
 
 from archiver.catalog import Catalog
 from archiver.embedded import Embedded
@@ -201,10 +202,34 @@ class Place:
     folder: Path
     nginx: Nginx
     database: Database
-    seaweed: Seaweed
     runs: int
     scale: float
     made: int = 0
+    seaweed: Seaweed = field(init=False)
+    stores: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def tidy(self) -> None:
+        """Before a case: what the last one made goes, and the next gets a SeaweedFS of its own.
+
+        All cases together are more than one of them holds, and than some disks do.
+        """
+        for folder in self.folder.glob("work-*"):
+            shutil.rmtree(folder)
+        self.stores.close()
+        self.seaweed = self.stores.enter_context(seaweed())
+        self.seaweed.make_bucket("bench")
+        # The first object makes volumes, which takes seconds.
+        boto3.client("s3", **self.client).put_object(Bucket="bench", Key="first", Body=b"first")
+
+    @property
+    def client(self) -> dict[str, str]:
+        """What boto3 needs to know of the S3 store."""
+        return {
+            "endpoint_url": self.seaweed.s3_url,
+            "region_name": "us-east-1",
+            "aws_access_key_id": self.seaweed.access_key,
+            "aws_secret_access_key": self.seaweed.secret_key,
+        }
 
     def work(self) -> Path:
         """A new empty folder for one run."""
@@ -299,9 +324,10 @@ def place(runs: int, scale: float) -> Iterator[Place]:
         nginx.start()
         database = Database(folder / "postgres")
         try:
-            with seaweed() as s3:
-                s3.make_bucket("bench")
-                yield Place(folder, nginx, database, s3, runs, scale)
+            lab = Place(folder, nginx, database, runs, scale)
+            with lab.stores:
+                lab.tidy()
+                yield lab
         finally:
             database.stop()
     finally:

@@ -64,6 +64,7 @@ def main() -> None:
         for name in chosen:
             if name == "verify" and not (lab.nginx.root / "large").exists():
                 lab.nginx.recorder("large", large, 6250)
+            lab.tidy()
             found = every[name](lab)
             for line in found if isinstance(found, list) else [found]:
                 missed += not line.ok
