@@ -270,11 +270,11 @@ def growth(place: Place, small: int, large: int) -> list[Result]:
 
     A hundredth of the media waits, a number called 20 times; what is listed is one number's calls since some day.
     """
-    place.nginx.recorder("quiet", 0, 0)
+    place.nginx.recorder("grown", 0, 0)
     folders = {}
     for count in (small, large):
         folders[count] = place.work()
-        url = place.config(folders[count], "quiet", "file")
+        url = place.config(folders[count], "grown", "file")
         for statement in (_FILL % {"count": count}, "VACUUM (FREEZE, ANALYZE)", "CHECKPOINT"):
             place.database.execute(statement, url)
     tries = {count: [step(folder, "catalog")[0] for _ in range(3)] for count, folder in folders.items()}
@@ -290,7 +290,7 @@ def growth(place: Place, small: int, large: int) -> list[Result]:
 
 def quiet(place: Place, sources: int, seconds: float) -> list[Result]:
     """A daemon with many sources in which nothing happens."""
-    place.nginx.recorder("quiet", 0, 0) if not (place.nginx.root / "quiet").exists() else None
+    place.nginx.recorder("quiet", 0, 0)
     folder = place.work()
     one = f'kind = "chronicall"\nbase_url = "{place.nginx.url}/quiet"\ntoken = "bench"\npoll = "1m"\nwindow = "1d"\n'
     place.config(folder, "quiet", "file", more="\n".join(f"[sources.s{n}]\n{one}" for n in range(sources)))
