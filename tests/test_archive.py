@@ -1,7 +1,8 @@
 """Whole passes: from every recorder into every kind of store, and what a recorder changes afterwards."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 
@@ -9,6 +10,7 @@ import asyncpg
 import pytest
 
 from archiver import sync
+from archiver.once import Summary
 from archiver.simulators.base import AGENTS, Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator, recording_id
@@ -66,29 +68,32 @@ async def test_a_batch_recorder_hands_over_many_media_in_one_answer(tmp_path, da
     assert 1 <= sim.count("zip") < media / 5
 
 
-async def ten_are_archived(rig: Rig) -> None:
-    async def so() -> bool:
+@asynccontextmanager
+async def written_in_part(rig: Rig, database: str) -> AsyncIterator[asyncio.Task[dict[str, Summary]]]:
+    """A pass whose first ten recordings are archived, while nobody can write that a window was listed."""
+
+    async def ten() -> bool:
         return await rig.states() == {"archived": 10}
 
-    await eventually(so)
+    other = await asyncpg.connect(database)
+    async with other.transaction():
+        await other.execute("LOCK TABLE listings IN ACCESS EXCLUSIVE MODE")
+        running = asyncio.create_task(rig.sync())
+        await eventually(ten)
+        yield running
+    await other.close()
 
 
 async def test_transfers_begin_while_a_long_listing_is_still_being_written(tmp_path, database, clock, monkeypatch):
     monkeypatch.setattr(sync, "FIRST", 10)
     sim = a_recorder(calls=60)
-    other = await asyncpg.connect(database)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
-        async with other.transaction():
-            # Whoever writes that a window was listed has to wait.
-            await other.execute("LOCK TABLE listings IN ACCESS EXCLUSIVE MODE")
-            running = asyncio.create_task(rig.sync())
-            await ten_are_archived(rig)
+        async with written_in_part(rig, database) as running:
             (ledger,) = await rig.catalog.sources(["pbx"])
             assert ledger["covered"] == ()
         (summary,) = (await running).values()
         assert (summary.polled.listed, summary.polled.new, summary.polled.changed) == (60, 60, 0)
         assert summary.archived == await assert_archived(rig) == 60
-    await other.close()
 
 
 async def test_who_is_ended_after_the_first_part_of_a_listing_lists_it_again_and_takes_nothing_for_gone(
@@ -96,12 +101,8 @@ async def test_who_is_ended_after_the_first_part_of_a_listing_lists_it_again_and
 ):
     monkeypatch.setattr(sync, "FIRST", 10)
     sim = a_recorder(calls=60)
-    other = await asyncpg.connect(database)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
-        async with other.transaction():
-            await other.execute("LOCK TABLE listings IN ACCESS EXCLUSIVE MODE")
-            running = asyncio.create_task(rig.sync())
-            await ten_are_archived(rig)
+        async with written_in_part(rig, database) as running:
             first = set(await rig.documents())
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -115,7 +116,6 @@ async def test_who_is_ended_after_the_first_part_of_a_listing_lists_it_again_and
         gone.deleted_at = NOON
         (summary,) = (await rig.sync()).values()
         assert summary.polled.missing == 1
-    await other.close()
 
 
 async def test_a_late_row_is_found_by_the_lookback(tmp_path, database, clock):
