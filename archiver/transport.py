@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, cast
 
@@ -539,13 +540,18 @@ class _Connection(asyncio.Protocol):
 
 
 def _headers(lines: list[bytes]) -> CIMultiDict[str]:
-    headers: CIMultiDict[str] = CIMultiDict()
-    for line in lines:
-        name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
-        if not colon or not _NAME.fullmatch(name):
-            raise Broken("the answer's headers are no HTTP")
-        headers.add(name, value.strip())
-    return headers
+    return CIMultiDict([_known_header(line) if len(line) < 200 else _header(line) for line in lines])
+
+
+def _header(line: bytes) -> tuple[str, str]:
+    name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
+    if not colon or not _NAME.fullmatch(name):
+        raise Broken("the answer's headers are no HTTP")
+    return name, value.strip()
+
+
+#: Most lines are the same in every answer.
+_known_header = lru_cache(1024)(_header)
 
 
 def _fields(headers: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.stores.folders import is_temporary
+from archiver.stores.names import is_temporary
 from tests import commands, servers
 from tests.commands import DAY, HOUR, WHOLE_DAY, Finished, Place, Running
 

@@ -25,7 +25,8 @@ from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from ..transport import Answer
-from .folders import Entries, fault_of, temporary_name, walk
+from .folders import Entries, walk
+from .names import fault_of, temporary_name
 from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
 
 _XML_LIMIT = 512 << 20

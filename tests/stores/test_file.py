@@ -17,9 +17,9 @@ import pytest_asyncio
 
 from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
 from archiver.model import Body
-from archiver.stores import file as module
+from archiver.stores import disk as module
 from archiver.stores.file import FileOptions, FileStore
-from archiver.stores.folders import temporary_name
+from archiver.stores.names import temporary_name
 from archiver.testing.stores import StoreContract, keys, read, spooled
 
 
@@ -117,7 +117,7 @@ class TestSharedSync:
         return begun
 
     def test_who_comes_while_one_runs_waits_for_the_next_and_all_of_them_share_it(self, begun):
-        shared = module._SharedSync()
+        shared = module.SharedSync()
         with ThreadPoolExecutor(8) as threads:
             first = threads.submit(shared.sync, "day")
             until(lambda: len(begun) == 1)
@@ -135,7 +135,7 @@ class TestSharedSync:
         assert not shared._next
 
     def test_one_that_fails_fails_for_those_who_waited_for_it_and_for_nobody_else(self, begun):
-        shared = module._SharedSync()
+        shared = module.SharedSync()
         with ThreadPoolExecutor(8) as threads:
             first = threads.submit(shared.sync, "day")
             until(lambda: len(begun) == 1)
@@ -149,7 +149,7 @@ class TestSharedSync:
             assert [waiting.result(20) for waiting in later] == [None] * 3
 
     def test_folders_do_not_wait_for_each_other(self, begun):
-        shared = module._SharedSync()
+        shared = module.SharedSync()
         with ThreadPoolExecutor(8) as threads:
             both = [threads.submit(shared.sync, day) for day in ("monday", "tuesday")]
             until(lambda: len(begun) == 2)

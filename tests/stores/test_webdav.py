@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
 from archiver.model import Body
-from archiver.stores.folders import is_temporary
+from archiver.stores.names import is_temporary
 from archiver.stores.webdav import WebDavOptions, WebDavStore
 from archiver.testing.stores import StoreContract, keys, read
 from tests import servers

@@ -1,0 +1,359 @@
+"""A folder on a disk, and how a file gets there whole. All of it blocks; nothing here knows of the event loop.
+
+A file gets its name only when its bytes are on the disk: written under a temporary name beside it, fsynced, linked
+(``link(2)`` never replaces a file), and the folder fsynced. Many files go through these steps together: where the file
+system promises as much, one syncfs stands for all their fsyncs.
+"""
+
+# System calls by their names: their order is the promise, and path objects cost time on every put.
+# ruff: noqa: PTH102, PTH104, PTH108, PTH116
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+
+from ..errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from .names import fault_of, temporary_name
+from .syncfs import stands_for_fsync, syncfs
+
+_STEP = 1 << 20
+_FILE_MODE = 0o440
+_FOLDER_MODE = 0o750
+#: Folders known to be on the disk; forgotten all at once, since each recording has one of its own.
+_DURABLE_LIMIT = 1_000
+#: Fewer files than these are fsynced each: syncfs waits for what other programs wrote, too. Where that took so many
+#: seconds, each file is fsynced for a while.
+FEW = 4
+_LONG = 3.0
+_WHILE = 600.0
+#: File systems without hard links (FAT, some network mounts).
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(slots=True, eq=False)
+class File:
+    """Bytes that are to lie under a key, and what came of it: ``failed``, or nothing when they do."""
+
+    key: str
+    size: int
+    sha256: str
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+    failed: Exception | None = None
+    #: It lay there already.
+    found: bool = False
+    folder: str = ""
+    final: str = ""
+    temporary: str = ""
+    descriptor: int = -1
+
+
+class Disk:
+    """The folder at a path. Raises OSError, and StoreError where it is known what to do about it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        #: Whether one syncfs does for many files, as far as known: the root is looked at with the first put.
+        self.together = False
+        self._durable: set[str] = set()
+        #: The root without symbolic links, and which folder that was (device, inode).
+        self._resolved: tuple[str, tuple[int, int]] | None = None
+        self._shared = SharedSync()
+        self._alone_until = float("-inf")
+
+    def put(self, file: File) -> None:
+        """One file. Raises what went wrong."""
+        self.put_all([file])
+        if file.failed is not None:
+            raise file.failed
+
+    def put_all(self, files: Sequence[File]) -> None:
+        """Each step for all of them before the next. What goes wrong with one is of no concern to the others."""
+        root = self._root()
+        # Opened before anything is written: it tells of the errors that come after.
+        together = self.together and len(files) >= FEW and time.monotonic() >= self._alone_until
+        disk = _open_folder(root) if together else None
+        try:
+            written = _each(files, lambda file: self._write(file, root, fsync=disk is None))
+            if disk is not None:
+                written = _all(written, lambda: self._syncfs(disk))
+                self._durable.update(file.folder for file in written)
+            begun = [file for file in files if file.temporary]
+            _each(begun, _close)
+            named = _each(written, self._name)
+            _each(begun, _tidy)
+            if disk is not None:
+                _all(named, lambda: self._syncfs(disk))
+            else:
+                _each(named, lambda file: _sync(file.folder))
+        finally:
+            if disk is not None:
+                os.close(disk)
+
+    def digest(self, key: str, expected: int | None = None) -> tuple[int, str]:
+        """Length and SHA-256; the hash is left out where the length is not the expected one."""
+        with self.open(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if expected is not None and size != expected:
+                return size, ""
+            digest = hashlib.sha256()
+            length = 0
+            while chunk := file.read(_STEP):
+                digest.update(chunk)
+                length += len(chunk)
+            return length, digest.hexdigest()
+
+    def open(self, key: str) -> FileIO:
+        try:
+            # Without O_NONBLOCK the open of a named pipe would wait for a writer for ever.
+            descriptor = os.open(self.real(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            self.demand_root()
+            raise StoreMissing(f"no file {key}") from None
+        file = FileIO(descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise StoreRefused(f"{key} is no regular file")
+        return file
+
+    def size(self, key: str) -> int | None:
+        """Bytes, or None where no regular file has that name."""
+        try:
+            found = os.stat(self.real(key))
+        except (FileNotFoundError, NotADirectoryError):
+            self.demand_root()
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def delete(self, key: str) -> None:
+        path = self.real(key)
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            self.demand_root()
+            return
+        _sync(path[: path.rindex("/")])
+
+    def real(self, key: str) -> str:
+        """The file's whole path. Raises StoreRefused where it would lie outside the root."""
+        if fault := fault_of(key):
+            raise StoreRefused(f"the key {key!r} {fault}")
+        root = self._root()
+        path = f"{root}/{key}"
+        if not os.path.realpath(path).startswith(f"{root}/"):
+            raise StoreRefused(f"the key {key!r} leads out of {self.path} along a symbolic link")
+        return path
+
+    def demand_root(self) -> None:
+        """Nothing is missing from a disk that is not there. Raises StoreRefused."""
+        if not Path(os.path.realpath(self.path)).parent.is_dir():
+            raise StoreRefused(
+                f"{self.path} does not exist, nor does the folder it lies in; make it, or mount its disk"
+            )
+
+    def _root(self) -> str:
+        """The root's real path, found anew when another folder lies there (a disk came or went, a link changed)."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            self.together = False
+            return os.path.realpath(self.path)
+        known, now = self._resolved, (there.st_dev, there.st_ino)
+        if known is None or known[1] != now:
+            self._durable.clear()
+            known = os.path.realpath(self.path), now
+            self.together = stands_for_fsync(known[0])
+            self._resolved = known
+        return known[0]
+
+    def _write(self, file: File, root: str, *, fsync: bool) -> None:
+        """The bytes under a temporary name beside their own, unless the file is there already."""
+        if fault := fault_of(file.key):
+            raise StoreRefused(f"the key {file.key!r} {fault}")
+        file.final = f"{root}/{file.key}"
+        file.folder = file.final[: file.final.rindex("/")]
+        temporary = f"{file.folder}/{temporary_name()}"
+        try:
+            # In a folder that we made a moment ago lies nothing yet, and no link leads out of it.
+            there_before = file.folder in self._durable or not self._make(file.folder, root, fsync=fsync)
+            if there_before and os.path.lexists(self.real(file.key)):
+                self._demand_same(file)
+                return
+            file.descriptor = _create(temporary)
+        except FileNotFoundError:
+            # Somebody removed the folder since we saw it.
+            self._durable.clear()
+            self._make(file.folder, root, fsync=fsync)
+            file.descriptor = _create(temporary)
+        file.temporary = temporary
+        _fill(file)
+        if fsync:
+            os.fsync(file.descriptor)
+
+    def _syncfs(self, disk: int) -> None:
+        began = time.monotonic()
+        syncfs(disk)
+        if time.monotonic() - began > _LONG:
+            self._alone_until = time.monotonic() + _WHILE
+
+    def _name(self, file: File) -> None:
+        try:
+            _link(file.temporary, file.final)
+        except FileExistsError:
+            self._demand_same(file)
+
+    def _make(self, folder: str, root: str, *, fsync: bool = True) -> bool:
+        """The folder and those above it up to the root, each made where it is missing, and durable.
+
+        Without ``fsync`` it is left to the caller to make the last one durable. True where it was not there before. One
+        that exists may have been made a moment ago by somebody who did not come to the fsync yet. Raises StoreRefused
+        where it lies outside the root.
+        """
+        if folder != root:
+            parent = folder[: folder.rindex("/")]
+            if parent not in self._durable:
+                self._make(parent, root)
+        made = True
+        try:
+            if folder == root:
+                self.demand_root()
+            os.mkdir(folder, _FOLDER_MODE)
+        except FileExistsError:
+            made = False
+            if not f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
+                inside = folder.removeprefix(f"{root}/")
+                raise StoreRefused(f"the key {inside!r} leads out of {self.path} along a symbolic link") from None
+        if len(self._durable) >= _DURABLE_LIMIT:
+            self._durable.clear()
+        if fsync:
+            self._shared.sync(folder[: folder.rindex("/")] or "/")
+            self._durable.add(folder)
+        return made
+
+    def _demand_same(self, file: File) -> None:
+        """Raises StoreConflict where other bytes lie there."""
+        if self.digest(file.key, file.size) != (file.size, file.sha256):
+            raise StoreConflict(f"{file.key} holds other bytes and is not overwritten")
+        # Whoever linked it may have been killed before the fsync.
+        _sync(file.folder)
+        file.found = True
+
+
+def _each(files: Sequence[File], step: Callable[[File], None]) -> list[File]:
+    """A step for each; those that go on to the next."""
+    for file in files:
+        try:
+            step(file)
+        except Exception as error:  # noqa: BLE001 - whoever asked for it raises it
+            file.failed = error
+    return [file for file in files if file.failed is None and not file.found]
+
+
+def _all(files: list[File], step: Callable[[], None]) -> list[File]:
+    """One step for all; those that go on to the next: all or none."""
+    try:
+        step()
+    except OSError as error:
+        for file in files:
+            file.failed = error
+        return []
+    return files
+
+
+def _fill(file: File) -> None:
+    digest = hashlib.sha256()
+    length = 0
+    for chunk in file.chunks():
+        digest.update(chunk)
+        length += len(chunk)
+        left = memoryview(chunk)
+        while left:
+            left = left[os.write(file.descriptor, left) :]
+    if (length, digest.hexdigest()) != (file.size, file.sha256):
+        raise StoreDown("the bytes do not have the length and hash they were announced with; nothing was put")
+
+
+def _close(file: File) -> None:
+    try:
+        # Nobody reads it soon, and the next finds the memory that it took.
+        with contextlib.suppress(OSError, AttributeError):
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file.descriptor)
+
+
+def _tidy(file: File) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file.temporary)
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+
+
+def _link(temporary: str, final: str) -> None:
+    """Give the file its name. Raises FileExistsError where the name is taken."""
+    try:
+        os.link(temporary, final, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Not atomic, but the best there is: two who rename here at once bring the same bytes (the key holds the hash).
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(temporary, final)
+
+
+def _open_folder(folder: str) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _sync(folder: str) -> None:
+    descriptor = _open_folder(folder)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SharedSync:
+    """The fsync of a folder in which many work at once (that of a day): one for all who asked before it began."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._running: dict[str, Future[None]] = {}
+        self._next: dict[str, Future[None]] = {}
+
+    def sync(self, folder: str) -> None:
+        with self._lock:
+            before = self._running.get(folder)
+            turn, first = self._next.get(folder), False
+            if turn is None:
+                turn, first = self._next.setdefault(folder, Future()), True
+        if first:
+            if before is not None:
+                # Ours to do, but it may have begun before what we made was there.
+                before.exception()
+            with self._lock:
+                self._running[folder] = self._next.pop(folder)
+            try:
+                _sync(folder)
+            except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+                turn.set_exception(error)
+            else:
+                turn.set_result(None)
+            with self._lock:
+                if self._running.get(folder) is turn:
+                    del self._running[folder]
+        turn.result()
