@@ -257,6 +257,7 @@ class Place:
         database: str | None = None,
         store: str = "",
         start: str = "2024-05-17",
+        transfers: int = 32,
         more: str = "",
     ) -> str:
         """Writes archiver.toml; returns the database's URL."""
@@ -264,7 +265,7 @@ class Place:
         file = folder / "archiver.toml"
         file.write_text(f"""
 data_dir = "var"
-transfers = 32
+transfers = {transfers}
 [database]
 url = "{database}"
 [http]

@@ -36,12 +36,10 @@ T = TypeVar("T")
 
 #: fsync waits for the disk, not for Python: many at once share one journal commit.
 _THREADS = 32
-#: What goes together at most, and in how many processes: while one waits for the disk another writes.
+#: So many files go together at most; larger ones go alone.
 _GROUP_FILES = 64
-_PROCESSES = 2
-#: Larger files go alone.
 _LARGE = 4 << 20
-#: Processes that have nothing to do for so many seconds end.
+#: A process that has nothing to do for so many seconds ends.
 _REST = 60.0
 #: Slower than this a disk is as good as dead.
 _BYTES_A_SECOND = 1 << 20
@@ -77,8 +75,8 @@ class FileStore:
         self.options = options
         self._threads: ThreadPoolExecutor | None = None
         self._disk = Disk(str(options.path))
-        #: The processes that are free.
-        self._apart = [Apart(str(options.path)) for _ in range(_PROCESSES)]
+        self._apart = Apart(str(options.path))
+        self._busy = False
         self._rest: asyncio.TimerHandle | None = None
         #: What waits for the next group; the bytes of all that is being put together.
         self._waiting: deque[tuple[File, asyncio.Future[None]]] = deque()
@@ -93,8 +91,7 @@ class FileStore:
             self._rest.cancel()
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
-        for apart in self._apart:
-            await asyncio.to_thread(apart.close)
+        await asyncio.to_thread(self._apart.close)
 
     async def check(self) -> str:
         """Put, get, compare and delete a canary; clear away what killed processes left."""
@@ -164,12 +161,10 @@ class FileStore:
             self._bytes -= file.size
 
     def _begin(self) -> None:
-        """Put what waits, if a process is free for it."""
-        if not self._apart or not (group := self._next_group()):
+        """Put what waits, one group at a time: meanwhile the next comes together."""
+        if self._busy or not (group := self._next_group()):
             return
-        apart = self._apart.pop()
-        files = [file for file, _ in group]
-        self._work(apart, self._put_all, apart, files).add_done_callback(partial(_tell, group))
+        self._work(self._put_all, [file for file, _ in group]).add_done_callback(partial(_tell, group))
         if self._rest is not None:
             self._rest.cancel()
         self._rest = asyncio.get_running_loop().call_later(_REST, self._let_rest)
@@ -184,23 +179,23 @@ class FileStore:
                 length += file.size
         return group
 
-    def _put_all(self, apart: Apart, files: Sequence[File]) -> None:
+    def _put_all(self, files: Sequence[File]) -> None:
         if len(files) >= FEW:
             with contextlib.suppress(Unavailable):
-                apart.put_all(files)
+                self._apart.put_all(files)
                 return
         self._disk.put_all(files)
 
     def _let_rest(self) -> None:
-        free, self._apart = self._apart, []
-        for apart in free:
-            self._work(apart, apart.close)
+        if not self._busy:
+            self._work(self._apart.close)
 
-    def _work(self, apart: Apart, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
-        """In a thread; afterwards the process is free again."""
+    def _work(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[None]:
+        """In a thread; what came together meanwhile follows."""
+        self._busy = True
 
         def ended(_: asyncio.Future[None]) -> None:
-            self._apart.append(apart)
+            self._busy = False
             self._begin()
 
         running = asyncio.get_running_loop().run_in_executor(self._pool(), lambda: work(*args, **kwargs))
