@@ -55,6 +55,8 @@ class File:
     final: str = ""
     temporary: str = ""
     descriptor: int = -1
+    #: It is to be fsynced by itself.
+    alone: bool = True
 
 
 class Disk:
@@ -83,18 +85,17 @@ class Disk:
         together = self.together and len(files) >= FEW and time.monotonic() >= self._alone_until
         disk = _open_folder(root) if together else None
         try:
-            written = _each(files, lambda file: self._write(file, root, fsync=disk is None))
+            written = _each(files, lambda file: self._write(file, root, disk))
             if disk is not None:
                 written = _all(written, lambda: self._syncfs(disk))
                 self._durable.update(file.folder for file in written)
             begun = [file for file in files if file.temporary]
             _each(begun, _close)
-            named = _each(written, self._name)
+            named = _each([file for file in written if file.failed is None], self._name)
             _each(begun, _tidy)
             if disk is not None:
-                _all(named, lambda: self._syncfs(disk))
-            else:
-                _each(named, lambda file: _sync(file.folder))
+                named = _all(named, lambda: self._syncfs(disk))
+            _each([file for file in named if file.alone], lambda file: _sync(file.folder))
         finally:
             if disk is not None:
                 os.close(disk)
@@ -175,8 +176,11 @@ class Disk:
             self._resolved = known
         return known[0]
 
-    def _write(self, file: File, root: str, *, fsync: bool) -> None:
-        """The bytes under a temporary name beside their own, unless the file is there already."""
+    def _write(self, file: File, root: str, disk: int | None) -> None:
+        """The bytes under a temporary name beside their own, unless the file is there already.
+
+        They are fsynced where nobody does a syncfs of their disk afterwards.
+        """
         if fault := fault_of(file.key):
             raise StoreRefused(f"the key {file.key!r} {fault}")
         file.final = f"{root}/{file.key}"
@@ -184,7 +188,7 @@ class Disk:
         temporary = f"{file.folder}/{temporary_name()}"
         try:
             # In a folder that we made a moment ago lies nothing yet, and no link leads out of it.
-            there_before = file.folder in self._durable or not self._make(file.folder, root, fsync=fsync)
+            there_before = file.folder in self._durable or not self._make(file.folder, root, fsync=disk is None)
             if there_before and os.path.lexists(self.real(file.key)):
                 self._demand_same(file)
                 return
@@ -192,12 +196,16 @@ class Disk:
         except FileNotFoundError:
             # Somebody removed the folder since we saw it.
             self._durable.clear()
-            self._make(file.folder, root, fsync=fsync)
+            self._make(file.folder, root, fsync=disk is None)
             file.descriptor = _create(temporary)
         file.temporary = temporary
         _fill(file)
-        if fsync:
+        # Below the root another disk may be mounted.
+        file.alone = disk is None or os.fstat(disk).st_dev != os.fstat(file.descriptor).st_dev
+        if file.alone:
             os.fsync(file.descriptor)
+            if disk is not None:
+                self._shared.sync(_above(file.folder))
 
     def _syncfs(self, disk: int) -> None:
         began = time.monotonic()
@@ -235,7 +243,7 @@ class Disk:
         if len(self._durable) >= _DURABLE_LIMIT:
             self._durable.clear()
         if fsync:
-            self._shared.sync(folder[: folder.rindex("/")] or "/")
+            self._shared.sync(_above(folder))
             self._durable.add(folder)
         return made
 
@@ -246,6 +254,10 @@ class Disk:
         # Whoever linked it may have been killed before the fsync.
         _sync(file.folder)
         file.found = True
+
+
+def _above(folder: str) -> str:
+    return folder[: folder.rindex("/")] or "/"
 
 
 def _each(files: Sequence[File], step: Callable[[File], None]) -> list[File]:

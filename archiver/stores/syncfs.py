@@ -7,21 +7,29 @@ for a wish.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 _FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs"}
 _FIRST_TO_TELL = (5, 8)
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _ctypes() -> tuple[Any, Any]:
+    """It and the C library. Not for those who never need it: hardened systems may refuse it (MemoryError)."""
+    import ctypes
+
+    return ctypes, ctypes.CDLL(None, use_errno=True)
 
 
 def syncfs(descriptor: int) -> None:
     """Wait until the file system of an open file or folder is on its disk. Raises OSError."""
-    if _libc.syncfs(descriptor):
+    ctypes, library = _ctypes()
+    if library.syncfs(descriptor):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -35,7 +43,7 @@ def stands_for_fsync(folder: str) -> bool:
         if _file_system(os.fstat(descriptor).st_dev) not in _FILE_SYSTEMS:
             return False
         syncfs(descriptor)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ImportError, MemoryError):
         return False
     finally:
         os.close(descriptor)

@@ -344,6 +344,48 @@ class TestSteps:
         root.put_all(again)
         assert [(one.failed, one.found) for one in again] == [(None, True)] * 6
 
+    def test_what_lies_on_another_disk_below_the_root_is_fsynced(self, root, monkeypatch, steps):
+        """A syncfs of the root's disk says nothing of one that is mounted below it."""
+        fstat = os.fstat
+
+        def elsewhere(descriptor: int) -> object:
+            told = fstat(descriptor)
+            other = "/mounted" in path_of(descriptor)
+            return os.stat_result((*told[:2], told.st_dev + other, *told[3:10]))
+
+        monkeypatch.setattr(os, "fstat", elsewhere)
+        root.put_all([a_file(f"{'mounted' if n < 2 else 'day'}/{n}/x") for n in range(6)])
+        synced = [what for name, what in steps if name == "fsync"]
+        for n in range(2):
+            assert len([what for what in synced if what.startswith(f"mounted/{n}/.")]) == 1
+            assert f"mounted/{n}" in synced
+        assert synced.count("mounted") >= 1
+        assert [what for what in synced if what.startswith("day/")] == []
+        order = [(name, what) for name, what in steps if "mounted/1" in what and name in {"fsync", "link"}]
+        assert [name for name, _ in order] == ["fsync", "link", "fsync"]
+
+    @pytest.mark.parametrize("count", [1, 6])
+    def test_what_was_written_does_not_stay_in_memory(self, root, tmp_path, count):
+        root.put_all([a_file(f"day/{n}/x") for n in range(count)])
+        with (tmp_path / "root/day/0/x").open("rb") as there, pytest.raises(BlockingIOError):
+            os.preadv(there.fileno(), [bytearray(4)], 0, os.RWF_NOWAIT)
+
+    def test_what_can_not_be_closed_gets_no_name(self, root, monkeypatch, tmp_path):
+        """A network mount may tell of a lost write only then."""
+        close = os.close
+
+        def fails(descriptor: int) -> None:
+            wrong = "day/3/." in path_of(descriptor)
+            close(descriptor)
+            if wrong:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "close", fails)
+        files = [a_file(f"day/{n}/x") for n in range(6)]
+        root.put_all(files)
+        assert [getattr(one.failed, "errno", None) for one in files] == [None] * 3 + [errno.EIO] + [None] * 2
+        assert list((tmp_path / "root/day/3").iterdir()) == []
+
     def test_folders_are_taken_for_durable_only_when_they_are(self, root, monkeypatch, steps):
         monkeypatch.setattr(disk, "syncfs", failing)
         root.put_all([a_file(f"day/{n}/x") for n in range(6)])
@@ -422,8 +464,12 @@ class TestWhereOneSyncfsIsAsGood:
         with pytest.raises(OSError, match="Bad file descriptor"):
             syncfs.syncfs(-1)
 
-    def test_not_where_the_call_is_forbidden(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(syncfs, "syncfs", failing)
+    @pytest.mark.parametrize("error", [PermissionError(errno.EPERM, "no"), AttributeError("syncfs"), MemoryError()])
+    def test_not_where_the_call_is_forbidden(self, tmp_path, monkeypatch, error):
+        def forbidden(_: int) -> None:
+            raise error
+
+        monkeypatch.setattr(syncfs, "syncfs", forbidden)
         assert not syncfs.stands_for_fsync(str(tmp_path))
 
     async def test_elsewhere_files_go_by_themselves(self, tmp_path, monkeypatch):
