@@ -87,11 +87,11 @@ class FileStore:
 
     async def close(self) -> None:
         threads, self._threads = self._threads, None
-        if self._rest is not None:
-            self._rest.cancel()
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)
         await asyncio.to_thread(self._apart.close)
+        if self._rest is not None:
+            self._rest.cancel()
 
     async def check(self) -> str:
         """Put, get, compare and delete a canary; clear away what killed processes left."""
@@ -164,10 +164,14 @@ class FileStore:
         """Put what waits, one group at a time: meanwhile the next comes together."""
         if self._busy or not (group := self._next_group()):
             return
-        self._work(self._put_all, [file for file, _ in group]).add_done_callback(partial(_tell, group))
         if self._rest is not None:
             self._rest.cancel()
-        self._rest = asyncio.get_running_loop().call_later(_REST, self._let_rest)
+        self._work(self._put_all, [file for file, _ in group]).add_done_callback(partial(self._ended, group))
+
+    def _ended(self, group: _Group, ended: asyncio.Future[None]) -> None:
+        _tell(group, ended)
+        if not self._busy:
+            self._rest = asyncio.get_running_loop().call_later(_REST, self._let_rest)
 
     def _next_group(self) -> _Group:
         group: _Group = []

@@ -213,6 +213,15 @@ async def test_after_a_rest_no_process_is_left_and_the_next_files_start_another(
         await holds(store, wanted)
 
 
+async def test_it_may_rest_after_a_group_that_took_longer_than_the_rest(store, monkeypatch):
+    monkeypatch.setattr(file, "_REST", 0.05)
+    put_all_there = file.FileStore._put_all
+    monkeypatch.setattr(file.FileStore, "_put_all", lambda self, files: (put_all_there(self, files), time.sleep(0.2)))
+    assert await put_all(store, bodies(50)) == [None] * 50
+    assert children()
+    await until(lambda: not children())
+
+
 async def test_a_signal_to_all_does_not_end_it_before_its_parent(store):
     """systemd tells every process of a service to end; the archiver finishes what it has in hand."""
     assert await put_all(store, bodies(50)) == [None] * 50
