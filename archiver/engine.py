@@ -80,7 +80,7 @@ class Lane:
 
         But not of a recorder that just failed: those waiting at the gate would ask it although the breaker opened.
         """
-        return self.feed.gate.limit * (1 if self.feed.health.failures else int(__import__("os").environ.get("S", "2")))
+        return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
 
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way."""

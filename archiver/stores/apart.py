@@ -64,20 +64,19 @@ class Apart:
             self._process = None
 
     def _start(self) -> socket.socket:
-        memory = os.memfd_create("archiver-put")
-        os.ftruncate(memory, ROOM)
-        ours, its = socket.socketpair()
-        try:
+        with contextlib.ExitStack() as undo:
+            memory = os.memfd_create("archiver-put")
+            undo.callback(os.close, memory)
+            os.ftruncate(memory, ROOM)
+            ours, its = socket.socketpair()
+            undo.callback(ours.close)
             with its:
                 passed = (its.fileno(), memory)
                 command = [sys.executable, "-P", "-m", __name__, *map(str, passed), self._path]
                 self._process = subprocess.Popen(  # noqa: S603
                     command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
                 )
-        except BaseException:
-            ours.close()
-            os.close(memory)
-            raise
+            undo.pop_all()
         self._memory, self._socket = memory, ours
         return ours
 

@@ -273,7 +273,8 @@ def _each(files: Sequence[File], step: Callable[[File], None]) -> list[File]:
 def _all(files: list[File], step: Callable[[], None]) -> list[File]:
     """One step for all; those that go on to the next: all or none."""
     try:
-        step()
+        if files:
+            step()
     except OSError as error:
         for file in files:
             file.failed = error

@@ -316,6 +316,14 @@ class TestSteps:
         assert [name for name, _ in steps] == ["write"] * 6 + ["syncfs"] + ["link"] * 6 + ["syncfs"]
         assert [what for name, what in steps if name == "link"] == [f"day/{n}/x" for n in range(6)]
 
+    def test_what_is_there_already_costs_no_syncfs(self, root, steps):
+        for again in (False, True):
+            steps.clear()
+            files = [a_file(f"day/{n}/x") for n in range(6)]
+            root.put_all(files)
+            assert [(one.failed, one.found) for one in files] == [(None, again)] * 6
+            assert ("syncfs" in [name for name, _ in steps]) is not again
+
     def test_few_are_fsynced_each(self, root, steps):
         root.put(a_file("day/before/x"))
         steps.clear()
