@@ -19,7 +19,7 @@ from archiver import config, daemon, layout, once, report, sync, wiring
 from archiver.catalog import Catalog, Query
 from archiver.clock import Clock
 from archiver.engine import Engine
-from archiver.model import utc_text
+from archiver.model import Body, utc_text
 from archiver.once import Summary
 from archiver.ports import Store
 from archiver.simulators.base import Clock as RecorderClock
@@ -330,6 +330,24 @@ async def assert_archived(rig: Rig, name: str = "pbx", truth: Mapping[str, Expec
         ours = {k for k in objects[store] if k.startswith(f"{outlet.prefix}{layout.safe(name)}/")}
         assert ours == described[store], "an object that nothing describes"
     return sum(len(expected.audio) for expected in truth.values())
+
+
+async def show_all(rig: Rig, store: str, name: str = "pbx") -> int:
+    """Make a SeaweedFS that was killed list all that it serves; returns how many objects it did not list.
+
+    Killed in the midst of a put it may keep the object without its folder's entry (seen with 4.48): served, and
+    refused to If-None-Match, but in no listing until something else is put into the folder.
+    """
+    held = rig.archive.outlets[store].store
+    listed = {found.key async for found in held.list("")}
+    hidden = 0
+    for document in (await rig.documents(name)).values():
+        for copy in (copy for medium in document["media"] for copy in medium["copies"] if copy["store"] == store):
+            if copy["key"] not in listed and await held.stat(copy["key"]) is not None:
+                hidden += 1
+                await held.put(f"{copy['key']}.beside", Body.of(b"beside"))
+                await held.delete(f"{copy['key']}.beside")
+    return hidden
 
 
 async def assert_holds(store: Store, key: str, audio: bytes) -> None:

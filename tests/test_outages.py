@@ -28,6 +28,7 @@ from tests.engine import (
     eventually,
     hasten,
     s3_table,
+    show_all,
 )
 
 CALLS = 300
@@ -166,6 +167,8 @@ async def test_the_s3_server_is_killed_and_the_webdav_server_is_stopped_and_both
                     await reached(rig, CALLS // 2)
                     await _goes_away(rig, at_work, "dav", apache.stop, apache.start)
                     await reached(rig, CALLS)
+            # What was being put when it was killed: the media of the transfers that can run at once.
+            assert await show_all(rig, "s3") <= 16
             await assert_whole(rig, at_work)
     assert sum(1 for line in said if line["event"] == "store.down") <= LINES
     assert {line["store"] for line in said if line["event"] == "store.up"} == {"s3", "dav"}
