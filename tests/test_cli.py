@@ -514,12 +514,15 @@ async def test_backfill_lists_once_archives_all_and_then_asks_for_nothing(place)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, code):
     hq = await place.add("hq", ChronicallSimulator(), concurrency=4)
-    hq.add_calls(DAY, DAY + 23 * HOUR, 60, shortest=1, longest=2)
+    # Whichever hour is listed last, much is left to do then, and takes longer than all that follows here.
+    for hour in (0, 23):
+        hq.add_calls(DAY + hour * HOUR, DAY + (hour + 1) * HOUR, 40, shortest=1, longest=2)
     media = len(place.truth())
     slow = hq.fault("drip", "audio", times=-1, value=0.03)
     backfill = ("backfill", "--source", "hq", *WHOLE_DAY)
     running = await place.start(*backfill, "--json")
-    await until(lambda: hq.count("audio") >= 25)
+    await until(lambda: hq.count("audio") >= 25 and hq.count("list") == 24)
+    slow.value = 0.5
     connection = await asyncpg.connect(place.database)
     async with asyncio.timeout(20):
         while await connection.fetchval("SELECT count(*) FROM listings") < 24:
