@@ -361,7 +361,7 @@ FROM (SELECT ended.*, u.size, u.sha256, u.content_type, u.duration, string_to_ar
       AS u (token, size, sha256, content_type, duration, held, due_at, error) JOIN ended USING (token)) t
 WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state, t.token"""
+RETURNING t.token, m.state"""
 
 ADD_COPIES = """
 INSERT INTO copies (store, key, source, recording_id, media_id, size, sha256, archived_at)
@@ -388,7 +388,7 @@ FROM unnest($4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[], 
     AS u (token, state, due_at, error, attempts, failing_since) JOIN ended t USING (token)
 WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
-RETURNING m.source, m.recording_id, m.media_id, m.state, t.token"""
+RETURNING t.token, m.state"""
 
 TOUCH_RECORDINGS = """
 UPDATE recordings r SET revision = r.revision + 1, undescribed = true
@@ -1408,38 +1408,37 @@ class Catalog:
         *,
         revisions: Mapping[tuple[str, str], int],
         targets: Mapping[str, Sequence[str]],
-    ) -> dict[tuple[str, str, str], State]:
-        """Commit finished media in one transaction; by id the states that took effect.
+    ) -> dict[int, State]:
+        """Commit finished media in one transaction; by the claim's token the states that took effect.
 
-        A claim that is no longer the row's is refused: its medium is missing from the answer. ``revisions`` are those
+        A claim that is no longer the row's is refused: its token is missing from the answer. ``revisions`` are those
         of the descriptions that the manifests hold; ``targets`` by source who wants to hear of what is archived.
         """
         now = self.clock.now()
-        settled: dict[tuple[str, str, str], State] = {}
+        settled: dict[int, State] = {}
         async with self._transaction() as c:
             if downloads:
                 downloads = sorted(downloads, key=lambda d: d.claim.id)
                 rows = await c.fetch(SETTLE_ARCHIVED, *_download_columns(downloads, now))
-                settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
-                held = {r[4] for r in rows}
-                await self._add_copies(c, [d for d in downloads if d.claim.token in held], settled, revisions, now)
+                settled |= {row[0]: State(row[1]) for row in rows}
+                await self._add_copies(c, [d for d in downloads if d.claim.token in settled], settled, revisions, now)
                 # Their manifests are written and may sort last: what counts is described once more.
-                lost = [d.claim for d in downloads if d.claim.token not in held]
+                lost = [d.claim for d in downloads if d.claim.token not in settled]
                 if lost:
                     await c.execute(TOUCH_RECORDINGS, [x.source for x in lost], [x.medium.recording_id for x in lost])
             if outcomes:
                 outcomes = sorted(outcomes, key=lambda o: o.claim.id)
                 rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
-                settled |= {(r[0], r[1], r[2]): State(r[3]) for r in rows}
-                held = {r[4] for r in rows}
-                kept = [o for o in outcomes if o.claim.token in held]
+                settled |= {row[0]: State(row[1]) for row in rows}
+                kept = [o for o in outcomes if o.claim.token in settled]
                 await self._remember(
                     c, now, [(*o.claim.id, o.what, o.error or "") for o in kept], [o.answer for o in kept]
                 )
                 ended = [o.claim for o in kept if o.state is not State.PENDING]
                 await c.execute(TOUCH_RECORDINGS, [e.source for e in ended], [e.medium.recording_id for e in ended])
-            ended_ids = sorted({i[:2] for i, state in settled.items() if state is not State.PENDING})
-            hearers = [(target, *i) for i in ended_ids for target in targets.get(i[0], ())]
+            claims = [d.claim for d in downloads] + [o.claim for o in outcomes]
+            ended_ids = {x.id[:2] for x in claims if settled.get(x.token, State.PENDING) is not State.PENDING}
+            hearers = [(target, *i) for i in sorted(ended_ids) for target in targets.get(i[0], ())]
             if hearers:
                 await c.execute(OUTBOX_ADD, *([h[n] for h in hearers] for n in range(3)), now)
         return settled
@@ -1448,16 +1447,16 @@ class Catalog:
         self,
         c: Any,
         downloads: Sequence[Download],
-        settled: Mapping[tuple[str, str, str], State],
+        settled: Mapping[int, State],
         revisions: Mapping[tuple[str, str], int],
         now: datetime,
     ) -> None:
-        done = [d for d in downloads if settled[d.claim.id] is State.ARCHIVED]
+        done = [d for d in downloads if settled[d.claim.token] is State.ARCHIVED]
         copies = [(copy, d.claim.id) for d in downloads for copy in d.copies]
         added = await self._insert_copies(c, copies)
         touched = sorted({d.claim.id[:2] for d in downloads})
         await self._described(c, {t: revisions.get(t, -1) for t in touched}, step=1)
-        late = [d for d in downloads if settled[d.claim.id] is not State.ARCHIVED]
+        late = [d for d in downloads if settled[d.claim.token] is not State.ARCHIVED]
         await self._remember(c, now, [(*d.claim.id, "stored in part", d.error or "") for d in late])
         await self._add_totals(c, [*added, *((d.claim.source, "", d.size) for d in done)])
 

@@ -480,7 +480,7 @@ class Engine:
         self.beats.pop(name, None)
         for finished in group:
             self._claims.pop(finished.claim.token, None)
-            state = settled.get(finished.claim.id)
+            state = settled.get(finished.claim.token)
             if state is None:
                 log.warning("claim.lost", source=finished.claim.source, recording_id=finished.claim.medium.recording_id)
                 continue

@@ -106,4 +106,4 @@ async def _adopt(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], sp
             return "its medium is being worked on"
         result = await sync.deliver(feed, claim, catalog, body, audio)
         settled = await sync.commit(dict(feeds), catalog, [result])
-        return None if settled.get(claim.id) is State.ARCHIVED else result.error or "its claim was lost"
+        return None if settled.get(claim.token) is State.ARCHIVED else result.error or "its claim was lost"

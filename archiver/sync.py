@@ -795,10 +795,8 @@ async def _welcome(feed: Feed, catalog: Catalog) -> bool:
 # -- commit ------------------------------------------------------------------------------------------------------------
 
 
-async def commit(
-    feeds: dict[str, Feed], catalog: Catalog, finished: Sequence[Download | Outcome]
-) -> dict[tuple[str, str, str], State]:
-    """Write manifests, then the catalog; by id the states that took effect (a lost claim's is missing).
+async def commit(feeds: dict[str, Feed], catalog: Catalog, finished: Sequence[Download | Outcome]) -> dict[int, State]:
+    """Write manifests, then the catalog; by token the states that took effect (a lost claim's is missing).
 
     Where a store could not take its manifest, its copies do not count yet: those media stay due.
     """

@@ -121,12 +121,15 @@ def an_outcome(claim: Claim, state: State = State.FAILED, **changes: Any) -> Out
 
 
 async def settle(catalog: Catalog, *finished: Download | Outcome, **how: Any) -> dict[tuple[str, str, str], State]:
-    return await catalog.settle(
+    """By id, where the catalog tells by token."""
+    states = await catalog.settle(
         [f for f in finished if isinstance(f, Download)],
         [f for f in finished if isinstance(f, Outcome)],
         revisions=how.get("revisions", {}),
         targets=how.get("targets", {}),
     )
+    assert set(states) <= {f.claim.token for f in finished}
+    return {f.claim.id: states[f.claim.token] for f in finished if f.claim.token in states}
 
 
 async def archived(catalog: Catalog, *recordings: Recording, **how: Any) -> None:
@@ -933,8 +936,8 @@ class TestClaim:
         (second,) = await claim(hq)
         known = {(HQ, recording.recording_id): await revision(hq, recording)}
         # As it may be after an outage of the database: both were waiting for it.
-        settled = await settle(hq, a_download(first), a_download(second), revisions=known)
-        assert settled == {second.id: State.ARCHIVED}
+        settled = await hq.settle([a_download(first), a_download(second)], [], revisions=known, targets={})
+        assert settled == {second.token: State.ARCHIVED}
         assert (await hq.totals())[HQ, ""] == (1, 10)
         # What the refused one wrote into its manifest is not to be the last word.
         assert await hq.undescribed([HQ], 10) == [(HQ, recording.recording_id)]

@@ -21,7 +21,7 @@ from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import FRESH, GONE_AFTER, REFUSALS
+from archiver.sync import FRESH, GONE_AFTER, REFUSALS, transfer
 from tests.engine import HOUR, MINUTE, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -82,6 +82,23 @@ async def test_an_error_page_that_differs_each_time_adds_no_row_and_the_last_is_
         (event,) = await rig.catalog.history("pbx", file_of(sim))
         assert event["times"] == 3
         assert event["answer"] == "200, text/html, 1 bytes, SHA-256 000000000001"
+
+
+async def test_a_medium_that_one_process_had_in_hand_twice_is_counted_once(tmp_path, database, clock):
+    """As it may be after an outage of the database that lasted longer than a lease."""
+    sim = a_recorder(calls=1)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.poll()
+        transferred = []
+        for _ in range(2):
+            (claim,) = await rig.catalog.claim({"pbx": 1}, MINUTE)
+            transferred.append(await transfer(rig.feed, claim, rig.catalog, rig.archive.spool))
+            rig.advance(MINUTE)
+        engine = rig.archive.engine()
+        await engine._commit([(rig.feed, result) for result in transferred], "commit")
+        assert engine.tally.states == {("pbx", State.ARCHIVED): 1}
+        assert engine.tally.bytes["pbx"] == transferred[0].size
+        assert await assert_archived(rig) == 1
 
 
 # -- try again -------------------------------------------------------------------------------------------------------
