@@ -511,8 +511,15 @@ async def test_backfill_lists_once_archives_all_and_then_asks_for_nothing(place)
     assert hq.seen == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "background"),
+    [
+        pytest.param(signal.SIGINT, 130, False, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, False, id="kill"),
+        pytest.param(signal.SIGTERM, 143, True, id="kill in the background of a script"),
+    ],
+)
+async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, code, background):
     hq = await place.add("hq", ChronicallSimulator(), concurrency=4)
     # Whichever hour is listed last, much is left to do then, and takes longer than all that follows here.
     for hour in (0, 23):
@@ -520,7 +527,11 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
     media = len(place.truth())
     slow = hq.fault("drip", "audio", times=-1, value=0.03)
     backfill = ("backfill", "--source", "hq", *WHOLE_DAY)
-    running = await place.start(*backfill, "--json")
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+    try:
+        running = await place.start(*backfill, "--json")
+    finally:
+        signal.signal(signal.SIGINT, heard)
     await until(lambda: hq.count("audio") >= 25 and hq.count("list") == 24)
     slow.value = 0.5
     connection = await asyncpg.connect(place.database)
@@ -528,6 +539,11 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
         while await connection.fetchval("SELECT count(*) FROM listings") < 24:
             await asyncio.sleep(0.05)
     await connection.close()
+    if background:
+        # Ctrl-C is meant for what runs in front.
+        running.signal(signal.SIGINT)
+        await asyncio.sleep(1)
+        assert not running.over
     running.signal(number)
     # It heard: what runs may end.
     await asyncio.sleep(1)

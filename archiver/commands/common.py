@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ..catalog import Catalog
     from ..config import Config
 
@@ -84,19 +86,32 @@ def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None =
     Says ``interrupted`` then and exits with ``code`` (default: 128 and the signal's number).
     """
     ended_by = signal.SIGINT
+    interrupt: Any = signal.default_int_handler
+    # A shell's script starts what runs in its background so: Ctrl-C is not meant for it. But SIGTERM is.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
-    def terminate(*_: object) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal ended_by
         ended_by = signal.SIGTERM
-        signal.raise_signal(signal.SIGINT)
+        interrupt(number, frame)
+
+    async def begun() -> _T:
+        nonlocal interrupt
+        # The runner's own, which it sets in place of Python's default only.
+        interrupt = signal.getsignal(signal.SIGINT)
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return await work
 
     signal.signal(signal.SIGTERM, terminate)
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # What is loaded by now stays; and the recordings on their way are no garbage yet.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(work)
+            return runner.run(begun())
     except KeyboardInterrupt:
         if interrupted:
             click.echo(interrupted, err=True)
