@@ -113,6 +113,8 @@ def run(work: Coroutine[Any, Any, _T], interrupted: str = "", code: int | None =
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(begun())
     except KeyboardInterrupt:
+        # It may not have begun.
+        work.close()
         if interrupted:
             click.echo(interrupted, err=True)
         sys.exit(128 + ended_by if code is None else code)
