@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -185,7 +186,8 @@ class WebDavStore:
             status = await act()
             if status != 423:
                 return status
-            await asyncio.sleep(pause)
+            # Not all at the same moment again.
+            await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311
         return await act()
 
     async def _discard(self, temporary: str) -> None:

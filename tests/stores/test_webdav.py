@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections import defaultdict
 from contextlib import asynccontextmanager
 
 import pytest
@@ -267,6 +268,26 @@ async def test_a_name_that_is_locked_for_a_moment_is_waited_for():
         locked[:] = [423]
         await store.put("b/b", Body.of(b"x"))
         assert sorted(server.objects) == ["/a/b", "/a/warm", "/b/b"]
+
+
+async def test_those_that_wait_for_a_locked_name_do_not_come_again_at_the_same_moment():
+    """SeaweedFS locks a name for each MOVE: twenty that came again in step refused each other to the last."""
+    async with rude() as (server, store):
+        await store.put("a/warm", Body.of(b"x"))
+        answer, came = server.answer, defaultdict(list)
+
+        async def never(request, path, body):
+            if request.method == "MOVE":
+                came[path].append(time.monotonic())
+                return type(await answer(request, "/none", b""))(status=423)
+            return await answer(request, path, body)
+
+        server.answer = never
+        ended = await asyncio.gather(*(store.put("a/b", Body.of(b"x")) for _ in range(12)), return_exceptions=True)
+        assert all(isinstance(error, StoreDown) for error in ended), ended
+        assert len(came) == 12
+        waited = [times[5] - times[4] for times in came.values()]
+        assert max(waited) - min(waited) > 0.1
 
 
 async def test_credentials_do_not_follow_a_redirect():
