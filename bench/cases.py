@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from .lab import BIN, TRANSFERS, Place, Timing, cpu_of, memory_of, timed
+from .lab import BIN, Place, Timing, cpu_of, memory_of, timed
 
 STEPS = str(Path(__file__).with_name("steps.py"))
 
@@ -57,8 +57,7 @@ def copying(place: Place, kind: str, recorder: str, files: int, size: int, must:
 
     def ours() -> float:
         folder = place.work()
-        # A disk takes more at once than a store server: as many on their way there as come from the recorder.
-        place.config(folder, recorder, kind, transfers=2 * TRANSFERS if kind == "file" else 32)
+        place.config(folder, recorder, kind)
         timing = place.backfill(folder)
         assert json.loads(timing.output)["sources"]["hq"]["archived"] == files, timing.output
         mine.append(timing)

@@ -257,7 +257,6 @@ class Place:
         database: str | None = None,
         store: str = "",
         start: str = "2024-05-17",
-        transfers: int = 32,
         more: str = "",
     ) -> str:
         """Writes archiver.toml; returns the database's URL."""
@@ -265,7 +264,7 @@ class Place:
         file = folder / "archiver.toml"
         file.write_text(f"""
 data_dir = "var"
-transfers = {transfers}
+transfers = 32
 [database]
 url = "{database}"
 [http]

@@ -548,7 +548,7 @@ async def test_backfill_goes_on_at_once_where_it_was_interrupted(place, number, 
     # It heard: what runs may end.
     await asyncio.sleep(1)
     slow.value = 0.03
-    interrupted = await running.end(patience=15)
+    interrupted = await running.end(patience=14)
     assert interrupted.code == code, interrupted
     assert "interrupted; the same command goes on where it stopped" in interrupted.err
     assert "Traceback" not in interrupted.err, interrupted

@@ -73,8 +73,10 @@ class Report:
 
     @property
     def good(self) -> bool:
-        return not (self.stuck or self.lost or self.doubled or self.wrong or self.crashes) and all(
-            self.rebuilt.values()
+        return (
+            not (self.stuck or self.lost or self.doubled or self.wrong or self.crashes)
+            and self.hidden <= self.kills["seaweed"]
+            and all(self.rebuilt.values())
         )
 
     def rows(self) -> list[tuple[str, str]]:
