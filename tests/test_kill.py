@@ -128,7 +128,7 @@ async def test_a_backfill_that_is_killed_again_and_again_archives_everything_onc
         # A window whose listing was cut off is listed again, one of each source a kill; no other.
         assert lists <= listings <= lists + 2 * kills
         assert recordings <= downloads < recordings * 2
-        assert_whole(place, objects(), truth, (await place.run("list", "--json")).rows)
+        assert_whole(place, objects(), truth, (await place.run("list", "--json")).rows, processes=2 * kills)
         for simulator in place.simulators.values():
             simulator.seen.clear()
         assert [done.code for done in await run_to_the_end(place)] == [0, 0]
@@ -137,8 +137,13 @@ async def test_a_backfill_that_is_killed_again_and_again_archives_everything_onc
             bucket.close()
 
 
-def assert_whole(place: Place, objects: dict[str, bytes], truth: dict[tuple[str, str, str], bytes], rows: list) -> None:
-    """Every medium lies in the store once, with its bytes; a manifest tells of each; nothing else is there."""
+def assert_whole(
+    place: Place, objects: dict[str, bytes], truth: dict[tuple[str, str, str], bytes], rows: list, *, processes: int
+) -> None:
+    """Every medium lies in the store once, with its bytes; a manifest tells of each.
+
+    Nothing else is there but what so many killed processes had in hand, which later ones clear away in time.
+    """
     catalog = {
         medium["copies"][0]["key"]: (recording["source"], recording["recording_id"], medium["media_id"])
         for recording in rows
@@ -151,9 +156,11 @@ def assert_whole(place: Place, objects: dict[str, bytes], truth: dict[tuple[str,
     stray = set(objects) - set(catalog)
     told = {key for key in stray if key.startswith("_manifests/") and key.endswith(".jsonl")}
     temporary = {key for key in stray if is_temporary(key.rpartition("/")[2])}
-    print(f"{len(catalog)} media, {len(told)} manifests, {len(temporary)} temporaries of killed processes")
+    canaries = {key for key in stray if key.startswith("_canary/")}
+    print(f"{len(catalog)} media, {len(told)} manifests; of killed processes {len(temporary)} temporaries, {canaries}")
+    assert len(canaries) <= processes
     ledgers = {key for key in stray if key.startswith("_ledger/") and key.endswith(".json")}
-    assert stray == told | temporary | ledgers, sorted(stray - told - temporary - ledgers)
+    assert stray == told | temporary | ledgers | canaries, sorted(stray - told - temporary - ledgers - canaries)
     lines = [json.loads(line) for key in told for line in objects[key].splitlines()]
     described = {copy["key"] for line in lines for medium in line["media"] for copy in medium["copies"]}
     assert described == set(catalog)

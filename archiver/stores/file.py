@@ -27,6 +27,7 @@ from ..model import CHUNK, Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from .apart import ROOM, Apart, Unavailable
+from .canary import canary_key, clear_canaries
 from .disk import FEW, Disk, File
 from .folders import Entries, walk
 from .names import is_temporary
@@ -96,12 +97,13 @@ class FileStore:
     async def check(self) -> str:
         """Put, get, compare and delete a canary; clear away what killed processes left."""
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = f"{self.options.prefix}_canary/{secrets.token_hex(8)}"
+        key = canary_key(self.options.prefix)
         await self.put(key, body)
         digest = await self._run(body.length, self._disk.digest, key)
         await self.delete(key)
         if digest != (body.length, body.sha256):
             raise StoreDown("the canary came back with other bytes")
+        await clear_canaries(self, self.options.prefix)
         removed = await self.remove_temporaries()
         free = await self._run(0, lambda: shutil.disk_usage(self.options.path).free)
         cleared = f"; {removed} stale temporary files removed" if removed else ""

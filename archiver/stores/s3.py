@@ -33,6 +33,7 @@ from ..model import CHUNK, Body, Receipt
 from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
 from ..transport import Answer
+from .canary import canary_key, clear_canaries
 from .sigv4 import Signer
 from .wire import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
 
@@ -193,7 +194,7 @@ class S3Store:
             await self._wire.close()
 
     async def check(self) -> str:
-        """Put, get, compare, list and delete a canary; find out what the server verifies.
+        """Put, get, compare, list and delete a canary, and old ones; find out what the server verifies.
 
         The canary carries no lock of ours; in a bucket with a default retention its old version stays
         for that long.
@@ -201,13 +202,15 @@ class S3Store:
         self._traits = None
         traits = await self._known()
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = self._canary()
+        key = canary_key(self.options.prefix)
         await self._put_whole(key, body, traits, kept=False)
         if await self._digest(key) != (body.length, body.sha256):
             raise StoreDown("the canary came back with other bytes")
         if [receipt.key async for receipt in self.list(key)] != [key]:
             raise StoreRefused("the listing does not show an object that was just put; is this an S3 bucket?")
         deletes = await self._try_delete(key)
+        if deletes:
+            await clear_canaries(self, self.options.prefix)
         notes = [f"bucket {self.options.bucket}: put, get, list and compare work"]
         notes.append("verifies SHA-256" if traits.verifies else "verifies no SHA-256: reading back")
         notes.append("never overwrites" if traits.conditional else "no conditional writes: looking before each put")
@@ -460,9 +463,6 @@ class S3Store:
             return False
         return True
 
-    def _canary(self) -> str:
-        return f"{self.options.prefix}_canary/{secrets.token_hex(8)}"
-
     async def _known(self) -> _Traits:
         """Once per process: does the server refuse a wrong hash, and a second write?"""
         async with self._probing:
@@ -471,7 +471,7 @@ class S3Store:
             return self._traits
 
     async def _refuses_damage(self) -> bool:
-        key, told = self._canary(), Body.of(b"archiver canary, told")
+        key, told = canary_key(self.options.prefix), Body.of(b"archiver canary, told")
         sent = Upload(Body.of(b"archiver canary, sent"))
         headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
         try:
@@ -485,7 +485,7 @@ class S3Store:
         return False
 
     async def _refuses_again(self) -> bool:
-        key = self._canary()
+        key = canary_key(self.options.prefix)
         try:
             for body in (Body.of(b"archiver canary, first"), Body.of(b"archiver canary, again")):
                 async with self._ask(
@@ -513,7 +513,7 @@ class S3Store:
             if self.options.endpoint_url is None:
                 self._sorted = True
                 return True
-            start = self._canary()
+            start = canary_key(self.options.prefix)
             keys = [f"{start}-", f"{start}/a"]
             try:
                 for key in keys:

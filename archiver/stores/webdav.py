@@ -26,6 +26,7 @@ from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from ..transport import Answer
+from .canary import canary_key, clear_canaries
 from .folders import Entries, walk
 from .names import fault_of, temporary_name
 from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
@@ -81,9 +82,9 @@ class WebDavStore:
         await self._wire.close()
 
     async def check(self) -> str:
-        """Put, get, compare, list and delete a canary."""
+        """Put, get, compare, list and delete a canary, and old ones."""
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = f"{self.options.prefix}_canary/{secrets.token_hex(8)}"
+        key = canary_key(self.options.prefix)
         await self.put(key, body)
         try:
             if await self._digest(key) != (body.length, body.sha256):
@@ -95,6 +96,7 @@ class WebDavStore:
         finally:
             with contextlib.suppress(StoreDown):
                 await self.delete(key)
+        await clear_canaries(self, self.options.prefix)
         how = "read back and hashed" if self.options.read_back else "only the size is read back"
         tls = "" if self.options.verify_tls else "; TLS is NOT verified"
         return f"{self.options.url}: put, get, list, compare and delete work; {how}{tls}"

@@ -21,6 +21,7 @@ from archiver.stores import disk as module
 from archiver.stores.file import FileOptions, FileStore
 from archiver.stores.names import temporary_name
 from archiver.testing.stores import StoreContract, keys, read, spooled
+from tests.stores import canaries
 
 
 def a_store(path: Path, **changes) -> FileStore:
@@ -45,6 +46,10 @@ class TestContract(StoreContract):
 
     async def leftovers(self, store, under):
         return [str(path) for path in (store.options.path / under).rglob(".*")]
+
+
+async def test_canaries_that_killed_processes_left_are_cleared(store):
+    await canaries.left_by_killed_processes_are_cleared(store)
 
 
 @pytest.mark.parametrize(

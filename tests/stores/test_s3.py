@@ -23,6 +23,7 @@ from archiver.stores.sigv4 import Signer
 from archiver.stores.wire import Upload
 from archiver.testing.stores import StoreContract, keys, read, spooled
 from tests import servers
+from tests.stores import canaries
 from tests.stores.rude import RudeS3, error
 
 
@@ -106,6 +107,10 @@ class TestWithoutHelp(TestContract):
         store._traits = _Traits(verifies=False, conditional=False)
         yield store
         await store.close()
+
+
+async def test_canaries_that_killed_processes_left_are_cleared(store):
+    await canaries.left_by_killed_processes_are_cleared(store)
 
 
 async def test_seaweed_verifies_and_never_overwrites(store):

@@ -16,6 +16,7 @@ from archiver.stores.names import is_temporary
 from archiver.stores.webdav import WebDavOptions, WebDavStore
 from archiver.testing.stores import StoreContract, keys, read
 from tests import servers
+from tests.stores import canaries
 from tests.stores.rude import RudeDav
 
 
@@ -61,6 +62,9 @@ class TestApache(WebDavContract):
     async def leftovers(self, store, under):
         below = self.apache.files / self.files / under
         return [str(path) for path in below.rglob(".*") if is_temporary(path.name)]
+
+    async def test_canaries_that_killed_processes_left_are_cleared(self, store):
+        await canaries.left_by_killed_processes_are_cleared(store)
 
 
 class TestApacheBelowAPathWithSizesOnly(TestApache):
