@@ -231,7 +231,15 @@ WHERE source = $1 AND recording_id = ANY($2) AND missing_since IS NOT NULL RETUR
 #: A channel on which processes hear of each other's listings (NOTIFY, delivered when the transaction is committed).
 LISTED = "archiver_listed"
 
-TELL = "SELECT pg_notify($1, '')"
+#: And that one has come, has left or needs less than it did, where others have a share of the same source.
+SHARED = "archiver_shared"
+
+TELL = "SELECT pg_notify($1, $2)"
+
+UNSHARE = """
+WITH gone AS (DELETE FROM shares WHERE process = $1 AND source = ANY($2) RETURNING source)
+SELECT pg_notify($3, $4 || source) FROM gone
+WHERE EXISTS (SELECT FROM shares s WHERE s.source = gone.source AND s.process <> $1)"""
 
 BY_WINDOW = """
 UPDATE recordings SET by_window = true WHERE source = $1 AND recording_id = ANY($2) AND NOT by_window"""
@@ -893,6 +901,8 @@ class Catalog:
         self._locks: Any = None
         #: Called when any process, this one too, has written down recordings that are new or have changed.
         self.on_listed: Callable[[], None] | None = None
+        #: Called with a source of which another process has come for a share, has left, or needs less than before.
+        self.on_shared: Callable[[str], None] | None = None
         self._held: set[str] = set()
         self._announced = False
         self._claims = False
@@ -1025,11 +1035,17 @@ class Catalog:
                         server_settings={"application_name": f"archiver {self.process}", **KEEPALIVES},
                     )
                     await self._locks.add_listener(LISTED, self._heard)
+                    await self._locks.add_listener(SHARED, self._heard_of_share)
                 return bool(await self._locks.fetchval(statement, what))
 
     def _heard(self, *_: object) -> None:
         if self.on_listed is not None:
             self.on_listed()
+
+    def _heard_of_share(self, _connection: object, _pid: int, _channel: str, told: object) -> None:
+        process, _, source = str(told).partition(" ")
+        if self.on_shared is not None and process != str(self.process):
+            self.on_shared(source)
 
     async def _unlock(self, what: str) -> None:
         try:
@@ -1059,7 +1075,11 @@ class Catalog:
         return row["dead"], row["uneven"]
 
     async def share(self, wanted: Mapping[str, tuple[int, int]], lease: timedelta) -> dict[str, int]:
-        """By source this process's share of ``(limit, running)`` requests, leased; limits hold over all processes."""
+        """By source this process's share of ``(limit, in use)`` requests, leased; limits hold over all processes.
+
+        What is in use and exceeds the share stays its own until it asks again. The others hear of it when that may
+        change their shares (:attr:`on_shared`).
+        """
         now = self.clock.now()
         names = sorted(wanted)
         shares = {}
@@ -1067,36 +1087,40 @@ class Catalog:
             await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.shares'))")
             await c.execute("DELETE FROM shares WHERE until < $1", now)
             others = {
-                row["source"]: (row["slots"], row["peers"], row["rank"])
+                row["source"]: (row["slots"], row["peers"], row["rank"], row["mine"])
                 for row in await c.fetch(
-                    "SELECT source, sum(slots)::int AS slots, count(*)::int AS peers,"
-                    " count(*) FILTER (WHERE process < $1)::int AS rank FROM shares"
-                    " WHERE process <> $1 AND source = ANY($2) GROUP BY source",
+                    "SELECT source, coalesce(sum(slots) FILTER (WHERE process <> $1), 0)::int AS slots,"
+                    " count(*) FILTER (WHERE process <> $1)::int AS peers,"
+                    " count(*) FILTER (WHERE process < $1)::int AS rank,"
+                    " max(slots) FILTER (WHERE process = $1) AS mine"
+                    " FROM shares WHERE source = ANY($2) GROUP BY source",
                     self.process,
                     names,
                 )
             }
             for name in names:
-                limit, running = wanted[name]
-                taken, peers, rank = others.get(name, (0, 0, 0))
+                limit, in_use = wanted[name]
+                taken, peers, rank, before = others.get(name, (0, 0, 0, None))
                 # What does not divide goes to the first of them.
                 fair = limit // (peers + 1) + (rank < limit % (peers + 1))
                 shares[name] = max(min(fair, limit - taken), 0)
-                wanted_slots = max(shares[name], min(running, limit - taken))
+                slots = max(shares[name], min(in_use, limit - taken))
                 await c.execute(
                     "INSERT INTO shares VALUES ($1, $2, $3, $4)"
                     " ON CONFLICT (source, process) DO UPDATE SET slots = excluded.slots, until = excluded.until",
                     name,
                     self.process,
-                    wanted_slots,
+                    slots,
                     now + lease,
                 )
+                if peers and (before is None or slots < before):
+                    await c.execute(TELL, SHARED, f"{self.process} {name}")
         return shares
 
     async def unshare(self, sources: Sequence[str]) -> None:
         """Give the shares back."""
         async with self._connection() as c:
-            await c.execute("DELETE FROM shares WHERE process = $1 AND source = ANY($2)", self.process, list(sources))
+            await c.execute(UNSHARE, self.process, list(sources), SHARED, f"{self.process} ")
 
     async def reserve(self, source: str, interval: timedelta) -> timedelta:
         """Take the next place in a source's rate; how long to wait for it."""
@@ -1184,7 +1208,7 @@ class Catalog:
                 back = {row[0] for row in await c.fetch(RETURNED, source, there)}
                 if back:
                     await c.execute(WAKE_RETURNED, source, list(back), now)
-                    await c.execute(TELL, LISTED)
+                    await c.execute(TELL, LISTED, "")
                     await self._remember(c, now, [(source, i, "", "listed again", "") for i in back])
             if window is not None and not part and not listing.rejected:
                 # Else the row that nobody could read may be the one that is not seen. Before the new ones are there,
@@ -1194,7 +1218,7 @@ class Catalog:
             telling = _Telling(source, listing_key, now, window is not None, stores, digests or {}, known)
             async for ids, fresh, told_again, _ in telling.chunks(list(told.values())):
                 new += len(ids) - len(told_again[0])
-                await c.execute(TELL, LISTED)
+                await c.execute(TELL, LISTED, "")
                 await _copy_in(c, "recordings", _RECORDING, fresh[0])
                 await _copy_in(c, "media", _MEDIUM, fresh[1])
                 if told_again[0]:

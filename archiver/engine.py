@@ -43,6 +43,8 @@ COMMITS = 2
 UNDESCRIBED = timedelta(minutes=10)
 #: How often the stores learn what was listed, in seconds; at the end of a run they do in any case.
 LEDGERS = 3600.0
+#: Claims are for the next so many seconds at the rate of late, where that is more than keeps every slot busy.
+AHEAD = 0.25
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
 #: And a run that has nothing to do until another process has finished, or what failed is due again.
@@ -57,6 +59,10 @@ class Lane:
     queue: deque[Claim] = field(default_factory=deque)
     running: int = 0
     due_at: datetime | None = None
+    #: How many were begun since the last claim, when that was (monotonic clock), and how many a second before it.
+    begun: int = 0
+    claimed_at: float = 0.0
+    rate: float = 0.0
 
     @property
     def batch(self) -> int:
@@ -83,10 +89,18 @@ class Lane:
         return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
 
     def room(self) -> int:
-        """How many more media to claim: enough to keep every slot busy while the next claim is under way."""
+        """How many more media to claim: enough to keep every slot busy while the next claim is under way.
+
+        But no more than others would have to wait for long.
+        """
         if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
             return 1 - self.running - len(self.queue)
-        return self.feed.gate.limit * 5 * self.batch - self.running - len(self.queue)
+        most = max(self.feed.gate.limit * 5 * self.batch, int(self.rate * AHEAD))
+        return most - self.running - len(self.queue)
+
+    def claimed(self) -> None:
+        now = time.monotonic()
+        self.rate, self.begun, self.claimed_at = self.begun / (now - self.claimed_at), 0, now
 
 
 @dataclass(slots=True)
@@ -136,6 +150,11 @@ class Engine:
         self._stopping = False
         self._freed = asyncio.Event()
         self._shared: dict[str, float] = {}
+        #: Sources of which more was in use than this process's share; and whose shares are to be settled anew.
+        self._exceeded: set[str] = set()
+        self._unsettled: set[str] = set()
+        self._settling = asyncio.Event()
+        self._asking = asyncio.Lock()
         self._polling: Counter[str] = Counter()
         self.progress_at = time.monotonic()
         #: By name what is under way of the engine's own work, and when it last moved (monotonic clock).
@@ -220,6 +239,7 @@ class Engine:
         ``until`` returns None while more may still be found.
         """
         self.catalog.on_listed = self.nudge
+        self.catalog.on_shared = self._unsettle
         try:
             with contextlib.suppress(CatalogDown):
                 await self.catalog.stay_alive()
@@ -236,6 +256,7 @@ class Engine:
                 side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
                 commits = [f"commit {n + 1}" for n in range(COMMITS)]
                 side += [group.create_task(self._commit_forever(name), name=name) for name in commits]
+                side.append(group.create_task(self._settle_forever(), name="settle"))
                 starting = group.create_task(self._start_freed(group), name="start")
                 try:
                     await self._dispatch(group, until)
@@ -245,7 +266,7 @@ class Engine:
                     for task in side:
                         task.cancel()
         finally:
-            self.catalog.on_listed = None
+            self.catalog.on_listed = self.catalog.on_shared = None
             await self._abandon()
 
     async def _dispatch(self, group: asyncio.TaskGroup, until: Callable[[], datetime | None] | None) -> None:
@@ -302,10 +323,11 @@ class Engine:
         for name, lane in self.lanes.items():
             lane.due_at = due.get(name)
 
-    async def _claim(self) -> int:
+    async def _wanted(self) -> dict[str, int]:
+        """How many more media to claim of each source."""
         now = self.catalog.clock.now()
         wanted: dict[str, int] = {}
-        free = self.transfers * 4 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
+        free = self.transfers * 8 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
         # A copy: sources may come and go while this waits.
         for name, lane in list(self.lanes.items()):
             if lane.blocked(now) is not None:
@@ -322,15 +344,22 @@ class Engine:
             if room > 0 and len(lane.queue) <= lane.feed.gate.limit * lane.batch:
                 wanted[name] = room
                 free -= room
+        return wanted
+
+    async def _claim(self) -> int:
+        wanted = await self._wanted()
         if not wanted:
             return 0
         racing = [name for name in wanted if self.lanes[name].feed.options.retention is not None]
         claims = await self.catalog.claim(wanted, LEASE, racing)
         got = Counter(claim.source for claim in claims)
         for name, count in wanted.items():
-            if got[name] < count and name in self.lanes:
+            if (lane := self.lanes.get(name)) is None:
+                continue
+            lane.claimed()
+            if got[name] < count:
                 # Nothing more is due, or another process claimed some of these at the same moment.
-                self.lanes[name].due_at, self._looked = None, 0.0
+                lane.due_at, self._looked = None, 0.0
         for claim in claims:
             self._claims[claim.token] = claim
             if claim.source in self.lanes:
@@ -355,6 +384,7 @@ class Engine:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._give_way()
         self._freed.set()
         self._wake.set()
 
@@ -370,10 +400,12 @@ class Engine:
     def _take(lane: Lane) -> list[Claim]:
         """One claim, or as many fresh ones as the source delivers in one answer."""
         claims = [lane.queue.popleft()]
+        lane.begun += 1
         while lane.batch > 1 and lane.queue and len(claims) < lane.batch:
             if claims[-1].attempts or claims[-1].copies or lane.queue[0].attempts or lane.queue[0].copies:
                 break
             claims.append(lane.queue.popleft())
+            lane.begun += 1
         return claims
 
     async def _work(self, lane: Lane, claims: list[Claim]) -> None:
@@ -569,15 +601,45 @@ class Engine:
             await self.catalog.unshare(idle)
 
     async def _share(self, names: Sequence[str]) -> None:
-        feeds = {name: self.lanes[name].feed for name in names if name in self.lanes}
-        if not feeds:
-            return
-        asked = {name: (feed.options.concurrency, feed.gate.running) for name, feed in feeds.items()}
-        began = time.monotonic()
-        for name, slots in (await self.catalog.share(asked, SHARE)).items():
-            feeds[name].gate.limit = slots
-            self._shared[name] = began
+        # One at a time: a later answer is not to be followed by an earlier one's limit.
+        async with self._asking:
+            feeds = {name: self.lanes[name].feed for name in names if name in self.lanes}
+            if not feeds:
+                return
+            # What may begin until the answer is here counts as in use.
+            used = {name: max(feed.gate.running, feed.gate.limit) for name, feed in feeds.items()}
+            asked = {name: (feed.options.concurrency, used[name]) for name, feed in feeds.items()}
+            began = time.monotonic()
+            for name, slots in (await self.catalog.share(asked, SHARE)).items():
+                feeds[name].gate.limit = slots
+                self._shared[name] = began
+                if used[name] > slots:
+                    self._exceeded.add(name)
         self._wake.set()
+        self._give_way()
+
+    def _give_way(self) -> None:
+        """What this process no longer uses beyond its share is for others: now that it has ended."""
+        for name in list(self._exceeded):
+            lane = self.lanes.get(name)
+            if lane is None or lane.feed.gate.running <= lane.feed.gate.limit:
+                self._exceeded.discard(name)
+                self._unsettle(name)
+
+    def _unsettle(self, name: str) -> None:
+        self._unsettled.add(name)
+        self._settling.set()
+
+    async def _settle_forever(self) -> None:
+        """Shares of which others are told, or told us, are settled at once; the rest comes with the next beat."""
+        while True:
+            await self._settling.wait()
+            self._settling.clear()
+            names, self._unsettled = self._unsettled & self._shared.keys(), set()
+            try:
+                await self._share(sorted(names))
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
 
     async def _heal(self) -> None:
         """A store that was lost is asked by a canary, so that no download is spent on finding out."""

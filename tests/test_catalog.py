@@ -1437,6 +1437,45 @@ class TestShare:
         await three[0].share({HQ: (4, 0)}, self.lease)
         assert await three[1].share({"branch": (2, 0), HQ: (4, 0)}, self.lease) == {"branch": 2, HQ: 0}
 
+    async def test_who_has_a_share_of_a_source_hears_what_may_change_it_and_nothing_else(self, three, db):
+        heard: list[tuple[int, str]] = []
+        for number, each in enumerate(three):
+            each.on_shared = lambda source, number=number: heard.append((number, source))
+            # It listens on the connection that holds its locks.
+            await each.stay_alive()
+
+        async def hears(*wanted: tuple[int, str]) -> None:
+            # What was told before is here before this.
+            await db.execute("SELECT pg_notify('archiver_shared', 'nobody mark')")
+
+            async def marked() -> bool:
+                return [source for _, source in heard].count("mark") == 3
+
+            await eventually(marked)
+            assert sorted(told for told in heard if told[1] != "mark") == sorted(wanted)
+            heard.clear()
+
+        def all_but(number: int) -> list[tuple[int, str]]:
+            return [(n, HQ) for n in range(3) if n != number]
+
+        assert await self.share(three[0], 4) == 4
+        await hears()
+        assert await self.share(three[1], 4) == 0
+        await hears(*all_but(1))
+        # The same again, in use as before, more than before.
+        assert await self.share(three[0], 4, running=4) == 2
+        assert await self.share(three[1], 4) == 0
+        await hears()
+        assert await self.share(three[0], 4, running=3) == 2
+        await hears(*all_but(0))
+        assert await self.share(three[1], 4) == 1
+        assert await self.share(three[0], 4) == 2
+        await hears(*all_but(0))
+        await three[0].unshare([HQ, "branch"])
+        await hears(*all_but(0))
+        await three[1].unshare([HQ])
+        await hears()
+
     async def test_shares_taken_at_once_do_not_exceed_the_limit(self, three):
         for _ in range(5):
             shares = await asyncio.gather(*(self.share(c, 5) for c in three))

@@ -113,23 +113,96 @@ async def test_three_processes_fetch_everything_once_within_the_source_s_limit(t
 async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew_theirs(
     tmp_path, database, monkeypatch
 ):
+    """Also where nobody heard of it, as while the connection that listens is made anew."""
     monkeypatch.setattr(engine, "SHARE", HOUR)
+    monkeypatch.setattr(Engine, "_unsettle", lambda self, name: None)
+    sim = a_recorder(Watched, 400, live=True, longest=2.0)
+    sim.open.clear()
+    async with processes(2, tmp_path, database, sim, concurrency=4, timeout="60s") as (one, other), one.running():
+        await eventually(lambda: _truly(sim.waiting == 4))
+        async with other.running():
+
+            async def limits(*wanted: int) -> bool:
+                return (one.feed.gate.limit, other.feed.gate.limit) == wanted
+
+            await eventually(lambda: limits(2, 0))
+            sim.open.set()
+            await eventually(lambda: limits(2, 2))
+    assert sim.most_running <= 4
+
+
+async def test_shares_are_settled_at_once_when_one_comes_and_when_it_leaves(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(engine, "SHARE", HOUR)
+    monkeypatch.setattr(engine, "ALIVE", HOUR.total_seconds())
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
     async with (
-        processes(2, tmp_path, database, sim, concurrency=4, timeout="60s") as (one, other),
+        processes(2, tmp_path, database, sim, concurrency=4, poll="1h", timeout="60s") as (one, other),
         one.running(),
-        other.running(),
     ):
+        await eventually(lambda: _truly(sim.waiting == 4))
 
         async def limits(*wanted: int) -> bool:
-            return sorted((one.feed.gate.limit, other.feed.gate.limit)) == [*wanted]
+            return (one.feed.gate.limit, other.feed.gate.limit) == wanted
 
-        await eventually(lambda: limits(0, 4))
-        await eventually(lambda: _truly(sim.waiting == 4))
-        sim.open.set()
-        await eventually(lambda: limits(2, 2))
+        async with other.running():
+            await eventually(lambda: limits(2, 0))
+            assert sim.waiting == 4
+            sim.open.set()
+            await eventually(lambda: limits(2, 2), within=2)
+            await eventually(lambda: _truly(sum(audio_requests(sim).values()) > 40))
+        await eventually(lambda: _truly(one.feed.gate.limit == 4), within=2)
     assert sim.most_running <= 4
+
+
+async def test_what_may_begin_while_a_share_is_asked_for_is_nobody_else_s(tmp_path, database, monkeypatch):
+    """Its question tells of what runs; by the time it has the answer, more may."""
+    sim = a_recorder(Watched, 1)
+    async with processes(2, tmp_path, database, sim, concurrency=4) as (one, other):
+        asking, newcomer = (rig.archive.engine() for rig in (one, other))
+        await asking._share(["pbx"])
+        await newcomer._share(["pbx"])
+        assert (one.feed.gate.limit, other.feed.gate.limit) == (4, 0)
+        answered, go_on, share = asyncio.Event(), asyncio.Event(), asking.catalog.share
+
+        async def slowly(*args):
+            shares = await share(*args)
+            answered.set()
+            await go_on.wait()
+            return shares
+
+        monkeypatch.setattr(asking.catalog, "share", slowly)
+        task = asyncio.create_task(asking._share(["pbx"]))
+        await answered.wait()
+        await newcomer._share(["pbx"])
+        assert one.feed.gate.limit + other.feed.gate.limit == 4
+        go_on.set()
+        await task
+        await newcomer._share(["pbx"])
+        assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 0)
+        await asking._share(["pbx"])
+        await newcomer._share(["pbx"])
+        assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 2)
+
+
+async def test_claims_are_for_a_quarter_of_a_second_or_for_every_slot(tmp_path, database, monkeypatch):
+    sim = a_recorder(Watched, 1)
+    async with processes(1, tmp_path, database, sim, concurrency=4) as (one,):
+        (lane,) = one.archive.engine().lanes.values()
+        lane.feed.gate.limit = 4
+        now = 1000.0
+        monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+        lane.claimed()
+        assert lane.room() == 20
+        for begun, room in ((79, 20), (400, 100), (1000, 250), (10, 20)):
+            now += 1.0
+            lane.begun = begun
+            lane.claimed()
+            assert lane.room() == room
+        # A slow recorder's first claim of the day: others may take what it does not get to.
+        now += 86400.0
+        lane.claimed()
+        assert lane.room() == 20
 
 
 async def _truly(value: bool) -> bool:
