@@ -149,9 +149,9 @@ async def test_shares_are_settled_at_once_when_one_comes_and_when_it_leaves(tmp_
             await eventually(lambda: limits(2, 0))
             assert sim.waiting == 4
             sim.open.set()
-            await eventually(lambda: limits(2, 2), within=2)
+            await eventually(lambda: limits(2, 2))
             await eventually(lambda: _truly(sum(audio_requests(sim).values()) > 40))
-        await eventually(lambda: _truly(one.feed.gate.limit == 4), within=2)
+        await eventually(lambda: _truly(one.feed.gate.limit == 4))
     assert sim.most_running <= 4
 
 
