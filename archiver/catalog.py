@@ -1086,7 +1086,7 @@ class Catalog:
         async with self._transaction() as c:
             await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.shares'))")
             await c.execute("DELETE FROM shares WHERE until < $1", now)
-            others = {
+            found = {
                 row["source"]: (row["slots"], row["peers"], row["rank"], row["mine"])
                 for row in await c.fetch(
                     "SELECT source, coalesce(sum(slots) FILTER (WHERE process <> $1), 0)::int AS slots,"
@@ -1100,7 +1100,7 @@ class Catalog:
             }
             for name in names:
                 limit, in_use = wanted[name]
-                taken, peers, rank, before = others.get(name, (0, 0, 0, None))
+                taken, peers, rank, before = found.get(name, (0, 0, 0, None))
                 # What does not divide goes to the first of them.
                 fair = limit // (peers + 1) + (rank < limit % (peers + 1))
                 shares[name] = max(min(fair, limit - taken), 0)

@@ -344,7 +344,7 @@ class Engine:
             if room > 0 and len(lane.queue) <= lane.feed.gate.limit * lane.batch:
                 wanted[name] = room
                 free -= room
-        return wanted
+        return {name: room for name, room in wanted.items() if name in self.lanes}
 
     async def _claim(self) -> int:
         wanted = await self._wanted()

@@ -191,18 +191,36 @@ async def test_claims_are_for_a_quarter_of_a_second_or_for_every_slot(tmp_path, 
         (lane,) = one.archive.engine().lanes.values()
         lane.feed.gate.limit = 4
         now = 1000.0
-        monkeypatch.setattr(engine.time, "monotonic", lambda: now)
-        lane.claimed()
-        assert lane.room() == 20
-        for begun, room in ((79, 20), (400, 100), (1000, 250), (10, 20)):
-            now += 1.0
-            lane.begun = begun
+        # Nothing here waits: asyncio goes by the same clock.
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.time, "monotonic", lambda: now)
             lane.claimed()
-            assert lane.room() == room
-        # A slow recorder's first claim of the day: others may take what it does not get to.
-        now += 86400.0
-        lane.claimed()
-        assert lane.room() == 20
+            assert lane.room() == 20
+            for begun, room in ((79, 20), (400, 100), (1000, 250), (10, 20)):
+                now += 1.0
+                lane.begun = begun
+                lane.claimed()
+                assert lane.room() == room
+            # A slow recorder's first claim of the day: others may take what it does not get to.
+            now += 86400.0
+            lane.claimed()
+            assert lane.room() == 20
+
+
+async def test_a_source_that_leaves_while_claims_are_prepared_ends_nothing(tmp_path, database, monkeypatch):
+    sim = a_recorder(Watched, 1)
+    async with processes(1, tmp_path, database, sim, concurrency=4) as (one,):
+        at_work = one.archive.engine()
+        await at_work._share(["pbx"])
+        at_work.lanes = {name: engine.Lane(one.feed, due_at=NOON) for name in ("pbx", "branch")}
+
+        async def share(names):
+            assert names == ["branch"]
+            await at_work.remove("pbx")
+
+        monkeypatch.setattr(at_work, "_share", share)
+        assert await at_work._claim() == 0
+        assert list(at_work.lanes) == ["branch"]
 
 
 async def _truly(value: bool) -> bool:
