@@ -25,7 +25,7 @@ from itertools import product
 from struct import Struct, unpack, unpack_from
 
 from .errors import Empty, TryAgain
-from .model import CHUNK, Body
+from .model import CHUNK, Body, Verdict
 
 _LONGEST = timedelta(days=3660).total_seconds()
 
@@ -40,6 +40,11 @@ class Audio:
     ext: str
     #: Where the container tells it.
     duration: timedelta | None
+    #: How its samples are coded (RFC 2361's and RFC 4856's names, lower case: contract.md); None: unknown.
+    coding: str | None = None
+    verdict: Verdict = Verdict.GOOD
+    #: What is wrong, where the verdict is not good: ``the Ogg file's last page lacks its end mark``.
+    reason: str | None = None
 
 
 def inspect(body: Body, *, opaque: bool = False, told_type: str | None = None) -> Audio:

@@ -1,35 +1,63 @@
-"""What can go wrong, named by what can be done about it. A docstring is the default message.
+"""What can go wrong: each class says whom it concerns (its ``scope``) and what can be done about it.
+
+What follows from a failure depends on its scope alone (docs/reliability.md has the table): what concerns one item
+never opens a breaker, never pauses a source, never ends a verification. A docstring is the default message.
 
 ArchiverError
-├── ConfigError             mend the config file (exit code 2)
-├── CatalogDown             the database can't be reached
+├── ConfigError             CONFIG    mend the config file (exit code 2)
+├── CatalogDown             DATABASE  the database can't be reached
 ├── SourceError
-│   ├── TryAgain            will pass by itself: time-outs, resets, cut bodies, 429, 5xx, wrong bytes
-│   │   └── Overflow        ask for less: the listing is too long
-│   │       └── TooSlow     ask for less: no answer in time
-│   ├── NotReady            not there yet (404 on a fresh call, still running)
-│   ├── Refused             our account is refused (401, 403)
-│   ├── Gone                the source says that it was deleted
-│   ├── Empty               there is no audio in it
-│   └── BadData             an answer that nobody can read
-└── StoreError
-    ├── StoreDown           will pass by itself: unreachable, full, 5xx
-    │   └── SpoolDown       the spool's disk is full or broken
-    ├── StoreRefused        our account, bucket or path is refused: an operator must act
-    ├── StoreMissing        no object under that key
-    └── StoreConflict       other bytes lie under that key
+│   ├── TryAgain            ITEM      will pass by itself: a cut body, a status, wrong bytes
+│   │   ├── Overflow        ITEM      ask for less: the listing is too long
+│   │   │   └── TooSlow     ITEM      ask for less: an answer that stalls
+│   │   │       └── NoAnswer  RECORDER  no answer in time
+│   │   └── RecorderDown    RECORDER  no connection, or it ended before an answer
+│   │       └── Busy        RECORDER  429, 503: it asks for fewer requests
+│   ├── NotReady            ITEM      not there yet (404 on a fresh call, still running)
+│   ├── Refused             ACCOUNT   our account is refused (401, 403), unless a log-in shows that it is welcome
+│   ├── Gone                ITEM      the source says that it was deleted
+│   ├── Empty               ITEM      there is no audio in it
+│   └── BadData             ITEM      an answer that nobody can read
+└── StoreError              STORE
+    ├── StoreDown           STORE     will pass by itself: unreachable, 5xx
+    │   ├── StoreFull       STORE     no room
+    │   └── SpoolDown       HOST      the spool's disk is full or broken
+    ├── StoreRefused        STORE     our account, bucket or path is refused: an operator must act
+    └── ObjectFailed        OBJECT    this object can't be put or read: 413, 400, damaged, in a cold class
+        ├── StoreMissing    OBJECT    no object under that key
+        └── StoreConflict   OBJECT    other bytes lie under that key
 
-A source raises SourceErrors and a store StoreErrors, each translated at its edge; the engine in the
-middle has one place that decides what follows.
+ITEM is the medium or the window that was asked for. A source raises SourceErrors and a store StoreErrors, each
+translated at its edge. Where an answer alone can't tell whom it concerns (a 500 to one put, no answer to one request),
+the class says the larger one, and the engine asks: while a canary or ``check()`` works, it was the item's.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Scope(StrEnum):
+    """Whom a failure concerns."""
+
+    #: The medium or the window that was asked for.
+    ITEM = "item"
+    OBJECT = "object"
+    STORE = "store"
+    RECORDER = "recorder"
+    ACCOUNT = "account"
+    DATABASE = "database"
+    #: The machine that archiver runs on: its spool.
+    HOST = "host"
+    CONFIG = "config"
 
 
 class ArchiverError(Exception):
     """Something went wrong."""
+
+    scope: ClassVar[Scope]
 
     def __str__(self) -> str:
         return super().__str__() or (type(self).__doc__ or "").strip()
@@ -37,6 +65,8 @@ class ArchiverError(Exception):
 
 class ConfigError(ArchiverError):
     """The config can't be used."""
+
+    scope = Scope.CONFIG
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -46,9 +76,13 @@ class ConfigError(ArchiverError):
 class CatalogDown(ArchiverError):
     """The database can't be reached."""
 
+    scope = Scope.DATABASE
+
 
 class SourceError(ArchiverError):
     """The source failed."""
+
+    scope = Scope.ITEM
 
     #: The HTTP status that said so, where one did.
     status: int | None = None
@@ -71,12 +105,30 @@ class TooSlow(Overflow):
     """It took too long to answer."""
 
 
+class NoAnswer(TooSlow):
+    """It did not answer in time."""
+
+    scope = Scope.RECORDER
+
+
+class RecorderDown(TryAgain):
+    """The recorder can't be reached."""
+
+    scope = Scope.RECORDER
+
+
+class Busy(RecorderDown):
+    """The recorder asks for fewer requests."""
+
+
 class NotReady(SourceError):
     """It is not there yet."""
 
 
 class Refused(SourceError):
     """The source refused our account."""
+
+    scope = Scope.ACCOUNT
 
 
 class Gone(SourceError):
@@ -94,24 +146,38 @@ class BadData(SourceError):
 class StoreError(ArchiverError):
     """The store failed."""
 
+    scope = Scope.STORE
+
 
 class StoreDown(StoreError):
     """The store can't be reached."""
 
 
+class StoreFull(StoreDown):
+    """The store is full."""
+
+
 class SpoolDown(StoreDown):
     """The spool can't take it."""
+
+    scope = Scope.HOST
 
 
 class StoreRefused(StoreError):
     """The store refused us."""
 
 
-class StoreMissing(StoreError):
+class ObjectFailed(StoreError):
+    """The store can't put or read this object."""
+
+    scope = Scope.OBJECT
+
+
+class StoreMissing(ObjectFailed):
     """The store has no such object."""
 
 
-class StoreConflict(StoreError):
+class StoreConflict(ObjectFailed):
     """Other bytes lie under that key."""
 
 
@@ -120,7 +186,9 @@ _ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (
     (Refused, "mend the account, its key or its rights (docs/sources.md tells which), then `archiver check`"),
     (SourceError, "see that the recorder runs and base_url is right, then `archiver check`"),
     (SpoolDown, "make room under data_dir, then run it again"),
+    (StoreFull, "make room there, or raise its quota; it goes on by itself"),
     (StoreDown, "see that the store runs and can be reached from here, then `archiver check`"),
+    (ObjectFailed, "the others go on; `archiver status` names it"),
     (StoreError, "mend the store's options, account or rights, then `archiver check`"),
 )
 

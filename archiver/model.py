@@ -61,6 +61,29 @@ class Availability(StrEnum):
     EMPTY = "empty"
 
 
+class Verdict(StrEnum):
+    """What walking bytes to their end says of them."""
+
+    GOOD = "good"
+    #: Readable to its last byte, but the mark of its end is missing: its writer may still be at work, or was killed.
+    UNFINISHED = "unfinished"
+    #: Audio as far as anybody can tell, but not checked: a container or coding that we can't walk.
+    UNCHECKED = "unchecked"
+    #: Less than its own header promises, or damaged.
+    CUT = "cut"
+    #: A header without audio, or no byte at all.
+    EMPTY = "empty"
+
+
+class Flag(StrEnum):
+    """Why an archived medium is evidence, not certainly a whole recording."""
+
+    UNFINISHED = "unfinished"
+    UNCHECKED = "unchecked"
+    #: Far less audio than the source told of.
+    SHORT = "short"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Window:
     """A half-open span of time, ``[start, end)``."""
@@ -327,6 +350,11 @@ class Download:
     size: int
     content_type: str
     duration: timedelta | None
+    #: How its samples are coded (``pcm_s16le``, ``ulaw``, ``gsm``, ``speex`` …); None: unknown.
+    coding: str | None = None
+    #: Why it is kept as evidence, and what was seen; none: nothing odd.
+    flags: tuple[Flag, ...] = ()
+    note: str | None = None
     #: Every copy of these bytes, those that were there before included.
     copies: tuple[Copy, ...]
     #: Where a store could not take it: why, and when to try that one again.
