@@ -66,7 +66,21 @@ KEEPALIVES = {
     "tcp_user_timeout": "25000",
 }
 #: Media that are not archived are counted by these; the words of sync.explain.
-REASON_CLASSES = ("failed", "not ready", "account refused", "refused", "gave up", "gone", "empty", "asked for again")
+REASON_CLASSES = (
+    "failed",
+    "mismatch",
+    "not ready",
+    "unfinished",
+    "unchecked",
+    "cut",
+    "short",
+    "account refused",
+    "refused",
+    "gave up",
+    "gone",
+    "empty",
+    "asked for again",
+)
 
 Document = dict[str, Any]
 P = ParamSpec("P")
@@ -112,9 +126,10 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
     flags = excluded.flags, digest = excluded.digest, missing_since = NULL, revision = r.revision + 1,
     undescribed = true, by_window = r.by_window OR excluded.by_window"""
 
-#: A told size or hash that changed is new content: what is archived is fetched again, the old copy stays beside it;
-#: what is on its way (claimed, or held by some stores only) starts anew. Where nothing was told before (a manifest does
-#: not say it), what is told now is compared with what is held.
+#: What failed keeps its own schedule, however often its row changes. A told size or hash that changed is new content:
+#: what is archived is fetched again, the old copy stays beside it; what is on its way (claimed, or held by some stores
+#: only) starts anew. Where nothing was told before (a manifest does not say it), what is told now is compared with what
+#: is held.
 UPSERT_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, error, told_size, told_sha256, told_duration,
     told_type, opaque, urgent, ref, stores)
@@ -129,18 +144,26 @@ ORDER BY t.recording_id, t.media_id
 ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
     told_size = excluded.told_size, told_sha256 = excluded.told_sha256, told_duration = excluded.told_duration,
     told_type = excluded.told_type, opaque = excluded.opaque, urgent = excluded.urgent, ref = excluded.ref,
-    (state, due_at, error, generation, attempts, failing_since, held, size, sha256, archived_at) = (
+    (state, due_at, error, generation, attempts, failing_since, held, size, sha256, archived_at, troubled, seen_sha256,
+     seen_at, coding, flags, note) = (
         SELECT CASE WHEN again THEN 'pending' WHEN ends THEN excluded.state ELSE m.state END,
-               CASE WHEN again OR m.state = 'pending' THEN excluded.due_at ELSE m.due_at END,
-               CASE WHEN again OR ends OR m.state = 'pending' THEN excluded.error ELSE m.error END,
+               CASE WHEN again OR fresh THEN excluded.due_at ELSE m.due_at END,
+               CASE WHEN again OR ends OR fresh THEN excluded.error ELSE m.error END,
                m.generation + (again OR ends)::int,
                CASE WHEN again THEN 0 ELSE m.attempts END,
                CASE WHEN again OR ends THEN NULL ELSE m.failing_since END,
                CASE WHEN again THEN '{}' ELSE m.held END,
                CASE WHEN again THEN NULL ELSE m.size END,
                CASE WHEN again THEN NULL ELSE m.sha256 END,
-               CASE WHEN again THEN NULL ELSE m.archived_at END
-        FROM (SELECT excluded.state = 'pending' AND (
+               CASE WHEN again THEN NULL ELSE m.archived_at END,
+               m.troubled AND NOT (again OR fresh),
+               CASE WHEN again THEN NULL ELSE m.seen_sha256 END,
+               CASE WHEN again THEN NULL ELSE m.seen_at END,
+               CASE WHEN again THEN NULL ELSE m.coding END,
+               CASE WHEN again THEN '{}' ELSE m.flags END,
+               CASE WHEN again THEN NULL ELSE m.note END
+        FROM (SELECT m.state = 'pending' AND (NOT m.troubled OR m.attempts = 0 AND m.error LIKE 'not ready%')
+                         AS fresh, excluded.state = 'pending' AND (
                          m.state IN ('gone', 'empty')
                          OR (m.state IN ('archived', 'pending') AND (
                              coalesce(coalesce(lower(m.told_sha256), m.sha256) <> lower(excluded.told_sha256), false)
@@ -289,8 +312,10 @@ SELECT (SELECT count(*) FROM dead) AS dead, EXISTS (
 DUE = f"""
 SELECT source, min(due_at) AS due_at FROM (
     SELECT m.* FROM unnest($2::text[]) AS s (name)
+    CROSS JOIN (VALUES (false), (true)) AS t (troubled)
     CROSS JOIN LATERAL (
-        SELECT source, due_at FROM media WHERE source = s.name AND state = 'pending' AND {UNCLAIMED}
+        SELECT source, due_at FROM media
+        WHERE source = s.name AND state = 'pending' AND media.troubled = t.troubled AND {UNCLAIMED}
         ORDER BY due_at LIMIT 1) m
     UNION ALL
     SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1 AND token <> ALL($3::bigint[])) AS due
@@ -310,15 +335,23 @@ claimed AS (
     RETURNING source, recording_id, media_id, token)"""
 _CLAIMS = """
 SELECT m.source, m.recording_id, m.media_id, claimed.token, m.attempts, m.failing_since, m.told_size, m.told_sha256,
-    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, r.started_at, r.ended_at
+    m.told_duration, m.told_type, m.opaque, m.urgent, m.ref, m.stores, m.held, m.sha256, m.error, m.troubled,
+    m.seen_sha256, m.seen_at, r.started_at, r.ended_at
 FROM due m JOIN claimed USING (source, recording_id, media_id) JOIN recordings r USING (source, recording_id)"""
 
 CLAIM = f"""
 WITH due AS (
     SELECT m.* FROM unnest($4::text[], $5::int[]) AS want (source, count)
     CROSS JOIN LATERAL (
-        SELECT * FROM media WHERE media.source = want.source AND state = 'pending' AND due_at <= $1 AND {UNCLAIMED}
+        SELECT * FROM media
+        WHERE media.source = want.source AND state = 'pending' AND NOT troubled AND due_at <= $1 AND {UNCLAIMED}
         ORDER BY due_at LIMIT want.count FOR UPDATE SKIP LOCKED) m),{_CLAIMED}{_CLAIMS}"""
+
+#: What failed when it was last tried, or was not ready.
+CLAIM_TROUBLED = CLAIM.replace("NOT troubled", "troubled")
+
+#: From the other end of the queue.
+CLAIM_NEWEST = CLAIM.replace("ORDER BY due_at", "ORDER BY due_at DESC")
 
 #: Of sources that delete by age: what expires first.
 CLAIM_EXPIRING = CLAIM.replace("due_at <= $1", "due_at <= $1 AND expires_at IS NOT NULL").replace(
@@ -360,13 +393,15 @@ SETTLE_ARCHIVED = f"""
 WITH ended AS (DELETE FROM claims c{_OURS} RETURNING c.*)
 UPDATE media m SET state = CASE WHEN m.stores <@ t.held THEN 'archived' ELSE 'pending' END,
     held = t.held, size = t.size, sha256 = t.sha256, content_type = t.content_type, duration = t.duration,
-    archived_at = CASE WHEN m.stores <@ t.held THEN $10::timestamptz END, due_at = t.due_at, error = t.error,
-    attempts = m.attempts + 1, failing_since = NULL
+    coding = t.coding, flags = t.flags, note = t.note, troubled = t.error IS NOT NULL, seen_sha256 = NULL,
+    seen_at = NULL, archived_at = CASE WHEN m.stores <@ t.held THEN $10::timestamptz END, due_at = t.due_at,
+    error = t.error, attempts = m.attempts + 1, failing_since = NULL
 FROM (SELECT ended.*, u.size, u.sha256, u.content_type, u.duration, string_to_array(u.held, ',') AS held, u.due_at,
-             u.error
+             u.error, u.coding, string_to_array(u.flags, ',') AS flags, u.note
       FROM unnest($4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::interval[], $9::text[], $11::timestamptz[],
-                  $12::text[])
-      AS u (token, size, sha256, content_type, duration, held, due_at, error) JOIN ended USING (token)) t
+                  $12::text[], $13::text[], $14::text[], $15::text[])
+      AS u (token, size, sha256, content_type, duration, held, due_at, error, coding, flags, note)
+      JOIN ended USING (token)) t
 WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
 RETURNING t.token, m.state"""
@@ -391,9 +426,12 @@ ON CONFLICT (source, store) DO UPDATE SET count = o.count + excluded.count, byte
 SETTLE_OTHERS = f"""
 WITH ended AS (DELETE FROM claims c{_OURS} RETURNING c.*)
 UPDATE media m SET state = u.state, due_at = u.due_at, error = u.error, attempts = u.attempts,
-    failing_since = u.failing_since
-FROM unnest($4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[], $9::timestamptz[])
-    AS u (token, state, due_at, error, attempts, failing_since) JOIN ended t USING (token)
+    failing_since = u.failing_since, troubled = u.troubled, flags = string_to_array(u.flags, ','), note = u.note,
+    seen_sha256 = coalesce(u.seen, m.seen_sha256),
+    seen_at = CASE WHEN u.seen IS NULL OR u.seen = m.seen_sha256 THEN m.seen_at ELSE $14 END
+FROM unnest($4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::int[], $9::timestamptz[], $10::bool[],
+            $11::text[], $12::text[], $13::text[])
+    AS u (token, state, due_at, error, attempts, failing_since, troubled, seen, flags, note) JOIN ended t USING (token)
 WHERE (m.source, m.recording_id, m.media_id, m.generation) = (t.source, t.recording_id, t.media_id, t.generation)
     AND m.state = 'pending'
 RETURNING t.token, m.state"""
@@ -725,7 +763,8 @@ REJECTED = """
 SELECT raw, reason, span, first_at, last_at, times FROM rejected WHERE source = $1 ORDER BY last_at DESC LIMIT $2"""
 
 RETRY = """
-UPDATE media SET state = 'pending', due_at = $3, error = 'asked for again', failing_since = NULL, attempts = 0
+UPDATE media SET state = 'pending', due_at = $3, error = 'asked for again', failing_since = NULL, attempts = 0,
+    troubled = false, flags = '{}', note = NULL
 WHERE state = $2 AND ($1::text IS NULL OR source = $1) RETURNING source, recording_id, media_id"""
 
 FORGIVE = """
@@ -775,6 +814,19 @@ WHERE call_id IS NOT NULL AND (at, call_id) > ($2, $3) GROUP BY call_id ORDER BY
 TELLS_NO_CALL_IDS = """
 SELECT EXISTS (SELECT FROM recordings WHERE source = $1)
     AND NOT EXISTS (SELECT FROM recordings WHERE source = $1 AND call_id IS NOT NULL)"""
+
+
+UNCOVER = """UPDATE sources SET covered = covered - tstzmultirange(tstzrange($2, $3)) WHERE name = $1"""
+
+LOOKUPS = """
+SELECT call_id, attempts FROM lookups WHERE source = $1 AND due_at <= $2 ORDER BY due_at, call_id LIMIT $3"""
+
+LOOK_UP_LATER = """
+INSERT INTO lookups AS l (source, call_id, due_at, error)
+SELECT $1, t.call_id, $4, t.error FROM unnest($2::text[], $3::text[]) AS t (call_id, error)
+ON CONFLICT (source, call_id) DO UPDATE SET due_at = $4, attempts = l.attempts + 1, error = excluded.error"""
+
+LOOKED_UP = """DELETE FROM lookups WHERE source = $1 AND call_id = $2"""
 
 
 # -- what is asked and answered ------------------------------------------------------------------------------------
@@ -1330,6 +1382,26 @@ class Catalog:
             row = await c.fetchrow(STILL, self.clock.now(), source, since)
         return row["count"], row["since"]
 
+    async def uncover(self, source: str, window: Window) -> None:
+        """That window can't be listed (any more): it is a gap."""
+        async with self._connection() as c:
+            await c.execute(UNCOVER, source, window.start, window.end)
+
+    async def lookups(self, source: str, limit: int) -> list[tuple[str, int]]:
+        """Call ids that could not be looked up and are due again, and how often it was tried."""
+        async with self._connection() as c:
+            return [(row[0], row[1]) for row in await c.fetch(LOOKUPS, source, self.clock.now(), limit)]
+
+    async def look_up_later(self, source: str, failed: Sequence[tuple[str, str]], due_at: datetime) -> None:
+        """These call ids could not be looked up, for that reason: they are due again then."""
+        reasons = {holdable(call_id): holdable(why)[:500] for call_id, why in failed}
+        async with self._connection() as c:
+            await c.execute(LOOK_UP_LATER, source, list(reasons), list(reasons.values()), due_at)
+
+    async def looked_up(self, source: str, call_id: str) -> None:
+        async with self._connection() as c:
+            await c.execute(LOOKED_UP, source, holdable(call_id))
+
     async def polled(self, source: str, error: str | None) -> None:
         async with self._connection() as c:
             await c.execute(POLLED, source, self.clock.now(), holdable(error) if error else None)
@@ -1368,21 +1440,46 @@ class Catalog:
             return cast("datetime | None", await c.fetchval(LEASED, self.clock.now(), list(sources)))
 
     @_repeated
-    async def claim(self, wanted: Mapping[str, int], lease: timedelta, expiring: Collection[str] = ()) -> list[Claim]:
-        """Lease so many due media of each source to this process; of ``expiring`` sources what they delete first."""
+    async def claim(
+        self,
+        wanted: Mapping[str, int],
+        lease: timedelta,
+        expiring: Collection[str] = (),
+        *,
+        newest: Collection[str] = (),
+        troubled: Mapping[str, tuple[int, int]] | None = None,
+    ) -> list[Claim]:
+        """Lease so many due media of each source to this process; of ``expiring`` sources what they delete first.
+
+        What failed before comes behind what never did: ``troubled`` says by source how many of those there may be at
+        the most, and at the least although others wait (where they are due); None: as many as there is room for.
+        ``newest``: sources whose queue is taken from its other end.
+        """
         now = self.clock.now()
         self._claims = True
         async with self._transaction() as c:
-            racing = {name: count for name, count in wanted.items() if name in expiring}
             mine = now, now + lease, self.process
-            rows = await c.fetch(CLAIM_EXPIRING, *mine, list(racing), list(racing.values())) if racing else []
-            got = Counter(row["source"] for row in rows)
-            left = {name: count - got[name] for name, count in wanted.items() if count > got[name]}
-            if left:
-                rows = [*rows, *await c.fetch(CLAIM, *mine, list(left), list(left.values()))]
+
+            async def take(statement: str, most: Mapping[str, int]) -> list[Any]:
+                most = {name: count for name, count in most.items() if count > 0}
+                return await c.fetch(statement, *mine, list(most), list(most.values())) if most else []
+
+            def left(rows: Sequence[Any]) -> dict[str, int]:
+                got = Counter(row["source"] for row in rows)
+                return {name: count - got[name] for name, count in wanted.items()}
+
+            rows = await take(CLAIM_NEWEST, {n: count for n, count in wanted.items() if n in newest})
+            sampled = {row["token"] for row in rows}
+            rows += await take(CLAIM_EXPIRING, {n: count for n, count in left(rows).items() if n in expiring})
+            rows += await take(CLAIM, left(rows))
+            behind = left(rows)
+            for name, (most, least) in (troubled or {}).items():
+                behind[name] = min(most, max(behind[name], least))
+            rows += await take(CLAIM_TROUBLED, behind)
             partial = [row for row in rows if row["held"]]
             held = await self._copies(c, partial) if partial else {}
-        return [_claim(row, held) for row in rows]
+        claims = [_claim(row, held) for row in rows]
+        return [replace(claim, newest=claim.token in sampled) for claim in claims] if sampled else claims
 
     @_repeated
     async def claim_one(self, source: str, recording_id: str, media_id: str, lease: timedelta) -> Claim | None:
@@ -1452,7 +1549,7 @@ class Catalog:
                     await c.execute(TOUCH_RECORDINGS, [x.source for x in lost], [x.medium.recording_id for x in lost])
             if outcomes:
                 outcomes = sorted(outcomes, key=lambda o: o.claim.id)
-                rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes))
+                rows = await c.fetch(SETTLE_OTHERS, *_outcome_columns(outcomes, now))
                 settled |= {row[0]: State(row[1]) for row in rows}
                 kept = [o for o in outcomes if o.claim.token in settled]
                 await self._remember(
@@ -2561,6 +2658,10 @@ def _claim(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Cla
         token=row["token"],
         attempts=row["attempts"],
         failing_since=row["failing_since"],
+        error=row["error"],
+        troubled=row["troubled"],
+        seen_sha256=row["seen_sha256"],
+        seen_at=row["seen_at"],
         stores=tuple(row["stores"]),
         copies=tuple(c for c in copies if c.sha256 == row["sha256"] and c.store in row["held"]),
     )
@@ -2612,10 +2713,13 @@ def _download_columns(downloads: Sequence[Download], now: datetime) -> list[Any]
         now,
         [d.due_at or now for d in downloads],
         [_text(d.error) for d in downloads],
+        [d.coding for d in downloads],
+        [",".join(d.flags) for d in downloads],
+        [_text(d.note) for d in downloads],
     ]
 
 
-def _outcome_columns(outcomes: Sequence[Outcome]) -> list[list[Any]]:
+def _outcome_columns(outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
     return [
         *_claim_columns([o.claim for o in outcomes]),
         [o.state.value for o in outcomes],
@@ -2623,6 +2727,11 @@ def _outcome_columns(outcomes: Sequence[Outcome]) -> list[list[Any]]:
         [_text(o.error) for o in outcomes],
         [o.attempts for o in outcomes],
         [o.failing_since for o in outcomes],
+        [o.troubled for o in outcomes],
+        [o.seen for o in outcomes],
+        [",".join(o.flags) for o in outcomes],
+        [_text(o.note) for o in outcomes],
+        now,
     ]
 
 

@@ -17,11 +17,12 @@ import structlog
 
 from . import sync
 from .catalog import Catalog, Document
-from .errors import CatalogDown, SourceError, SpoolDown, StoreError
+from .errors import CatalogDown, Scope, SourceError, SpoolDown
 from .model import Claim, Download, Outcome, State
 from .ports import Acknowledges, FetchesBatches
+from .scope import canary
 from .spool import Spool, SpoolSink
-from .sync import Feed, hold, let_go, using
+from .sync import Feed, Outlet, hold, let_go, using
 from .tally import Timings
 from .traces import span
 from .windows import next_try
@@ -45,6 +46,8 @@ UNDESCRIBED = timedelta(minutes=10)
 LEDGERS = 3600.0
 #: Claims are for the next so many seconds at the rate of late, where that is more than keeps every slot busy.
 AHEAD = 0.25
+#: What failed before gets one part in so many more of a source's time while others wait.
+SPARING = 9
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
 #: And a run that has nothing to do until another process has finished, or what failed is due again.
@@ -57,7 +60,14 @@ class Lane:
 
     feed: Feed
     queue: deque[Claim] = field(default_factory=deque)
+    #: What failed before: it starts only where it takes nothing from what never did (see :meth:`next_claims`).
+    behind: deque[Claim] = field(default_factory=deque)
     running: int = 0
+    #: Of these, how many failed before; and from when on one more may take the place of what never did (monotonic).
+    running_behind: int = 0
+    spared_at: float = 0.0
+    #: When a claim last found nothing that never failed (monotonic).
+    exhausted_at: float = float("-inf")
     due_at: datetime | None = None
     #: How many were begun since the last claim, when that was (monotonic clock), and how many a second before it.
     begun: int = 0
@@ -68,18 +78,26 @@ class Lane:
     def batch(self) -> int:
         return self.feed.batches.batch if self.feed.batches is not None else 1
 
+    @property
+    def waiting(self) -> int:
+        """How many are claimed and not begun."""
+        return len(self.queue) + len(self.behind)
+
     def blocked(self, now: datetime) -> datetime | None:
-        """Until when nothing of this source can be transferred, if so."""
+        """Until when nothing of this source can be transferred, if so; what is over there is healed first."""
         feed = self.feed
         until = [o.health.until for o in feed.outlets.values() if o.health.probing and not o.health.trying]
-        until += [feed.health.until] if feed.health.open(now) else []
+        until += [feed.health.until] if feed.health.probing else []
         until += [feed.paused_until] if feed.paused_until and now < feed.paused_until else []
         moments = [moment for moment in until if moment is not None]
         return max(moments) if moments else None
 
     def waits(self, now: datetime) -> bool:
         """Is something due that could be transferred?"""
-        return self.due_at is not None and self.due_at <= now and self.blocked(now) is None
+        if self.due_at is None or self.due_at > now or self.blocked(now) is not None:
+            return False
+        # Is all that is due what failed before, and no room for it?
+        return self.room_behind()[0] > 0 or time.monotonic() > self.exhausted_at + SOON
 
     def slots(self) -> int:
         """How many transfers may run. The gate bounds their requests; twice as many keep it busy during puts.
@@ -88,15 +106,55 @@ class Lane:
         """
         return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
 
+    def slots_behind(self) -> int:
+        """How many of these what failed before may take: half of the requests stay free for what never did."""
+        return max(1, self.feed.gate.limit // 2)
+
     def room(self) -> int:
         """How many more media to claim: enough to keep every slot busy while the next claim is under way.
 
         But no more than others would have to wait for long.
         """
-        if self.feed.health.probing or any(o.health.trying for o in self.feed.outlets.values()):
-            return 1 - self.running - len(self.queue)
+        if any(o.health.trying for o in self.feed.outlets.values()):
+            return 1 - self.running - self.waiting
         most = max(self.feed.gate.limit * 5 * self.batch, int(self.rate * AHEAD))
-        return most - self.running - len(self.queue)
+        return most - self.running - self.waiting
+
+    def room_behind(self) -> tuple[int, int]:
+        """How many that failed before to claim at the most, and at the least although others wait."""
+        most = 2 * self.slots_behind() - self.running_behind - len(self.behind)
+        return max(0, most), int(most > 0 and not self.running_behind and not self.behind and self._may_spare())
+
+    def _may_spare(self) -> bool:
+        return time.monotonic() >= self.spared_at
+
+    def next_claims(self) -> list[Claim]:
+        """What to begin next: one claim, or as many fresh ones as the source delivers in one answer; or nothing yet.
+
+        What failed before gets a tenth of the time while others wait, and then half of the slots.
+        """
+        spared = self.behind and not self.running_behind and self._may_spare()
+        if self.queue and not spared:
+            claims = [self.queue.popleft()]
+        elif self.behind and self.running_behind < self.slots_behind():
+            self.running_behind += 1
+            claims = [self.behind.popleft()]
+        else:
+            return []
+        self.begun += 1
+        while self.batch > 1 and self.queue and len(claims) < self.batch:
+            if claims[-1].attempts or claims[-1].copies or self.queue[0].attempts or self.queue[0].copies:
+                break
+            claims.append(self.queue.popleft())
+            self.begun += 1
+        return claims
+
+    def ended(self, claims: Sequence[Claim], seconds: float) -> None:
+        """What :meth:`next_claims` gave is done."""
+        self.running -= 1
+        if claims[0].troubled:
+            self.running_behind -= 1
+            self.spared_at = time.monotonic() + SPARING * seconds
 
     def claimed(self) -> None:
         now = time.monotonic()
@@ -179,10 +237,13 @@ class Engine:
         lane = self.lanes.pop(name, None)
         if lane is not None:
             await self._give_back(lane.queue)
+            await self._give_back(lane.behind)
 
     def nudge(self) -> None:
         """Something new is due."""
         self._looked = 0.0
+        for lane in self.lanes.values():
+            lane.exhausted_at = float("-inf")
         self._wake.set()
 
     def stop(self) -> None:
@@ -248,7 +309,6 @@ class Engine:
                     "renew": self._every(LEASE.total_seconds() / 4, self._renew),
                     "alive": self._every(ALIVE, self._stay_alive),
                     "share": self._every(SHARE.total_seconds() / 4, self._share_active),
-                    "heal": self._every(0.5, self._heal),
                     "tell": self._every(LOOK, self._tell),
                     "describe": self._every(5.0, self._describe),
                     "ledgers": self._every(LEDGERS, self._tell_ledgers),
@@ -257,6 +317,7 @@ class Engine:
                 commits = [f"commit {n + 1}" for n in range(COMMITS)]
                 side += [group.create_task(self._commit_forever(name), name=name) for name in commits]
                 side.append(group.create_task(self._settle_forever(), name="settle"))
+                side.append(group.create_task(self._heal_forever(group), name="heal"))
                 starting = group.create_task(self._start_freed(group), name="start")
                 try:
                     await self._dispatch(group, until)
@@ -327,12 +388,15 @@ class Engine:
         """How many more media to claim of each source."""
         now = self.catalog.clock.now()
         wanted: dict[str, int] = {}
-        free = self.transfers * 8 - sum(len(lane.queue) + lane.running for lane in self.lanes.values())
+        free = self.transfers * 8 - sum(lane.waiting + lane.running for lane in self.lanes.values())
         # A copy: sources may come and go while this waits.
         for name, lane in list(self.lanes.items()):
-            if lane.blocked(now) is not None:
-                if lane.queue:
+            # Where several in a row are refused, the next ones are to come from the other end of the queue.
+            sampling = lane.feed.samples and any(not claim.newest for claim in lane.queue)
+            if lane.blocked(now) is not None or sampling:
+                if lane.waiting:
                     await self._give_back(lane.queue)
+                    await self._give_back(lane.behind)
                     self._looked = 0.0
                 continue
             if not lane.waits(now):
@@ -350,20 +414,28 @@ class Engine:
         wanted = await self._wanted()
         if not wanted:
             return 0
-        racing = [name for name in wanted if self.lanes[name].feed.options.retention is not None]
-        claims = await self.catalog.claim(wanted, LEASE, racing)
+        feeds = {name: self.lanes[name].feed for name in wanted}
+        claims = await self.catalog.claim(
+            wanted,
+            LEASE,
+            [name for name, feed in feeds.items() if feed.options.retention is not None],
+            newest=[name for name, feed in feeds.items() if feed.samples],
+            troubled={name: self.lanes[name].room_behind() for name in wanted},
+        )
         got = Counter(claim.source for claim in claims)
         for name, count in wanted.items():
             if (lane := self.lanes.get(name)) is None:
                 continue
             lane.claimed()
             if got[name] < count:
+                lane.exhausted_at = time.monotonic()
                 # Nothing more is due, or another process claimed some of these at the same moment.
                 lane.due_at, self._looked = None, 0.0
         for claim in claims:
             self._claims[claim.token] = claim
             if claim.source in self.lanes:
-                self.lanes[claim.source].queue.append(claim)
+                lane = self.lanes[claim.source]
+                (lane.behind if claim.troubled else lane.queue).append(claim)
         await self._give_back([claim for claim in claims if claim.source not in self.lanes])
         return len(claims)
 
@@ -371,10 +443,9 @@ class Engine:
         started = 0
         now = self.catalog.clock.now()
         for lane in self.lanes.values():
-            while lane.queue and lane.running < lane.slots() and len(self._running) < self.transfers:
-                if lane.blocked(now) is not None:
+            while lane.waiting and lane.running < lane.slots() and len(self._running) < self.transfers:
+                if lane.blocked(now) is not None or not (claims := lane.next_claims()):
                     break
-                claims = self._take(lane)
                 lane.running += 1
                 task = group.create_task(self._work(lane, claims))
                 self._running.add(task)
@@ -396,20 +467,8 @@ class Engine:
             if not self._stopping:
                 self._start(group)
 
-    @staticmethod
-    def _take(lane: Lane) -> list[Claim]:
-        """One claim, or as many fresh ones as the source delivers in one answer."""
-        claims = [lane.queue.popleft()]
-        lane.begun += 1
-        while lane.batch > 1 and lane.queue and len(claims) < lane.batch:
-            if claims[-1].attempts or claims[-1].copies or lane.queue[0].attempts or lane.queue[0].copies:
-                break
-            claims.append(lane.queue.popleft())
-            lane.begun += 1
-        return claims
-
     async def _work(self, lane: Lane, claims: list[Claim]) -> None:
-        feed = lane.feed
+        feed, taken, started = lane.feed, claims, time.monotonic()
         try:
             with using(feed):
                 if len(claims) > 1 and feed.batches is not None:
@@ -427,7 +486,7 @@ class Engine:
             for claim in claims:
                 self._claims.pop(claim.token, None)
         finally:
-            lane.running -= 1
+            lane.ended(taken, time.monotonic() - started)
 
     async def _work_batch(self, feed: Feed, source: FetchesBatches, claims: list[Claim]) -> list[Claim]:
         """Many media in one answer; returns the claims that it did not hold."""
@@ -456,12 +515,11 @@ class Engine:
         sink = sinks[claim.medium.recording_id]
         try:
             body = await sink.body()
-            found = await sync.verified(claim.medium, body)
+            found = await sync.checked(feed, claim, body, self.catalog)
         except SourceError as error:
             return await sync.explain(feed, claim, self.catalog, error)
         except SpoolDown as error:
             return sync.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
-        await sync.delivered(feed, self.catalog)
         return await sync.deliver(feed, claim, self.catalog, body, found)
 
     # -- commit ------------------------------------------------------------------------------------------------------
@@ -591,7 +649,7 @@ class Engine:
         active = [
             name
             for name, lane in self.lanes.items()
-            if lane.queue or lane.running or self._polling[name] or lane.waits(moment)
+            if lane.waiting or lane.running or self._polling[name] or lane.waits(moment)
         ]
         await self._share(active)
         idle = [name for name in self._shared if name not in active]
@@ -641,22 +699,47 @@ class Engine:
             except CatalogDown as error:
                 log.warning("catalog.down", error=str(error))
 
-    async def _heal(self) -> None:
-        """A store that was lost is asked by a canary, so that no download is spent on finding out."""
-        now = self.catalog.clock.now()
-        outlets = {id(o): o for lane in self.lanes.values() for o in lane.feed.outlets.values()}
-        for outlet in outlets.values():
-            if outlet.health.probing and not outlet.health.trying and not outlet.health.open(now):
-                try:
-                    with using(outlet):
-                        await outlet.store.check()
-                except StoreError as error:
-                    outlet.health.failed(self.catalog.clock.now(), str(error))
-                else:
-                    # A canary is small: it fits on a disk that is full for recordings.
-                    outlet.health.trying = True
-                    log.info("store.up", store=outlet.name)
-                    self.nudge()
+    async def _heal_forever(self, group: asyncio.TaskGroup) -> None:
+        """Who failed as a whole is asked whether it works again: no download is spent on finding out.
+
+        Each by itself, for one that does not answer may not keep the others from being asked.
+        """
+        asking: set[int] = set()
+
+        async def ask(key: int, thing: Feed | Outlet) -> None:
+            try:
+                with using(thing):
+                    await (self._heal_feed(thing) if isinstance(thing, Feed) else self._heal_outlet(thing))
+            except CatalogDown as error:
+                log.warning("catalog.down", error=str(error))
+            finally:
+                asking.discard(key)
+
+        while True:
+            await asyncio.sleep(0.5)
+            now = self.catalog.clock.now()
+            things: dict[int, Feed | Outlet] = {id(lane.feed): lane.feed for lane in self.lanes.values()}
+            for lane in self.lanes.values():
+                things |= {id(outlet): outlet for outlet in lane.feed.outlets.values() if not outlet.health.trying}
+            for key, thing in things.items():
+                if thing.health.probing and not thing.health.open(now) and key not in asking:
+                    asking.add(key)
+                    group.create_task(ask(key, thing))
+
+    async def _heal_outlet(self, outlet: Outlet) -> None:
+        error = await canary(outlet.store)
+        if error is not None:
+            outlet.health.opens(self.catalog.clock.now(), str(error))
+            return
+        # A canary is small: it fits on a disk that is full for recordings.
+        outlet.health.trying = True
+        log.info("store.up", store=outlet.name)
+        self.nudge()
+
+    async def _heal_feed(self, feed: Feed) -> None:
+        async with self.lending(feed.name):
+            await sync.heal(feed, self.catalog)
+        self.nudge()
 
     async def _describe(self) -> None:
         feeds = self.feeds
@@ -672,27 +755,31 @@ class Engine:
             await sync.tell_verified(feeds, self.catalog)
 
     async def _tell(self) -> None:
-        for feed in self.feeds.values():
-            if not isinstance(feed.source, Acknowledges) or not feed.source.acknowledges:
-                continue
-            if feed.paused_until or feed.health.open(self.catalog.clock.now()):
-                continue
-            with using(feed):
-                await self._tell_one(feed, feed.source)
+        """Each by itself: one that is slow to hear may not keep the others from hearing."""
+        await asyncio.gather(*(self._tell_feed(feed) for feed in self.feeds.values()))
 
-    async def _tell_one(self, feed: Feed, source: Acknowledges) -> None:
-        for of, recording_id, attempts in await self.catalog.outbox(feed.name, LEASE, 50):
-            document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
-            try:
-                async with self.polling(feed.name):
-                    if document is not None:
-                        await source.acknowledge(self._located(document[0]))
-                await self.catalog.told(feed.name, of, recording_id)
-            except SourceError as error:
-                later = next_try(attempts + 1, feed.options.retry, 0.5)
-                due_at = self.catalog.clock.now() + later
-                await self.catalog.tell_later(feed.name, of, recording_id, due_at, str(error))
-                log.info("acknowledge.deferred", source=feed.name, recording_id=recording_id, error=str(error))
+    async def _tell_feed(self, feed: Feed) -> None:
+        source = feed.source
+        if not isinstance(source, Acknowledges) or not source.acknowledges:
+            return
+        if feed.paused_until or feed.health.open(self.catalog.clock.now()):
+            return
+        with using(feed):
+            for of, recording_id, attempts in await self.catalog.outbox(feed.name, LEASE, 50):
+                document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
+                try:
+                    async with self.polling(feed.name):
+                        if document is not None:
+                            await source.acknowledge(self._located(document[0]))
+                    await self.catalog.told(feed.name, of, recording_id)
+                except SourceError as error:
+                    later = next_try(attempts + 1, feed.options.retry, 0.5)
+                    due_at = self.catalog.clock.now() + later
+                    await self.catalog.tell_later(feed.name, of, recording_id, due_at, str(error))
+                    log.info("acknowledge.deferred", source=feed.name, recording_id=recording_id, error=str(error))
+                    if error.scope is not Scope.ITEM:
+                        # The rest of these is due again when their lease ends.
+                        return
 
     def _located(self, document: Document) -> Document:
         """The document with each copy's place, as others reach it."""
@@ -715,6 +802,7 @@ class Engine:
         self.beats.pop("dispatch", None)
         for lane in self.lanes.values():
             await self._give_back(lane.queue)
+            await self._give_back(lane.behind)
         while self._running or self._claims:
             self._wake.clear()
             await self._pause(0.1)

@@ -7,13 +7,15 @@ ArchiverError
 ├── ConfigError             CONFIG    mend the config file (exit code 2)
 ├── CatalogDown             DATABASE  the database can't be reached
 ├── SourceError
-│   ├── TryAgain            ITEM      will pass by itself: a cut body, a status, wrong bytes
+│   ├── TryAgain            ITEM      will pass by itself: a cut body, a status, a page in place of audio
+│   │   ├── Mismatch        ITEM      not the bytes that the source told of: it is asked anew what it tells
 │   │   ├── Overflow        ITEM      ask for less: the listing is too long
 │   │   │   └── TooSlow     ITEM      ask for less: an answer that stalls
 │   │   │       └── NoAnswer  RECORDER  no answer in time
 │   │   └── RecorderDown    RECORDER  no connection, or it ended before an answer
 │   │       └── Busy        RECORDER  429, 503: it asks for fewer requests
 │   ├── NotReady            ITEM      not there yet (404 on a fresh call, still running)
+│   │   └── Doubtful        ITEM      audio that may not be whole: looked at again, then kept as evidence
 │   ├── Refused             ACCOUNT   our account is refused (401, 403), unless a log-in shows that it is welcome
 │   ├── Gone                ITEM      the source says that it was deleted
 │   ├── Empty               ITEM      there is no audio in it
@@ -121,8 +123,23 @@ class Busy(RecorderDown):
     """The recorder asks for fewer requests."""
 
 
+class Mismatch(TryAgain):
+    """These are not the bytes that the source told of."""
+
+
 class NotReady(SourceError):
     """It is not there yet."""
+
+
+class Doubtful(NotReady):
+    """The audio may not be whole yet."""
+
+    def __init__(self, message: str = "", *, what: str, sha256: str | None = None) -> None:
+        super().__init__(message)
+        #: The class of what is odd: unfinished, unchecked, short.
+        self.what = what
+        #: Of the bytes that came: those that come again are kept.
+        self.sha256 = sha256
 
 
 class Refused(SourceError):

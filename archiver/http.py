@@ -30,12 +30,25 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from . import __version__
-from .errors import BadData, CatalogDown, Gone, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
+from .errors import (
+    BadData,
+    Busy,
+    CatalogDown,
+    Gone,
+    NoAnswer,
+    NotReady,
+    Overflow,
+    RecorderDown,
+    Refused,
+    SourceError,
+    TooSlow,
+    TryAgain,
+)
 from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
 from .tally import Timings
-from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport
+from .transport import Answer, Cut, NoConnection, Origin, Transport
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
 JSON_LIMIT = 32 << 20
@@ -372,7 +385,8 @@ class Client:
                     began = monotonic()
                     ours = self.is_ours(url)
                     headers_now = {**sent, **self._credentials, **self._cookie(url)} if ours else sent
-                    answer = await self._sent(method, url, headers_now, data, paced=paced and ours)
+                    with self._unanswered():
+                        answer = await self._sent(method, url, headers_now, data, paced=paced and ours)
                     async with answer as response:
                         self.gate.heard(answer.status, monotonic() - began)
                         if ours and self._cookies:
@@ -397,10 +411,9 @@ class Client:
             # A head may come byte by byte, and each is progress.
             async with asyncio.timeout(patience) as limit:
                 answer = await self._transport.send(method, Origin.of(url), url.raw_path_qs, headers, data)
-        except (Broken, TimeoutError):
-            self.gate.refused()
+        except TimeoutError:
             if limit.expired():
-                raise TooSlow(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
+                raise NoAnswer(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
             raise
         if heard is not None:
             heard.begun(answer)
@@ -508,7 +521,7 @@ class Client:
         return target
 
     async def _refuse(self, response: Answer) -> None:
-        """401, 403: Refused · 404: NotReady · 410: Gone · 504: TooSlow · 408, 425, 429, 5xx: TryAgain · BadData."""
+        """Raises what the status means: see :func:`_meaning`."""
         status = response.status
         body = bytearray()
         longest = _QUOTED + self._hidden.longest
@@ -531,21 +544,42 @@ class Client:
         text = self._hidden.hide(body.decode("utf-8", "replace"), whole=whole)
         return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
 
+    @property
+    def _at(self) -> str:
+        return f"{self.base.host}:{self.base.port}"
+
+    @contextmanager
+    def _unanswered(self) -> Iterator[None]:
+        """What goes wrong before an answer came may concern the recorder; afterwards only what was asked for."""
+        try:
+            yield
+        except ssl.SSLError:
+            raise
+        except NoConnection as error:
+            self.gate.broken += 1
+            raise RecorderDown(f"can't connect to {self._at}: {_reason(error)}") from None
+        except TimeoutError:
+            self.gate.broken += 1
+            raise NoAnswer(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
+        except OSError as error:
+            self.gate.broken += 1
+            raise RecorderDown(self._broke(error)) from None
+
+    def _broke(self, error: OSError) -> str:
+        return f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        at = f"{self.base.host}:{self.base.port}"
         try:
             yield
         except SourceError:
             raise
         except ssl.SSLError as error:
-            raise Refused(f"TLS with {at} failed ({_reason(error)}); {_remedy(error)}") from None
-        except NoConnection as error:
-            raise TryAgain(f"can't connect to {at}: {_reason(error)}") from None
+            raise Refused(f"TLS with {self._at} failed ({_reason(error)}); {_remedy(error)}") from None
         except TimeoutError:
-            raise TooSlow(f"{at} sent nothing for {self._timeout.total_seconds():g} s") from None
+            raise TooSlow(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
         except OSError as error:
-            raise TryAgain(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+            raise TryAgain(self._broke(error)) from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
 
@@ -574,8 +608,17 @@ def below(base: URL, uri: str | None) -> str | None:
 
 
 def _meaning(status: int) -> type[SourceError]:
-    known: dict[int, type[SourceError]] = {401: Refused, 403: Refused, 404: NotReady, 410: Gone, 504: TooSlow}
-    again = status in {408, 425, 429} or status >= 500
+    """Whom it concerns stands in the type. What is none of these and below 500 is BadData."""
+    known: dict[int, type[SourceError]] = {
+        401: Refused,
+        403: Refused,
+        404: NotReady,
+        410: Gone,
+        429: Busy,
+        503: Busy,
+        504: TooSlow,
+    }
+    again = status in {408, 425} or status >= 500
     return known.get(status, TryAgain if again else BadData)
 
 

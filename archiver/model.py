@@ -255,6 +255,8 @@ class Listing:
 
     recordings: Sequence[Recording] = ()
     rejected: Sequence[Rejected] = ()
+    #: Call ids that could not be looked up, each with the reason.
+    failed: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +334,15 @@ class Claim:
     token: int
     attempts: int
     failing_since: datetime | None
+    #: What came of the last attempt, where it was no success.
+    error: str | None = None
+    #: It failed, or was not ready, when it was last tried: it goes behind what never did.
+    troubled: bool = False
+    #: The bytes that came last and were not accepted, and since when these same bytes come.
+    seen_sha256: str | None = None
+    seen_at: datetime | None = None
+    #: Taken from the newest end of the queue.
+    newest: bool = False
     #: Names of the stores that shall hold it, and copies of the wanted content already made.
     stores: tuple[str, ...]
     copies: tuple[Copy, ...] = ()
@@ -376,6 +387,13 @@ class Outcome:
     what: str
     #: The fingerprint of what the source answered, where it did: ``503, text/html, 812 bytes, SHA-256 1f2e3d4c5b6a``.
     answer: str | None = None
+    #: SHA-256 of whole bytes that came and were not accepted (yet).
+    seen: str | None = None
+    #: It goes behind what never failed.
+    troubled: bool = True
+    #: Why what ended so is evidence of something odd, and what was seen.
+    flags: tuple[Flag, ...] = ()
+    note: str | None = None
 
 
 def utc_text(moment: datetime) -> str:

@@ -205,6 +205,8 @@ class SourceOptions(Strict):
     verify_tls: bool = True
     #: No recording is larger: a body that never ends is cut off here.
     largest: Size = 8 << 30
+    #: Where the recordings have no container: their coding and rate, like raw:ulaw:8000.
+    audio: str | None = None
 
     @field_validator("base_url")
     @classmethod

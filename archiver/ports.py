@@ -55,6 +55,14 @@ class Details(Protocol):
 
 
 @runtime_checkable
+class Expects(Protocol):
+    """A source whose options say which of its promises count."""
+
+    def expected(self, medium: Medium) -> Medium:
+        """The medium with the size and hash that its bytes must have under the options of now."""
+
+
+@runtime_checkable
 class Follows(Protocol):
     """A source with something to read by a cursor, beside or in place of a listing by time."""
 

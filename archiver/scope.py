@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import Scope, StoreError
+from .errors import Scope, StoreError, StoreFull
 from .ports import Store
 
 #: So many different objects that fail, and none that works in between, are the store's failure.
@@ -27,6 +27,11 @@ class Row:
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked_at: float = float("-inf")
     _answer: StoreError | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Have so many failed that the store is to blame?"""
+        return len(self.keys) >= IN_A_ROW
 
     def worked(self) -> None:
         """An object was put, or read."""
@@ -65,8 +70,11 @@ async def concerns_store(outlet: _Outlet, error: StoreError, key: str = "", row:
     """
     if error.scope is not Scope.STORE:
         return False
+    if isinstance(error, StoreFull):
+        # A canary is small: it fits where recordings do not.
+        return True
     if await (row.canary(outlet.store) if row is not None else canary(outlet.store)) is not None:
         return True
     if row is not None:
         row.keys.add(key)
-    return row is not None and len(row.keys) >= IN_A_ROW
+    return row is not None and row.exceeded

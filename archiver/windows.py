@@ -20,8 +20,6 @@ class Piece:
 
     window: Window
     opens: tuple[Window, ...] = ()
-    #: Pieces that must have been listed before this one may join the ledger: the lookback of its gap.
-    guards: tuple[Window, ...] = ()
 
 
 def merge(windows: Iterable[Window]) -> list[Window]:
@@ -93,15 +91,17 @@ def plan(
     lookback: timedelta,
     recent: bool = True,
     doubtful: Sequence[datetime] = (),
+    without: Sequence[Window] = (),
     horizon: datetime | None = None,
 ) -> list[Piece]:
     """What to list: first again what may have changed, then what the ledger lacks, newest first.
 
     Listed again is the ``lookback`` before each gap (calls that came late while nobody looked) and, when ``recent``,
-    before the end of ``wanted``; also the windows around ``doubtful`` moments. No piece is longer than ``longest``.
+    before the end of ``wanted``; also the windows around ``doubtful`` moments. No piece is longer than ``longest``, and
+    none holds a moment of ``without``.
     Where the source deletes what is older than ``horizon``, the newest piece is followed by those that expire first.
     """
-    gaps = subtract([wanted], covered)
+    gaps = subtract([wanted], [*covered, *without])
     again = [_before(gap.start, lookback, wanted) for gap in gaps]
     if recent and lookback:
         # From a fixed cut on, so that the windows of one poll are those of the next.
@@ -109,14 +109,10 @@ def plan(
         again.append(_before(wanted.end, wanted.end - start, wanted))
     again += [_around(moment, longest, wanted) for moment in doubtful]
     spans = merge([*gaps, *(window for window in again if window is not None)])
-    windows = [piece for span in spans for part in _parted(span, gaps) for piece in cut(part, longest)]
-    pieces = []
-    for window in windows:
-        opens = tuple(intersect([window], gaps))
-        guards = tuple(
-            guard for gap in gaps if gap.start in window and (guard := _before(gap.start, lookback, wanted)) is not None
-        )
-        pieces.append(Piece(window, opens, guards))
+    windows = [
+        piece for span in subtract(spans, without) for part in _parted(span, gaps) for piece in cut(part, longest)
+    ]
+    pieces = [Piece(window, tuple(intersect([window], gaps))) for window in windows]
     newest = max((piece.window.start for piece in pieces), default=EPOCH)
 
     def order(piece: Piece) -> tuple[bool, bool, timedelta]:
