@@ -412,8 +412,8 @@ JOIN sources s ON s.name = r.source"""
 MEDIA_OF = """
 SELECT m.* FROM unnest($1::text[], $2::text[]) AS k (source, recording_id)
 CROSS JOIN LATERAL (
-    SELECT source, recording_id, media_id, state, content_type, told_type, size, sha256, duration, attempts, error,
-        stores
+    SELECT source, recording_id, media_id, state, content_type, told_type, size, sha256, duration, coding, flags, note,
+        attempts, error, stores
     FROM media WHERE (source, recording_id) = (k.source, k.recording_id) OFFSET 0) m
 ORDER BY source, recording_id, media_id"""
 
@@ -625,18 +625,19 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
 
 REBUILD_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,
-    content_type, duration, archived_at)
+    content_type, duration, coding, flags, note, archived_at)
 SELECT t.source, t.recording_id, t.media_id, t.state, t.due_at::timestamptz, t.attempts::int, t.error,
-    t.stores::text[], t.held::text[], t.size::bigint, t.sha256, t.content_type, t.duration::interval,
-    t.archived_at::timestamptz
+    t.stores::text[], t.held::text[], t.size::bigint, t.sha256, t.content_type, t.duration::interval, t.coding,
+    t.flags::text[], t.note, t.archived_at::timestamptz
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[])
     AS t (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256, content_type,
-          duration, archived_at)
+          duration, coding, flags, note, archived_at)
 ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
     state = excluded.state, attempts = excluded.attempts, error = excluded.error, stores = excluded.stores,
     held = excluded.held, size = excluded.size, sha256 = excluded.sha256, content_type = excluded.content_type,
-    duration = excluded.duration, archived_at = excluded.archived_at
+    duration = excluded.duration, coding = excluded.coding, flags = excluded.flags, note = excluded.note,
+    archived_at = excluded.archived_at
 WHERE NOT (m.state = 'archived' AND excluded.state = 'pending' AND excluded.sha256 IS NULL)"""
 
 REBUILD_COPIES = """
@@ -2288,6 +2289,9 @@ _REBUILT_MEDIUM = [
     "sha256",
     "content_type",
     "duration",
+    "coding",
+    "flags",
+    "note",
     "archived_at",
 ]
 _REBUILT_COPY = [
@@ -2529,6 +2533,9 @@ def _retold_medium(r: manifests.Recording, m: manifests.Medium, now: str) -> _Ro
         m.sha256,
         m.content_type,
         _lasting(m.duration),
+        m.coding,
+        _array(*m.flags),
+        m.note,
         max(c.archived_at for c in of_now) if archived else None,
     )
 
@@ -2653,6 +2660,9 @@ def _medium_document(row: Any, copies: list[Document]) -> Document:
         "size": row["size"],
         "sha256": row["sha256"],
         "duration": _seconds(row["duration"]),
+        "coding": row["coding"],
+        "flags": list(row["flags"]),
+        "note": row["note"],
         "attempts": row["attempts"],
         "error": row["error"],
         "stores": list(row["stores"]),
@@ -2711,6 +2721,9 @@ def with_results(document: Document, downloads: Sequence[Download]) -> Document:
                 "size": download.size,
                 "sha256": download.sha256,
                 "duration": _seconds(download.duration),
+                "coding": download.coding,
+                "flags": [flag.value for flag in download.flags],
+                "note": _text(download.note),
                 "attempts": medium["attempts"] + 1,
                 "error": download.error,
                 "copies": copies,

@@ -27,6 +27,7 @@ from archiver.model import (
     Copy,
     Direction,
     Download,
+    Flag,
     ListingKey,
     Outcome,
     Party,
@@ -1549,6 +1550,13 @@ class TestOnlyOne:
             await until(free)
 
 
+async def mark(db, recording_id: str, coding: str | None, *flags: str, note: str | None = None) -> None:
+    """What walking a recording's bytes said of them."""
+    await db.execute(
+        "UPDATE media SET coding = $2, flags = $3, note = $4 WHERE recording_id = $1", recording_id, coding, flags, note
+    )
+
+
 async def until(true: Any) -> None:
     async with asyncio.timeout(10):
         while not await true():
@@ -1559,7 +1567,7 @@ async def until(true: Any) -> None:
 
 
 class TestDocument:
-    async def test_it_is_the_contract_s(self, hq):
+    async def test_it_is_the_contract_s(self, hq, db):
         one = a_recording(
             recording_id="7", call_id=None, started_at=at("17T11:45:32"), ended_at=at("17T11:46:21"),
             duration=timedelta(seconds=48.974), direction=Direction.INBOUND, caller="+16504668888",
@@ -1574,8 +1582,9 @@ class TestDocument:
         assert (before["state"], before["media"][0]["content_type"]) == ("pending", "audio/told")
         (c,) = await claim(hq)
         copy = replace(a_copy(c, size=960_044), key="archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav")
-        download = replace(a_download(c, size=960_044), copies=(copy,))
+        download = replace(a_download(c, size=960_044), copies=(copy,), coding="pcm_s16le")
         await settle(hq, download)
+        await mark(db, "7", "pcm_s16le")
         told = await document(hq, "7")
         assert told == {
             "source": HQ, "kind": "chronicall", "recording_id": "7", "call_id": None, "state": "archived",
@@ -1588,7 +1597,8 @@ class TestDocument:
             "media": [
                 {
                     "media_id": "m1", "state": "archived", "content_type": "audio/wav", "size": 960_044,
-                    "sha256": SHA, "duration": 60.0, "attempts": 1, "error": None, "stores": ["main"],
+                    "sha256": SHA, "duration": 60.0, "coding": "pcm_s16le", "flags": [], "note": None,
+                    "attempts": 1, "error": None, "stores": ["main"],
                     "copies": [
                         {
                             "store": "main", "key": "archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav", "size": 960_044,
@@ -1602,6 +1612,20 @@ class TestDocument:
         # What a manifest says before the commit is what the catalog says after it.
         assert with_results(before, [download]) == told
         json.dumps(told)
+
+    async def test_what_is_odd_about_a_medium_is_told_by_the_manifest_as_by_the_catalog(self, hq, db):
+        await tell(hq, a_recording(recording_id="7"))
+        before = await document(hq, "7")
+        told = before["media"][0]
+        assert (told["coding"], told["flags"], told["note"]) == (None, [], None)
+        (c,) = await claim(hq)
+        odd: dict[str, Any] = {"coding": "gsm", "flags": (Flag.UNFINISHED, Flag.SHORT), "note": "3 s of 23 min"}
+        download = a_download(c, **odd)
+        await settle(hq, download)
+        await mark(db, "7", "gsm", "unfinished", "short", note="3 s of 23 min")
+        told = (await document(hq, "7"))["media"][0]
+        assert (told["coding"], told["flags"], told["note"]) == ("gsm", ["unfinished", "short"], "3 s of 23 min")
+        assert with_results(before, [download])["media"][0] == told
 
     @pytest.mark.parametrize(
         ("states", "overall"),
