@@ -55,6 +55,8 @@ FEW = 200
 IDS = 10_000
 #: After the server's start its processes get so long to connect again.
 SETTLING = timedelta(seconds=20)
+#: What was archived within this time is recent.
+LATELY = timedelta(days=1)
 #: A window is listed again so long after its first listing.
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 #: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
@@ -151,17 +153,18 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
 EXPIRE_BY = """
 UPDATE sources SET retention = $2 WHERE name = $1 AND retention IS DISTINCT FROM $2 RETURNING true"""
 
-#: Each half is the condition of an index: one over both would take in every new medium twice.
-UNFINISHED = "(state = 'pending' OR state IN ('failed', 'gone', 'empty'))"
+#: Each part is the condition of an index: one over all would take in every new medium twice.
+PENDING = "(state = 'pending' AND NOT troubled OR state = 'pending' AND troubled)"
+UNFINISHED = f"({PENDING} OR state IN ('failed', 'gone', 'empty'))"
 
 EXPIRES = f"""
 UPDATE media m SET expires_at = r.started_at + $2::interval FROM recordings r
 WHERE m.source = $1 AND r.source = $1 AND r.recording_id = m.recording_id AND {UNFINISHED}
     AND ($3::text[] IS NULL OR m.recording_id = ANY($3))"""
 
-EXPIRING = """
+EXPIRING = f"""
 SELECT date_bin('1 hour', expires_at, '2000-01-01Z') AS hour, count(*) AS count FROM media
-WHERE source = $1 AND (state = 'pending' OR state = 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
+WHERE source = $1 AND ({PENDING} OR state = 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
 
 ARCHIVED_SINCE = """
 SELECT count(DISTINCT (recording_id, media_id)) AS count, min(archived_at) AS first FROM copies
@@ -196,7 +199,7 @@ UNCLAIMED = """NOT coalesce((
 
 STILL = f"""
 SELECT count(*) AS count, min(due_at) AS since FROM media
-WHERE source = $2 AND state = 'pending' AND due_at <= $3 AND NOT urgent AND {UNCLAIMED}"""
+WHERE source = $2 AND {PENDING} AND due_at <= $3 AND NOT urgent AND {UNCLAIMED}"""
 
 WITHIN = """
 SELECT r.recording_id, r.started_at, r.missing_since, array_agg(m.state) AS states
@@ -690,10 +693,28 @@ COUNTS_WITHIN = f"""
 SELECT m.state, count(*) AS count, min(m.due_at) AS due_at FROM media m JOIN recordings r USING (source, recording_id)
 WHERE {UNFINISHED} AND m.source = $1 AND r.key_at >= $2 AND r.key_at < $3 GROUP BY m.state"""
 
-REASONS = """
+REASONS = f"""
 SELECT source, state, error, count(*) AS count FROM media
-WHERE (state = 'pending' OR state = 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
+WHERE ({PENDING} OR state = 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
 GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
+
+#: How many are kept as evidence, and how many of these since then.
+FLAGGED = """
+SELECT source, flag, count(*) AS count, count(*) FILTER (WHERE archived_at > $1) AS lately
+FROM media CROSS JOIN LATERAL unnest(flags) AS flag WHERE flags <> '{}' GROUP BY source, flag"""
+
+#: Of what some stores did not take yet: which, and why; as sync.deliver writes it, several reasons in one.
+_UNPUT = """
+LATERAL (SELECT split_part(part, ': ', 1) AS store, substr(part, strpos(part, ': ') + 2) AS error
+         FROM regexp_split_to_table(substr(m.error, 7), '; store ') AS part WHERE strpos(part, ': ') > 0) u"""
+
+WAITING_FOR = f"""
+SELECT u.store, count(*) AS count, mode() WITHIN GROUP (ORDER BY u.error) AS error FROM media m CROSS JOIN {_UNPUT}
+WHERE {PENDING} AND m.error LIKE 'store %' AND u.store = ANY($1) GROUP BY u.store"""
+
+WAITING_FOR_IT = f"""
+SELECT m.source, m.recording_id, m.media_id, u.error FROM media m CROSS JOIN {_UNPUT}
+WHERE {PENDING} AND m.error LIKE 'store %' AND u.store = $1 ORDER BY m.source, m.recording_id, m.media_id LIMIT $2"""
 
 #: The reasons are classes, not messages: those of sync.explain; all that has no class of its own is "other".
 QUEUE = f"""
@@ -705,13 +726,15 @@ FROM (SELECT source, state, error, failing_since, split_part(error, ':', 1) AS c
 GROUP BY 1, 2, 3"""
 
 #: Of what has not failed by itself. Whatever waits longest is due first, and so a look at the first few tells.
-WAITING = """
+_FIRST = """
+    SELECT source, recording_id FROM media m
+    WHERE m.source = s.source AND state = 'pending' AND {of} AND failing_since IS NULL
+        AND coalesce(error, '') NOT LIKE 'not ready%'
+    ORDER BY due_at LIMIT 500"""
+WAITING = f"""
 SELECT s.source, min(r.first_listed_at) AS since
 FROM unnest($1::text[]) AS s (source), LATERAL (
-    SELECT source, recording_id FROM media m
-    WHERE m.source = s.source AND state = 'pending' AND failing_since IS NULL
-        AND coalesce(error, '') NOT LIKE 'not ready%'
-    ORDER BY due_at LIMIT 500) m
+    ({_FIRST.format(of="NOT troubled")}) UNION ALL ({_FIRST.format(of="troubled")})) m
 JOIN recordings r ON (r.source, r.recording_id) = (m.source, m.recording_id)
 GROUP BY s.source"""
 
@@ -848,6 +871,8 @@ class Numbers:
     totals: Mapping[tuple[str, str], tuple[int, int]]
     #: By source how many rows could not be read, and when the last was seen.
     rejected: Mapping[str, tuple[int, datetime]]
+    #: By source and flag how many media are kept as evidence, and how many of these since LATELY.
+    flagged: Mapping[tuple[str, str], tuple[int, int]]
     #: By store how many copies are known to be bad, and when the one longest unread was last read or made.
     bad: Mapping[str, int]
     unverified: Mapping[str, datetime]
@@ -866,6 +891,8 @@ class Query:
     state: str | None = None
     text: str | None = None
     longer_than: timedelta | None = None
+    #: Of one of its media.
+    flag: str | None = None
     limit: int | None = None
 
 
@@ -1724,6 +1751,20 @@ class Catalog:
         async with self._connection() as c:
             return [dict(row) for row in await c.fetch(REASONS, sources)]
 
+    async def flagged(self, since: datetime) -> dict[tuple[str, str], tuple[int, int]]:
+        """By source and flag how many media are kept as evidence, and how many of these were archived since then."""
+        async with self._connection() as c:
+            return _flagged(await c.fetch(FLAGGED, since))
+
+    async def waiting_for(self, stores: Sequence[str], limit: int = 5) -> dict[str, Document]:
+        """By store what it did not take yet: how many media, the commonest reason, and some of them with theirs."""
+        told: dict[str, Document] = {}
+        async with self._connection() as c:
+            for row in await c.fetch(WAITING_FOR, list(stores)):
+                media = [dict(medium) for medium in await c.fetch(WAITING_FOR_IT, row["store"], limit)]
+                told[row["store"]] = {"count": row["count"], "error": row["error"], "media": media}
+        return told
+
     async def numbers(self, sources: Sequence[str], stores: Sequence[str]) -> Numbers:
         """All that watching needs, in one go."""
         async with self._connection() as c:
@@ -1732,6 +1773,7 @@ class Catalog:
             waiting = await c.fetch(WAITING, list(sources))
             totals = await c.fetch(TOTALS)
             rejected = await c.fetch(REJECTED_COUNTS)
+            flagged = await c.fetch(FLAGGED, self.clock.now() - LATELY)
             bad = await c.fetch(BAD)
             unverified = await c.fetch(UNVERIFIED, list(stores))
         spoilt: Counter[str] = Counter()
@@ -1744,6 +1786,7 @@ class Catalog:
             waiting={r["source"]: r["since"] for r in waiting},
             totals={(r["source"], r["store"]): (r["count"], r["bytes"]) for r in totals},
             rejected={r["source"]: (r["count"], r["last_at"]) for r in rejected},
+            flagged=_flagged(flagged),
             bad=spoilt,
             unverified={r["store"]: r["since"] for r in unverified if r["since"] is not None},
         )
@@ -2194,6 +2237,10 @@ _LOST: tuple[type[BaseException], ...] = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+
+def _flagged(rows: Sequence[Any]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(row["source"], row["flag"]): (row["count"], row["lately"]) for row in rows}
 
 
 def _windows(multirange: Any) -> tuple[Window, ...]:
@@ -2740,13 +2787,16 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         return f"${len(values)}"
 
     where = []
-    for column, given in (("source", query.source), ("direction", query.direction)):
+    compared = {
+        "source =": query.source,
+        "direction =": query.direction,
+        "started_at >=": query.start,
+        "started_at <": query.end,
+        "duration >": query.longer_than,
+    }
+    for condition, given in compared.items():
         if given is not None:
-            where.append(f"r.{column} = {value(given)}")
-    if query.start is not None:
-        where.append(f"r.started_at >= {value(query.start)}")
-    if query.end is not None:
-        where.append(f"r.started_at < {value(query.end)}")
+            where.append(f"r.{condition} {value(given)}")
     for column, given in (("caller", query.caller), ("callee", query.callee)):
         if given is not None:
             where.append(f"r.{column} LIKE {value(like(given))}")
@@ -2762,8 +2812,9 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         n = value("%" + like(query.text, wild=False) + "%")
         columns = "r.recording_id", "r.call_id", "r.caller", "r.callee", "r.agent", "r.queue", "r.raw::text"
         where.append("(" + " OR ".join(f"{c} ILIKE {n}" for c in (*columns, "r.attributes::text")) + ")")
-    if query.longer_than is not None:
-        where.append(f"r.duration > {value(query.longer_than)}")
+    if query.flag is not None:
+        flagged = f"SELECT source, recording_id FROM media WHERE flags <> '{{}}' AND {value(query.flag)} = ANY(flags)"
+        where.append(f"(r.source, r.recording_id) IN ({flagged})")
     return where, values
 
 
