@@ -701,7 +701,8 @@ GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
 #: How many are kept as evidence, and how many of these since then.
 FLAGGED = """
 SELECT source, flag, count(*) AS count, count(*) FILTER (WHERE archived_at > $1) AS lately
-FROM media CROSS JOIN LATERAL unnest(flags) AS flag WHERE flags <> '{}' GROUP BY source, flag"""
+FROM media CROSS JOIN LATERAL unnest(flags) AS flag
+WHERE flags <> '{}' AND ($2::text[] IS NULL OR source = ANY($2)) GROUP BY source, flag"""
 
 #: Of what some stores did not take yet: which, and why; as sync.deliver writes it, several reasons in one.
 _UNPUT = """
@@ -871,7 +872,7 @@ class Numbers:
     totals: Mapping[tuple[str, str], tuple[int, int]]
     #: By source how many rows could not be read, and when the last was seen.
     rejected: Mapping[str, tuple[int, datetime]]
-    #: By source and flag how many media are kept as evidence, and how many of these since LATELY.
+    #: By source and flag how many media are kept as evidence, and how many of these were archived lately.
     flagged: Mapping[tuple[str, str], tuple[int, int]]
     #: By store how many copies are known to be bad, and when the one longest unread was last read or made.
     bad: Mapping[str, int]
@@ -1751,10 +1752,12 @@ class Catalog:
         async with self._connection() as c:
             return [dict(row) for row in await c.fetch(REASONS, sources)]
 
-    async def flagged(self, since: datetime) -> dict[tuple[str, str], tuple[int, int]]:
+    async def flagged(
+        self, since: datetime, sources: Sequence[str] | None = None
+    ) -> dict[tuple[str, str], tuple[int, int]]:
         """By source and flag how many media are kept as evidence, and how many of these were archived since then."""
         async with self._connection() as c:
-            return _flagged(await c.fetch(FLAGGED, since))
+            return _flagged(await c.fetch(FLAGGED, since, sources))
 
     async def waiting_for(self, stores: Sequence[str], limit: int = 5) -> dict[str, Document]:
         """By store what it did not take yet: how many media, the commonest reason, and some of them with theirs."""
@@ -1773,7 +1776,7 @@ class Catalog:
             waiting = await c.fetch(WAITING, list(sources))
             totals = await c.fetch(TOTALS)
             rejected = await c.fetch(REJECTED_COUNTS)
-            flagged = await c.fetch(FLAGGED, self.clock.now() - LATELY)
+            flagged = await c.fetch(FLAGGED, self.clock.now() - LATELY, list(sources))
             bad = await c.fetch(BAD)
             unverified = await c.fetch(UNVERIFIED, list(stores))
         spoilt: Counter[str] = Counter()

@@ -1750,6 +1750,7 @@ class TestCounts:
         assert await hq.flagged(NOON - timedelta(days=1)) == {
             (HQ, "short"): (2, 1), (HQ, "unchecked"): (1, 1), ("branch", "unfinished"): (1, 0),
         }  # fmt: skip
+        assert await hq.flagged(NOON, ["branch"]) == {("branch", "unfinished"): (1, 0)}
         numbers = await hq.numbers([HQ, "branch"], ["main"])
         assert numbers.flagged == await hq.flagged(NOON - timedelta(days=1))
 
@@ -2042,7 +2043,8 @@ class TestPlans:
         try:
             await large.execute("UPDATE media SET flags = '{short}' WHERE recording_id LIKE '%1234'")
             await large.execute("ANALYZE media")
-            for statement, *arguments in ((module.FLAGGED, NOON), (listed, *values)):
+            counted = [(module.FLAGGED, NOON, sources) for sources in (None, [HQ])]
+            for statement, *arguments in (*counted, (listed, *values)):
                 plan = await self.plan(large, statement, *arguments)
                 assert "media_flagged" in plan, plan
                 assert not re.search(r"Seq Scan on (media|recordings)", plan), plan
