@@ -1,4 +1,5 @@
-"""What is wrong although nothing fails: too few calls, a list that shrank, a queue that stands still, a lost race.
+"""What is wrong although nothing fails: too few calls or too little audio, a list that shrank, a queue that stands
+still, a lost race.
 
 Nothing is stored for it: the catalog's own history says what is usual.
 """
@@ -10,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from .catalog import Catalog
-from .model import ListingKey, Window, utc_text
+from .catalog import LATELY, Catalog
+from .model import Flag, ListingKey, Window, utc_text
 from .options import SourceOptions
 from .windows import last_hours, losses, subtract
 
-#: Of alarms: too few calls, a list that shrank, a queue that stands still, ids that do not come, a race being lost.
-KINDS = ("quiet", "shrunk", "still", "untold", "losing")
+#: Of alarms: too few calls, a list that shrank, a queue that stands still, ids that do not come, recordings with far
+#: less audio than told, a race being lost.
+KINDS = ("quiet", "shrunk", "still", "untold", "short", "losing")
 #: Hours looked at, and weeks before them that say what is usual; so many of these must have been listed.
 HOURS, WEEKS, ENOUGH = 24, 8, 4
 #: An hour is watched where it never had fewer calls; it is too quiet with less than a quarter of the fewest.
@@ -25,6 +27,8 @@ FEWEST = 3
 SHRUNK = 3
 #: A queue stands still where something was due for so long, and nothing was archived for as long.
 STILL = timedelta(hours=1)
+#: Too many are short where at least so many of the last day are, and more than one in twenty.
+SHORT, SHORT_SHARE = 5, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ async def watch(
         await _shrunk(catalog, name, options, listing_key, now),
         await _still(catalog, name, stores, now),
         await _untold(catalog, options),
+        await _short(catalog, name, stores, now),
     ):
         if alarm is not None:
             watched.alarms.append(alarm)
@@ -121,6 +126,20 @@ async def _untold(catalog: Catalog, options: SourceOptions) -> Alarm | None:
     if other is None or not await catalog.tells_no_call_ids(other):
         return None
     return Alarm("untold", f"{other} has told recordings and not one call id, so none is looked up here (ids_from)")
+
+
+async def _short(catalog: Catalog, name: str, stores: Sequence[str], now: datetime) -> Alarm | None:
+    _, short = (await catalog.flagged(now - LATELY, [name])).get((name, Flag.SHORT), (0, 0))
+    if short < SHORT:
+        return None
+    archived, _ = await catalog.archived_since(name, stores, now - LATELY)
+    if short * SHORT_SHARE <= archived:
+        return None
+    return Alarm(
+        "short",
+        f"{short} of the {archived} media archived in the last day hold far less audio than the recorder told of;"
+        " does it still record to the end?",
+    )
 
 
 async def _race(

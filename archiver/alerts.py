@@ -40,7 +40,7 @@ class Problem:
     name: str
     #: The source or store; "" for the daemon as a whole.
     subject: str = ""
-    severity: Literal["critical", "warning"] = "warning"
+    severity: Literal["critical", "warning", "info"] = "warning"
     text: str
     #: How long it must last before anybody is told; None: as the config says.
     after: timedelta | None = None
@@ -69,6 +69,7 @@ def problems(survey: Survey, alerts: Alerts) -> Iterator[Problem]:
         return
     for source in survey.sources.values():
         yield from _of_source(source, alerts)
+        yield from _of_what_came(source)
     for store in survey.stores.values():
         yield from _of_store(store)
 
@@ -97,11 +98,23 @@ def _of_source(view: SourceView, alerts: Alerts) -> Iterator[Problem]:
         yield Problem(
             name="MediaFailed", subject=name, text=f"{failed} media were given up; `archiver retry` tries again"
         )
+
+
+def _of_what_came(view: SourceView) -> Iterator[Problem]:
+    """What is odd although nothing fails."""
+    name = view.name
     for kind, text in view.warnings.items():
         if kind == "losing":
             yield Problem(name="ExpiringUnarchived", subject=name, severity="critical", text=text)
+        elif kind == "short":
+            yield Problem(name="AudioShort", subject=name, text=text)
         else:
             yield Problem(name="SourceOdd", subject=f"{name} {kind}", text=text)
+    for flag, (_, lately) in view.flagged.items():
+        if lately:
+            what = f"{lately} media archived in the last day are flagged {flag}"
+            text = f"{what}; `archiver list --source {name} --flag {flag}` names the calls"
+            yield Problem(name="MediaFlagged", subject=f"{name} {flag}", severity="info", text=text)
     if view.rejected_ago is not None and view.rejected_ago < RECENT:
         text = f"rows that nobody can read were listed; `archiver rejected {name}` shows them"
         yield Problem(name="RowsRejected", subject=name, text=text)

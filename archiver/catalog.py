@@ -55,6 +55,8 @@ FEW = 200
 IDS = 10_000
 #: After the server's start its processes get so long to connect again.
 SETTLING = timedelta(seconds=20)
+#: What was archived within this time is recent.
+LATELY = timedelta(days=1)
 #: A window is listed again so long after its first listing.
 REVISIT_AFTER = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 #: A host that is cut off says no farewell: the server finds out by asking, and lets go of its locks and transactions.
@@ -174,17 +176,18 @@ ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
 EXPIRE_BY = """
 UPDATE sources SET retention = $2 WHERE name = $1 AND retention IS DISTINCT FROM $2 RETURNING true"""
 
-#: Each half is the condition of an index: one over both would take in every new medium twice.
-UNFINISHED = "(state = 'pending' OR state IN ('failed', 'gone', 'empty'))"
+#: Each part is the condition of an index: one over all would take in every new medium twice.
+PENDING = "(state = 'pending' AND NOT troubled OR state = 'pending' AND troubled)"
+UNFINISHED = f"({PENDING} OR state IN ('failed', 'gone', 'empty'))"
 
 EXPIRES = f"""
 UPDATE media m SET expires_at = r.started_at + $2::interval FROM recordings r
 WHERE m.source = $1 AND r.source = $1 AND r.recording_id = m.recording_id AND {UNFINISHED}
     AND ($3::text[] IS NULL OR m.recording_id = ANY($3))"""
 
-EXPIRING = """
+EXPIRING = f"""
 SELECT date_bin('1 hour', expires_at, '2000-01-01Z') AS hour, count(*) AS count FROM media
-WHERE source = $1 AND (state = 'pending' OR state = 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
+WHERE source = $1 AND ({PENDING} OR state = 'failed') AND expires_at IS NOT NULL GROUP BY 1 ORDER BY 1"""
 
 ARCHIVED_SINCE = """
 SELECT count(DISTINCT (recording_id, media_id)) AS count, min(archived_at) AS first FROM copies
@@ -219,7 +222,7 @@ UNCLAIMED = """NOT coalesce((
 
 STILL = f"""
 SELECT count(*) AS count, min(due_at) AS since FROM media
-WHERE source = $2 AND state = 'pending' AND due_at <= $3 AND NOT urgent AND {UNCLAIMED}"""
+WHERE source = $2 AND {PENDING} AND due_at <= $3 AND NOT urgent AND {UNCLAIMED}"""
 
 WITHIN = """
 SELECT r.recording_id, r.started_at, r.missing_since, array_agg(m.state) AS states
@@ -450,8 +453,8 @@ JOIN sources s ON s.name = r.source"""
 MEDIA_OF = """
 SELECT m.* FROM unnest($1::text[], $2::text[]) AS k (source, recording_id)
 CROSS JOIN LATERAL (
-    SELECT source, recording_id, media_id, state, content_type, told_type, size, sha256, duration, attempts, error,
-        stores
+    SELECT source, recording_id, media_id, state, content_type, told_type, size, sha256, duration, coding, flags, note,
+        attempts, error, stores
     FROM media WHERE (source, recording_id) = (k.source, k.recording_id) OFFSET 0) m
 ORDER BY source, recording_id, media_id"""
 
@@ -663,18 +666,19 @@ ON CONFLICT (source, recording_id) DO UPDATE SET
 
 REBUILD_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,
-    content_type, duration, archived_at)
+    content_type, duration, coding, flags, note, archived_at)
 SELECT t.source, t.recording_id, t.media_id, t.state, t.due_at::timestamptz, t.attempts::int, t.error,
-    t.stores::text[], t.held::text[], t.size::bigint, t.sha256, t.content_type, t.duration::interval,
-    t.archived_at::timestamptz
+    t.stores::text[], t.held::text[], t.size::bigint, t.sha256, t.content_type, t.duration::interval, t.coding,
+    t.flags::text[], t.note, t.archived_at::timestamptz
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[])
     AS t (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256, content_type,
-          duration, archived_at)
+          duration, coding, flags, note, archived_at)
 ON CONFLICT (source, recording_id, media_id) DO UPDATE SET
     state = excluded.state, attempts = excluded.attempts, error = excluded.error, stores = excluded.stores,
     held = excluded.held, size = excluded.size, sha256 = excluded.sha256, content_type = excluded.content_type,
-    duration = excluded.duration, archived_at = excluded.archived_at
+    duration = excluded.duration, coding = excluded.coding, flags = excluded.flags, note = excluded.note,
+    archived_at = excluded.archived_at
 WHERE NOT (m.state = 'archived' AND excluded.state = 'pending' AND excluded.sha256 IS NULL)"""
 
 REBUILD_COPIES = """
@@ -727,10 +731,29 @@ COUNTS_WITHIN = f"""
 SELECT m.state, count(*) AS count, min(m.due_at) AS due_at FROM media m JOIN recordings r USING (source, recording_id)
 WHERE {UNFINISHED} AND m.source = $1 AND r.key_at >= $2 AND r.key_at < $3 GROUP BY m.state"""
 
-REASONS = """
+REASONS = f"""
 SELECT source, state, error, count(*) AS count FROM media
-WHERE (state = 'pending' OR state = 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
+WHERE ({PENDING} OR state = 'failed') AND error IS NOT NULL AND ($1::text[] IS NULL OR source = ANY($1))
 GROUP BY source, state, error ORDER BY count DESC LIMIT 50"""
+
+#: How many are kept as evidence, and how many of these since then.
+FLAGGED = """
+SELECT source, flag, count(*) AS count, count(*) FILTER (WHERE archived_at > $1) AS lately
+FROM media CROSS JOIN LATERAL unnest(flags) AS flag
+WHERE flags <> '{}' AND ($2::text[] IS NULL OR source = ANY($2)) GROUP BY source, flag"""
+
+#: Of what some stores did not take yet: which, and why; as sync.deliver writes it, several reasons in one.
+_UNPUT = """
+LATERAL (SELECT split_part(part, ': ', 1) AS store, substr(part, strpos(part, ': ') + 2) AS error
+         FROM regexp_split_to_table(substr(m.error, 7), '; store ') AS part WHERE strpos(part, ': ') > 0) u"""
+
+WAITING_FOR = f"""
+SELECT u.store, count(*) AS count, mode() WITHIN GROUP (ORDER BY u.error) AS error FROM media m CROSS JOIN {_UNPUT}
+WHERE {PENDING} AND m.error LIKE 'store %' AND u.store = ANY($1) GROUP BY u.store"""
+
+WAITING_FOR_IT = f"""
+SELECT m.source, m.recording_id, m.media_id, u.error FROM media m CROSS JOIN {_UNPUT}
+WHERE {PENDING} AND m.error LIKE 'store %' AND u.store = $1 ORDER BY m.source, m.recording_id, m.media_id LIMIT $2"""
 
 #: The reasons are classes, not messages: those of sync.explain; all that has no class of its own is "other".
 QUEUE = f"""
@@ -742,13 +765,15 @@ FROM (SELECT source, state, error, failing_since, split_part(error, ':', 1) AS c
 GROUP BY 1, 2, 3"""
 
 #: Of what has not failed by itself. Whatever waits longest is due first, and so a look at the first few tells.
-WAITING = """
+_FIRST = """
+    SELECT source, recording_id FROM media m
+    WHERE m.source = s.source AND state = 'pending' AND {of} AND failing_since IS NULL
+        AND coalesce(error, '') NOT LIKE 'not ready%'
+    ORDER BY due_at LIMIT 500"""
+WAITING = f"""
 SELECT s.source, min(r.first_listed_at) AS since
 FROM unnest($1::text[]) AS s (source), LATERAL (
-    SELECT source, recording_id FROM media m
-    WHERE m.source = s.source AND state = 'pending' AND failing_since IS NULL
-        AND coalesce(error, '') NOT LIKE 'not ready%'
-    ORDER BY due_at LIMIT 500) m
+    ({_FIRST.format(of="NOT troubled")}) UNION ALL ({_FIRST.format(of="troubled")})) m
 JOIN recordings r ON (r.source, r.recording_id) = (m.source, m.recording_id)
 GROUP BY s.source"""
 
@@ -899,6 +924,8 @@ class Numbers:
     totals: Mapping[tuple[str, str], tuple[int, int]]
     #: By source how many rows could not be read, and when the last was seen.
     rejected: Mapping[str, tuple[int, datetime]]
+    #: By source and flag how many media are kept as evidence, and how many of these were archived lately.
+    flagged: Mapping[tuple[str, str], tuple[int, int]]
     #: By store how many copies are known to be bad, and when the one longest unread was last read or made.
     bad: Mapping[str, int]
     unverified: Mapping[str, datetime]
@@ -917,6 +944,8 @@ class Query:
     state: str | None = None
     text: str | None = None
     longer_than: timedelta | None = None
+    #: Of one of its media.
+    flag: str | None = None
     limit: int | None = None
 
 
@@ -1820,6 +1849,22 @@ class Catalog:
         async with self._connection() as c:
             return [dict(row) for row in await c.fetch(REASONS, sources)]
 
+    async def flagged(
+        self, since: datetime, sources: Sequence[str] | None = None
+    ) -> dict[tuple[str, str], tuple[int, int]]:
+        """By source and flag how many media are kept as evidence, and how many of these were archived since then."""
+        async with self._connection() as c:
+            return _flagged(await c.fetch(FLAGGED, since, sources))
+
+    async def waiting_for(self, stores: Sequence[str], limit: int = 5) -> dict[str, Document]:
+        """By store what it did not take yet: how many media, the commonest reason, and some of them with theirs."""
+        told: dict[str, Document] = {}
+        async with self._connection() as c:
+            for row in await c.fetch(WAITING_FOR, list(stores)):
+                media = [dict(medium) for medium in await c.fetch(WAITING_FOR_IT, row["store"], limit)]
+                told[row["store"]] = {"count": row["count"], "error": row["error"], "media": media}
+        return told
+
     async def numbers(self, sources: Sequence[str], stores: Sequence[str]) -> Numbers:
         """All that watching needs, in one go."""
         async with self._connection() as c:
@@ -1828,6 +1873,7 @@ class Catalog:
             waiting = await c.fetch(WAITING, list(sources))
             totals = await c.fetch(TOTALS)
             rejected = await c.fetch(REJECTED_COUNTS)
+            flagged = await c.fetch(FLAGGED, self.clock.now() - LATELY, list(sources))
             bad = await c.fetch(BAD)
             unverified = await c.fetch(UNVERIFIED, list(stores))
         spoilt: Counter[str] = Counter()
@@ -1840,6 +1886,7 @@ class Catalog:
             waiting={r["source"]: r["since"] for r in waiting},
             totals={(r["source"], r["store"]): (r["count"], r["bytes"]) for r in totals},
             rejected={r["source"]: (r["count"], r["last_at"]) for r in rejected},
+            flagged=_flagged(flagged),
             bad=spoilt,
             unverified={r["store"]: r["since"] for r in unverified if r["since"] is not None},
         )
@@ -2292,6 +2339,10 @@ _LOST: tuple[type[BaseException], ...] = (
 )
 
 
+def _flagged(rows: Sequence[Any]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(row["source"], row["flag"]): (row["count"], row["lately"]) for row in rows}
+
+
 def _windows(multirange: Any) -> tuple[Window, ...]:
     return tuple(Window(r.lower, r.upper) for r in multirange or () if r.lower is not None and r.upper is not None)
 
@@ -2385,6 +2436,9 @@ _REBUILT_MEDIUM = [
     "sha256",
     "content_type",
     "duration",
+    "coding",
+    "flags",
+    "note",
     "archived_at",
 ]
 _REBUILT_COPY = [
@@ -2626,6 +2680,9 @@ def _retold_medium(r: manifests.Recording, m: manifests.Medium, now: str) -> _Ro
         m.sha256,
         m.content_type,
         _lasting(m.duration),
+        m.coding,
+        _array(*m.flags),
+        m.note,
         max(c.archived_at for c in of_now) if archived else None,
     )
 
@@ -2762,6 +2819,9 @@ def _medium_document(row: Any, copies: list[Document]) -> Document:
         "size": row["size"],
         "sha256": row["sha256"],
         "duration": _seconds(row["duration"]),
+        "coding": row["coding"],
+        "flags": list(row["flags"]),
+        "note": row["note"],
         "attempts": row["attempts"],
         "error": row["error"],
         "stores": list(row["stores"]),
@@ -2820,6 +2880,9 @@ def with_results(document: Document, downloads: Sequence[Download]) -> Document:
                 "size": download.size,
                 "sha256": download.sha256,
                 "duration": _seconds(download.duration),
+                "coding": download.coding,
+                "flags": [flag.value for flag in download.flags],
+                "note": _text(download.note),
                 "attempts": medium["attempts"] + 1,
                 "error": download.error,
                 "copies": copies,
@@ -2836,13 +2899,16 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         return f"${len(values)}"
 
     where = []
-    for column, given in (("source", query.source), ("direction", query.direction)):
+    compared = {
+        "source =": query.source,
+        "direction =": query.direction,
+        "started_at >=": query.start,
+        "started_at <": query.end,
+        "duration >": query.longer_than,
+    }
+    for condition, given in compared.items():
         if given is not None:
-            where.append(f"r.{column} = {value(given)}")
-    if query.start is not None:
-        where.append(f"r.started_at >= {value(query.start)}")
-    if query.end is not None:
-        where.append(f"r.started_at < {value(query.end)}")
+            where.append(f"r.{condition} {value(given)}")
     for column, given in (("caller", query.caller), ("callee", query.callee)):
         if given is not None:
             where.append(f"r.{column} LIKE {value(like(given))}")
@@ -2858,8 +2924,9 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         n = value("%" + like(query.text, wild=False) + "%")
         columns = "r.recording_id", "r.call_id", "r.caller", "r.callee", "r.agent", "r.queue", "r.raw::text"
         where.append("(" + " OR ".join(f"{c} ILIKE {n}" for c in (*columns, "r.attributes::text")) + ")")
-    if query.longer_than is not None:
-        where.append(f"r.duration > {value(query.longer_than)}")
+    if query.flag is not None:
+        flagged = f"SELECT source, recording_id FROM media WHERE flags <> '{{}}' AND {value(query.flag)} = ANY(flags)"
+        where.append(f"(r.source, r.recording_id) IN ({flagged})")
     return where, values
 
 

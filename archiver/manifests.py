@@ -234,6 +234,7 @@ _Id = Annotated[str, Meta(min_length=1)]
 _Seconds = Annotated[float, Meta(ge=-1e13, le=1e13)]
 _Size = Annotated[int, Meta(ge=0, lt=1 << 44)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Flags = list[Annotated[str, Meta(pattern=r"^[a-z_]+\Z")]]
 
 
 class Copy(Struct, gc=False):
@@ -266,6 +267,9 @@ class Medium(Struct, gc=False):
     error: str | None
     copies: list[Copy]
     stores: list[str] | None = None
+    coding: str | None = None
+    flags: _Flags = []
+    note: str | None = None
 
     def __post_init__(self) -> None:
         _short("media_id", self.media_id, LONGEST_ID)
@@ -293,7 +297,7 @@ class Recording(Struct, gc=False):
     attributes: Raw
     media: list[Medium]
     raw: Raw
-    flags: list[Annotated[str, Meta(pattern=r"^[a-z_]+\Z")]] = []
+    flags: _Flags = []
     missing_since: str | None = None
 
     def __post_init__(self) -> None:

@@ -221,9 +221,16 @@ async def _compare(scratch: Drill, report: Drilled) -> None:
 
 
 def differences(live: Document, again: Document) -> list[str]:
-    """The fields in which two documents of a recording differ; when its copies were verified does not count."""
-    media = {m["media_id"]: _timeless(m) for m in live["media"]}
+    """The fields in which two documents of a recording differ.
+
+    When its copies were verified does not count. Nor does a coding that the store does not tell: earlier versions wrote
+    none, and `verify` fills it in.
+    """
     others = {m["media_id"]: _timeless(m) for m in again["media"]}
+    media = {m["media_id"]: _timeless(m) for m in live["media"]}
+    for name in media.keys() & others.keys():
+        if others[name]["coding"] is None:
+            media[name]["coding"] = None
     fields = [name for name in live if name != "media" and live[name] != again.get(name)]
     return fields + [f"medium {name}" for name in sorted({*media, *others}) if media.get(name) != others.get(name)]
 

@@ -30,6 +30,8 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
+#: By the level of a problem.
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 #: Narrower terminals are shown less.
 WIDE = 110
 
@@ -47,12 +49,12 @@ def status_parts(console: Console, document: Document) -> list[RenderableType]:
     problems = document["problems"]
     parts: list[RenderableType] = [_sources(document["sources"], problems, wide=wide), "", _stores(document["stores"])]
     for p in problems:
-        colour = "red" if p["level"] == "error" else "yellow"
+        colour = _COLOURS[p["level"]]
         what = f"[{colour}]{clean(p['name'])}:[/] {clean(p['what'])}"
         do = f"→ {clean(p['do'])}"
         below = [*map(clean, p.get("details", [])), do]
         parts += ["", what, *(Padding(line, (0, 0, 0, 2)) if console.is_terminal else f"  {line}" for line in below)]
-    if not problems:
+    if all(p["level"] == "note" for p in problems):
         parts += ["", "[green]nothing is wrong[/]"]
     return parts
 
@@ -62,10 +64,9 @@ def _sources(sources: Mapping[str, Any], problems: Iterable[Document], *, wide: 
     columns = ("source", "kind", "lag", "covered to (UTC)", *numbers[1:])
     shown = [c for c in columns if wide or c not in {"kind", "covered to (UTC)"}]
     table = _table(*shown, right=numbers)
-    troubled = {p["name"]: p["level"] for p in reversed(list(problems)) if p["of"] == "source"}
-    colours = {"error": "red", "warning": "yellow"}
+    levels = {p["name"]: p["level"] for p in reversed(list(problems)) if p["of"] == "source" and p["level"] != "note"}
     for name, s in sources.items():
-        colour = colours.get(troubled.get(name, ""), "green")
+        colour = _COLOURS.get(levels.get(name, ""), "green")
         cells = {
             "source": f"[{colour}]{clean(name)}[/]" if s["enabled"] else f"[dim]{clean(name)} (off)[/]",
             "kind": clean(s["kind"]),
@@ -105,6 +106,8 @@ def recordings(console: Console, documents: Iterable[Document]) -> None:
     colours = {"archived": "green", "failed": "red", "pending": "yellow"}
     for d in documents:
         colour = colours.get(d["state"], "dim")
+        flags = sorted({flag for medium in d["media"] for flag in medium["flags"]})
+        odd = f" [yellow]{clean(', '.join(flags))}[/]" if flags else ""
         table.add_row(
             d["started_at"][:19].replace("T", " "),
             clean(d["source"]),
@@ -113,7 +116,7 @@ def recordings(console: Console, documents: Iterable[Document]) -> None:
             clean(d["caller"]),
             clean(d["callee"]),
             span(d["duration"]),
-            f"[{colour}]{d['state']}[/]",
+            f"[{colour}]{d['state']}[/]{odd}",
         )
     console.print(table)
 
@@ -134,14 +137,21 @@ def recording(console: Console, d: Document) -> None:
     for medium in d["media"]:
         length = span(medium["duration"])
         held = size(medium["size"]) if medium["size"] is not None else "–"
-        kind = clean(medium["content_type"])
+        kind = clean(medium["content_type"]) + (f" ({clean(medium['coding'])})" if medium["coding"] else "")
         console.print(f"\n[bold]{clean(medium['media_id'])}[/] {medium['state']}, {kind}, {held}, {length}")
         if medium["sha256"]:
             console.print(f"  SHA-256 {medium['sha256']}", soft_wrap=True)
         if medium["error"]:
             console.print(f"  [yellow]{clean(medium['error'])}[/]", soft_wrap=True)
+        if medium["flags"]:
+            console.print(f"  {_flagged(medium)}", soft_wrap=True)
         for copy in medium["copies"]:
             console.print(f"  {clean(copy['store'])}: {clean(copy['key'])}  {copy['archived_at']}", soft_wrap=True)
+
+
+def _flagged(medium: Document) -> str:
+    note = f": {clean(medium['note'])}" if medium["note"] else ""
+    return f"[yellow]flagged {clean(', '.join(medium['flags']))}[/]{note}"
 
 
 def story(console: Console, d: Document) -> None:
@@ -159,6 +169,9 @@ def story(console: Console, d: Document) -> None:
         detail = f": {event['detail']}" if event["detail"] else ""
         answer = f" [answer: {event['answer']}]" if event["answer"] else ""
         console.print(clean(f"  {event['at']}{medium} {event['what']}{detail}{answer}{times}"), soft_wrap=True)
+    for medium in d["media"]:
+        if medium["flags"]:
+            console.print(f"  {clean(medium['media_id'])} is {_flagged(medium)}", soft_wrap=True)
     if d["missing_since"]:
         console.print(f"  the source no longer lists it since {d['missing_since']}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,9 +11,9 @@ from apscheduler.triggers.cron import CronTrigger
 
 from . import live
 from .alarms import Watched, watch
-from .catalog import Catalog, Document
+from .catalog import LATELY, Catalog, Document
 from .config import Config
-from .model import Window, utc_text
+from .model import Flag, Window, utc_text
 from .options import duration
 from .verify import owed
 from .windows import merge, subtract
@@ -31,6 +32,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
     totals = await catalog.totals()
     rejected = await catalog.rejected_counts()
     reasons = await catalog.reasons()
+    flagged = await catalog.flagged(now - LATELY)
     sources: dict[str, Any] = {}
     for name, source in config.sources.items():
         row = known.get(name)
@@ -50,6 +52,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "gone": states.get("gone", 0),
             "empty": states.get("empty", 0),
             "bytes": size,
+            "flags": {flag.value: flagged.get((name, flag), (0, 0))[0] for flag in Flag},
             "rejected_rows": rejected.get(name, 0),
             "polled_at": _text(row["polled_at"]) if row else None,
             "last_error": row["poll_error"] if row else None,
@@ -62,6 +65,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
             ][:5],
         }
     bad = await catalog.bad_copies()
+    waiting = await catalog.waiting_for(list(config.stores))
     stores: dict[str, Any] = {}
     verify = config.verify
     for name, store in config.stores.items():
@@ -71,6 +75,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "copies": sum(count for count, _ in held),
             "bytes": sum(size for _, size in held),
             "bad": sum(count for (_, of), count in bad.items() if of == name),
+            "waiting": waiting.get(name, {"count": 0, "error": None, "media": []}),
         }
         # Late by a day is what waits for its turn.
         read = await catalog.verify_state(name, now - verify.cycle - verify.period, now - FOUND_LATELY)
@@ -118,6 +123,8 @@ def store_problems(name: str, s: Document) -> list[Document]:
     if read["error"]:
         told = f"its copies could not be read on: {read['error']}"
         found.append(_problem("store", name, "error", told, f"`archiver check` tries the store, {verify} goes on"))
+    if s["waiting"]["count"]:
+        found.append(_waiting(name, s["waiting"]))
     if s["lacking"]:
         what = f"{number(s['lacking'], 'medium was', 'media were')} archived before it was a store of their source"
         found.append(_problem("store", name, "warning", what, f"`archiver copy --to {name}` brings them there"))
@@ -136,16 +143,45 @@ def store_problems(name: str, s: Document) -> list[Document]:
     return found
 
 
+#: How a store's error begins where it is one object that it does not take (sync.deliver).
+_REFUSED = "refused this object"
+
+
+def _waiting(name: str, waiting: Document) -> Document:
+    """What this store did not take; the details name some."""
+    media = number(waiting["count"], "medium waits", "media wait")
+    what = f"{media} for it: {waiting['error']}"
+    do = "`archiver check` tries the store now; what waits goes on by itself once it is back"
+    if waiting["error"].startswith(_REFUSED):
+        do = (
+            "it takes the others; mend what it says (its limit of size, names or rights), or give the source another"
+            " store; tried again by itself"
+        )
+    problem = _problem("store", name, "error", what, do)
+    problem["details"] = [f"{m['source']} {m['recording_id']} {m['media_id']}: {m['error']}" for m in waiting["media"]]
+    if (more := waiting["count"] - len(waiting["media"])) > 0:
+        problem["details"].append(f"and {more} more")
+    return problem
+
+
 def _told_finding(f: Document) -> str:
     ended = f"repaired by {f['repaired_by']}" if f["repaired_at"] else "not repaired"
     return f"{f['last_at'][:19]} {f['key']}: {f['problem']}; {ended}"
 
 
+#: What a flag says of a medium.
+_FLAGGED = {
+    Flag.UNFINISHED: "the end mark is missing, and perhaps the last seconds of the call",
+    Flag.UNCHECKED: "nobody could check that it is whole audio",
+    Flag.SHORT: "far less audio than the recorder told of",
+}
 #: By kind of an alarm.
 _TO_DO = {
     "quiet": "see that the recorder records, and that the account may see all of it; `archiver check` asks it now",
     "shrunk": "mend the account's rights, then `archiver check`; what is listed again comes by itself",
     "still": "see that the daemon runs (`systemctl status archiver`); `archiver sync {}` does it now",
+    "short": "`archiver list --source {} --flag short` names the calls; listen to some, and see whether the recorder"
+    " itself plays them whole",
     "untold": "see on the page of that recorder's kind in docs/sources what makes it tell call ids",
     "losing": "give the source more concurrency or rate, or have the recorder keep its calls for longer",
 }
@@ -176,10 +212,15 @@ def problems_of(name: str, s: Document, config: Config, now: datetime) -> list[D
             )
         )
     if s["last_error"] and not s["paused_why"]:
-        tried = "tried again at each poll; `archiver check` tries now"
-        found.append(("warning", f"the last poll had trouble: {s['last_error']}", tried))
+        found.append(_poll_trouble(name, s["last_error"]))
     found += [("error", warning["text"], _TO_DO[warning["kind"]].format(name)) for warning in s["warnings"]]
-    found += [_reason(name, reason, config) for reason in s["reasons"]]
+    # What a store did not take is told once, there.
+    held_up = tuple(f"store {store}: " for store in config.stores)
+    found += [
+        _reason(name, reason)
+        for reason in s["reasons"]
+        if reason["state"] == "failed" or not reason["error"].startswith(held_up)
+    ]
     if s["rejected_rows"]:
         rows = number(s["rejected_rows"], "row of its listings", "rows of its listings")
         found.append(("error", f"{rows} could not be read", f"`archiver rejected {name}` shows what came"))
@@ -189,16 +230,33 @@ def problems_of(name: str, s: Document, config: Config, now: datetime) -> list[D
             f"{number(len(s['gaps']), 'gap', 'gaps')} not listed yet, the first from {first['from']} to {first['to']}"
         )
         found.append(("warning", what, f"listed by itself with the next polls; `archiver sync {name}` does it now"))
+    for flag, words in _FLAGGED.items():
+        if count := s["flags"][flag]:
+            what = f"{number(count, 'medium is', 'media are')} flagged {flag}: {words}"
+            listed = f"`archiver list --source {name} --flag {flag}` names the calls"
+            found.append(("note", what, f"{listed}; listen to them, and compare them with the recorder's"))
     return [_problem("source", name, *problem) for problem in found]
 
 
-def _reason(name: str, reason: Document, config: Config) -> tuple[str, str, str]:
+#: As sync.poll writes it.
+_WINDOW = re.compile(r"\[(\S+), (\S+)\): (.*)", re.DOTALL)
+
+
+def _poll_trouble(name: str, error: str) -> tuple[str, str, str]:
+    window = _WINDOW.fullmatch(error)
+    if window is None:
+        return "warning", f"the last poll had trouble: {error}", "tried again at each poll; `archiver check` tries now"
+    start, end, why = window.groups()
+    tries = f"`archiver backfill --source {name} --from {start} --to {end}` tries now"
+    what = f"its calls from {start} to {end} can't be listed: {why}"
+    return "warning", what, f"tried again at each poll, and a gap until it works; {tries}"
+
+
+def _reason(name: str, reason: Document) -> tuple[str, str, str]:
     what = f"{number(reason['count'], 'medium', 'media')} {reason['state']}: {reason['error']}"
     if reason["state"] == "failed":
         listed = f"`archiver list --source {name} --state failed` names the calls"
         return "error", what, f"{listed}; `archiver retry --source {name}` tries again"
-    if any(reason["error"].startswith(f"store {store}:") for store in config.stores):
-        return "error", what, "`archiver check` tries the store now; what waits goes on by itself once it is back"
     return "warning", what, f"tried again by itself; `archiver list --source {name} --state pending` names the calls"
 
 
@@ -244,6 +302,10 @@ async def show(catalog: Catalog, source: str, recording_id: str) -> Document | N
     return found[0] | {"history": await catalog.history(source, recording_id)}
 
 
+#: What `why` tells of a medium beside its story.
+_OF_MEDIUM = ("media_id", "state", "attempts", "error", "flags", "note")
+
+
 async def why(catalog: Catalog, source: str, recording_id: str) -> Document | None:
     """A recording's history: the windows that should have seen it, each attempt and what came of it, or None."""
     found = (await catalog.documents([(source, recording_id)])).get((source, recording_id))
@@ -275,7 +337,7 @@ async def why(catalog: Catalog, source: str, recording_id: str) -> Document | No
         "missing_since": _text(missing),
         "windows": windows,
         "story": sorted(story, key=lambda event: str(event["at"])),
-        "media": [{k: medium[k] for k in ("media_id", "state", "attempts", "error")} for medium in document["media"]],
+        "media": [{k: medium[k] for k in _OF_MEDIUM} for medium in document["media"]],
     }
 
 

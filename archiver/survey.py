@@ -42,6 +42,8 @@ class SourceView:
     queue: Mapping[tuple[str, str], int]
     archived: int
     bytes: int
+    #: By flag how many media are kept as evidence, and how many of these were archived in the last day.
+    flagged: Mapping[str, tuple[int, int]]
     #: How long the longest waiting medium has been waiting, and the longest failing one failing.
     waiting: float
     failing: float
@@ -206,6 +208,7 @@ class Surveyor:
             queue={key: count for key, (count, _) in queue.items()},
             archived=archived[0],
             bytes=archived[1],
+            flagged={flag: n for (of, flag), n in numbers.flagged.items() if of == name} if numbers else {},
             waiting=_age(waiting, now) if waiting is not None else 0.0,
             failing=_age(min(failing), now) if failing else 0.0,
             rejected=rejected[0] if rejected else 0,

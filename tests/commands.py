@@ -166,6 +166,15 @@ class Place:
         self.config["sources"][name] = simulator.options() | quick | options
         return simulator
 
+    async def mark(self, recording_id: str, *flags: str, note: str | None = None) -> None:
+        """Its media are kept as evidence."""
+        connection = await asyncpg.connect(self.database)
+        try:
+            statement = "UPDATE media SET flags = $2, note = $3 WHERE recording_id = $1"
+            await connection.execute(statement, recording_id, flags, note)
+        finally:
+            await connection.close()
+
     def write(self) -> Path:
         text = toml(self.config)
         # Not under the eyes of a command that reads it.

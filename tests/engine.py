@@ -140,6 +140,17 @@ class Rig:
                 at_work.stop()
             await task
 
+    async def mark(self, flag: str | None, count: int, name: str = "pbx") -> None:
+        """So many of a source's archived media are kept as evidence for that reason; None: not any more."""
+        async with self.catalog._connection() as c:
+            await c.execute(
+                "UPDATE media SET flags = $3 WHERE (source, recording_id, media_id) IN (SELECT source, recording_id,"
+                " media_id FROM media WHERE source = $1 AND state = 'archived' ORDER BY 2, 3 LIMIT $2)",
+                name,
+                count,
+                [flag] if flag else [],
+            )
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def documents(self, name: str = "pbx") -> dict[str, Document]:

@@ -27,6 +27,7 @@ from archiver.model import (
     Copy,
     Direction,
     Download,
+    Flag,
     ListingKey,
     Outcome,
     Party,
@@ -1549,6 +1550,13 @@ class TestOnlyOne:
             await until(free)
 
 
+async def mark(db, recording_id: str, coding: str | None, *flags: str, note: str | None = None) -> None:
+    """What walking a recording's bytes said of them."""
+    await db.execute(
+        "UPDATE media SET coding = $2, flags = $3, note = $4 WHERE recording_id = $1", recording_id, coding, flags, note
+    )
+
+
 async def until(true: Any) -> None:
     async with asyncio.timeout(10):
         while not await true():
@@ -1559,7 +1567,7 @@ async def until(true: Any) -> None:
 
 
 class TestDocument:
-    async def test_it_is_the_contract_s(self, hq):
+    async def test_it_is_the_contract_s(self, hq, db):
         one = a_recording(
             recording_id="7", call_id=None, started_at=at("17T11:45:32"), ended_at=at("17T11:46:21"),
             duration=timedelta(seconds=48.974), direction=Direction.INBOUND, caller="+16504668888",
@@ -1574,8 +1582,9 @@ class TestDocument:
         assert (before["state"], before["media"][0]["content_type"]) == ("pending", "audio/told")
         (c,) = await claim(hq)
         copy = replace(a_copy(c, size=960_044), key="archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav")
-        download = replace(a_download(c, size=960_044), copies=(copy,))
+        download = replace(a_download(c, size=960_044), copies=(copy,), coding="pcm_s16le")
         await settle(hq, download)
+        await mark(db, "7", "pcm_s16le")
         told = await document(hq, "7")
         assert told == {
             "source": HQ, "kind": "chronicall", "recording_id": "7", "call_id": None, "state": "archived",
@@ -1588,7 +1597,8 @@ class TestDocument:
             "media": [
                 {
                     "media_id": "m1", "state": "archived", "content_type": "audio/wav", "size": 960_044,
-                    "sha256": SHA, "duration": 60.0, "attempts": 1, "error": None, "stores": ["main"],
+                    "sha256": SHA, "duration": 60.0, "coding": "pcm_s16le", "flags": [], "note": None,
+                    "attempts": 1, "error": None, "stores": ["main"],
                     "copies": [
                         {
                             "store": "main", "key": "archive/hq/2024/05/17/7/m1-5f5f5f5f5f5f.wav", "size": 960_044,
@@ -1602,6 +1612,20 @@ class TestDocument:
         # What a manifest says before the commit is what the catalog says after it.
         assert with_results(before, [download]) == told
         json.dumps(told)
+
+    async def test_what_is_odd_about_a_medium_is_told_by_the_manifest_as_by_the_catalog(self, hq, db):
+        await tell(hq, a_recording(recording_id="7"))
+        before = await document(hq, "7")
+        told = before["media"][0]
+        assert (told["coding"], told["flags"], told["note"]) == (None, [], None)
+        (c,) = await claim(hq)
+        odd: dict[str, Any] = {"coding": "gsm", "flags": (Flag.UNFINISHED, Flag.SHORT), "note": "3 s of 23 min"}
+        download = a_download(c, **odd)
+        await settle(hq, download)
+        await mark(db, "7", "gsm", "unfinished", "short", note="3 s of 23 min")
+        told = (await document(hq, "7"))["media"][0]
+        assert (told["coding"], told["flags"], told["note"]) == ("gsm", ["unfinished", "short"], "3 s of 23 min")
+        assert with_results(before, [download])["media"][0] == told
 
     @pytest.mark.parametrize(
         ("states", "overall"),
@@ -1665,6 +1689,13 @@ class TestFind:
             with subtests.test(str(filters)):
                 assert await found(calls, **filters) == ids
 
+    async def test_a_flag_of_any_medium_finds_its_recording(self, calls, db):
+        await mark(db, "one", None, "unchecked")
+        await mark(db, "six", "gsm", "short", "unfinished")
+        for flag, ids in {"unchecked": ["one"], "short": ["six"], "unfinished": ["six"], "other": []}.items():
+            assert await found(calls, flag=flag) == ids
+        assert await found(calls, flag="short", source=HQ) == []
+
     async def test_it_streams_past_one_batch(self, hq, db):
         await many(db, 1203)
         ids = await found(hq)
@@ -1703,6 +1734,52 @@ class TestCounts:
         assert [(r["state"], r["error"], r["count"]) for r in await hq.reasons([HQ])] == [
             ("failed", "it broke", 2), ("pending", "it broke", 1),
         ]  # fmt: skip
+
+    async def test_flags_are_counted_and_those_of_what_was_archived_lately(self, hq, db, clock):
+        await hq.source("branch", "xivo", default_start=NOON, start=None)
+        await tell(hq, *(a_recording(recording_id=f"r{n}") for n in range(6)))
+        await tell(hq, a_recording(recording_id="b"), source="branch")
+        assert await hq.flagged(NOON) == {}
+        claims = await claim(hq, 3)
+        await settle(hq, *(a_download(c) for c in claims))
+        await mark(db, "r0", None, "short")
+        await mark(db, "r1", None, "short", "unchecked")
+        # Some stores lack it.
+        await mark(db, "b", None, "unfinished")
+        await db.execute("UPDATE media SET archived_at = $1 WHERE recording_id = 'r0'", NOON - timedelta(days=2))
+        assert await hq.flagged(NOON - timedelta(days=1)) == {
+            (HQ, "short"): (2, 1), (HQ, "unchecked"): (1, 1), ("branch", "unfinished"): (1, 0),
+        }  # fmt: skip
+        assert await hq.flagged(NOON, ["branch"]) == {("branch", "unfinished"): (1, 0)}
+        numbers = await hq.numbers([HQ, "branch"], ["main"])
+        assert numbers.flagged == await hq.flagged(NOON - timedelta(days=1))
+
+    async def test_what_waits_for_a_store_is_counted_with_its_commonest_reason_and_named(self, hq, db):
+        await tell(hq, *(a_recording(recording_id=f"r{n}") for n in range(6)))
+        assert await hq.waiting_for(["main", "dav"]) == {}
+        for n, error in enumerate(
+            [
+                "store main: refused this object: it answered 413",
+                "store dav: no connection; store main: refused this object: it answered 413",
+                "store main: refused this object: it answered 400",
+                "store mainland: refused",
+                "store main is not in the config",
+                "it says store main: no",
+            ]
+        ):
+            await db.execute("UPDATE media SET error = $2 WHERE recording_id = $1", f"r{n}", error)
+        await db.execute("UPDATE media SET troubled = true WHERE recording_id = 'r1'")
+        told = await hq.waiting_for(["main", "dav"], 2)
+        assert told["main"] == {
+            "count": 3,
+            "error": "refused this object: it answered 413",
+            "media": [
+                {"source": HQ, "recording_id": "r0", "media_id": "m1", "error": "refused this object: it answered 413"},
+                {"source": HQ, "recording_id": "r1", "media_id": "m1", "error": "refused this object: it answered 413"},
+            ],
+        }
+        assert (told["dav"]["count"], told["dav"]["error"]) == (1, "no connection")
+        assert set(told) == {"main", "dav"}
 
     async def test_call_ids_come_in_the_order_in_which_they_became_known(self, hq, clock):
         for n, call_id in enumerate(["c3", "c1", None, "c2", "c1"]):
@@ -1956,6 +2033,39 @@ class TestPlans:
         for name, plan in plans.items():
             with subtests.test(name):
                 assert not re.search(r"Seq Scan on (media|recordings)", plan), plan
+
+    async def test_what_is_flagged(self, large):
+        """Few are; a search for them by their calls' starts would read all the others."""
+        where, values = module._conditions(Query(flag="short"))
+        listed = f"SELECT r.recording_id FROM recordings r WHERE {where[0]} ORDER BY r.started_at LIMIT 500"
+        undone = large.transaction()
+        await undone.start()
+        try:
+            await large.execute("UPDATE media SET flags = '{short}' WHERE recording_id LIKE '%1234'")
+            await large.execute("ANALYZE media")
+            counted = [(module.FLAGGED, NOON, sources) for sources in (None, [HQ])]
+            for statement, *arguments in (*counted, (listed, *values)):
+                plan = await self.plan(large, statement, *arguments)
+                assert "media_flagged" in plan, plan
+                assert not re.search(r"Seq Scan on (media|recordings)", plan), plan
+        finally:
+            await undone.rollback()
+
+    async def test_what_is_pending_troubled_or_not(self, large, subtests):
+        asked = {
+            "for a store": (module.WAITING_FOR, ["main"]),
+            "for a store, by name": (module.WAITING_FOR_IT, "main", 5),
+            "reasons": (module.REASONS, None),
+            "expiring": (module.EXPIRING, HQ),
+            "standing still": (module.STILL, NOON, HQ, NOON),
+            "longest": (module.WAITING, [HQ, "branch"]),
+        }
+        await large.execute("SET enable_seqscan = off")
+        for name, (statement, *values) in asked.items():
+            with subtests.test(name):
+                plan = await self.plan(large, statement, *values)
+                assert re.search("media_(due|expiring)", plan), plan
+                assert "media_troubled" in plan, plan
 
     async def test_lists(self, large, large_database, clock, subtests, monkeypatch):
         asked: list[tuple[Any, ...]] = []

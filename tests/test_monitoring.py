@@ -82,6 +82,11 @@ async def test_no_call_is_to_be_recognised_in_what_is_served(tmp_path, database,
         await eventually(lambda: _archived(rig, 5))
         metrics = await scrape(daemon)
         assert metrics['archiver_media{source="pbx",state="archived",job="archiver",instance="here:8410"}'] == 5
+        await rig.mark("short", 2)
+        metrics = await scrape(daemon)
+        for flag, count in {"unfinished": 0, "unchecked": 0, "short": 2}.items():
+            labels = f'flag="{flag}",source="pbx",job="archiver",instance="here:8410"'
+            assert metrics[f"archiver_flagged_media{{{labels}}}"] == count
         assert metrics['archiver_store_up{store="disk",job="archiver",instance="here:8410"}'] == 1
         told = "".join([(await page(daemon, path))[1] for path in ("/metrics", "/readyz", "/healthz")])
         for document in (await rig.documents()).values():
@@ -97,7 +102,7 @@ async def test_no_call_is_to_be_recognised_in_what_is_served(tmp_path, database,
         assert named <= served
         # Labels are names of the config and words of ours.
         labels = set(re.findall(r'(\w+)="', told)) - {"le"}
-        assert labels - {"reason"} == {"source", "store", "state", "kind", "outcome", "code", "version"}
+        assert labels - {"reason"} == {"source", "store", "state", "kind", "flag", "outcome", "code", "version"}
 
 
 async def _archived(rig: Rig, count: int) -> bool:

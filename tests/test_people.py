@@ -40,6 +40,7 @@ def quiet(**changes):
         "start": "2024-05-17T00:00:00.000Z", "gaps": [], "archived": 12345, "pending": 0, "failed": 0, "gone": 3,
         "empty": 0, "bytes": 123456789, "rejected_rows": 0, "polled_at": "2024-05-18T11:59:00.000Z",
         "last_error": None, "paused_until": None, "paused_why": None, "reasons": [], "warnings": [],
+        "flags": {"unfinished": 0, "unchecked": 0, "short": 0},
     } | changes  # fmt: skip
 
 
@@ -67,7 +68,21 @@ TROUBLE = {
         {"reasons": [{"state": "failed", "count": 2, "error": "403"}]},
         ["`archiver retry --source hq`", "`archiver list --source hq --state failed`"],
     ),
-    "store down": ({"reasons": [{"state": "pending", "count": 9, "error": "store disk: full"}]}, ["`archiver check`"]),
+    # Told with the store.
+    "store down": ({"reasons": [{"state": "pending", "count": 9, "error": "store disk: full"}]}, []),
+    "store lost": (
+        {"reasons": [{"state": "pending", "count": 9, "error": "store gone is not in the config"}]},
+        ["`archiver list --source hq --state pending`"],
+    ),
+    "window": (
+        {"last_error": "[2024-05-17T01:00:00.000Z, 2024-05-17T02:00:00.000Z): it answered 500"},
+        ["`archiver backfill --source hq --from 2024-05-17T01:00:00.000Z --to 2024-05-17T02:00:00.000Z`"],
+    ),
+    "short": ({"warnings": [{"kind": "short", "text": "9 of 10"}]}, ["`archiver list --source hq --flag short`"]),
+    "flagged": (
+        {"flags": {"unfinished": 1, "unchecked": 0, "short": 0}},
+        ["`archiver list --source hq --flag unfinished`", "compare"],
+    ),
     "waiting": ({"reasons": [{"state": "pending", "count": 1, "error": "503"}]}, ["tried again by itself"]),
     "unreadable": ({"rejected_rows": 1}, ["`archiver rejected hq`"]),
     "quiet": ({"warnings": [{"kind": "quiet", "text": "only 1 call"}]}, ["`archiver check`"]),
@@ -138,6 +153,60 @@ def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings,
     monkeypatch.setenv("NO_COLOR", "1")
     plain = shown(document, width=80, force_terminal=True)
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", plain), plain
+
+
+def test_what_a_store_does_not_take_is_told_once_with_its_commonest_reason_and_named():
+    refused = "refused this object: it answered 413"
+    medium = {"source": "hq", "recording_id": "1", "media_id": "audio", "error": refused}
+    store = {
+        "bad": 0, "lacking": 0, "waiting": {"count": 3, "error": refused, "media": [medium]},
+        "verify": {"error": None, "behind": None, "enabled": True, "overdue": 0, "found": 0},
+    }  # fmt: skip
+    (problem,) = report.store_problems("main", store)
+    assert problem["what"] == f"3 media wait for it: {refused}"
+    assert problem["details"] == [f"hq 1 audio: {refused}", "and 2 more"]
+    assert "it takes the others" in problem["do"]
+    store["waiting"] = {"count": 1, "error": "no connection", "media": [medium | {"error": "no connection"}]}
+    (problem,) = report.store_problems("main", store)
+    assert problem["what"] == "1 medium waits for it: no connection"
+    assert "`archiver check`" in problem["do"]
+
+
+async def test_flagged_media_are_counted_found_and_explained(place):
+    hq = await place.add("hq", XivoSimulator())
+    for n in range(3):
+        hq.add_call(datetime.now(UTC) - HOUR + n * timedelta(minutes=1), timedelta(seconds=1))
+    await place.run("sync")
+    first, second, third = [r["recording_id"] for r in (await place.run("list", "--json")).rows]
+    none = {"unfinished": 0, "unchecked": 0, "short": 0}
+    status = await place.json("status")
+    assert (status["sources"]["hq"]["flags"], status["problems"]) == (none, [])
+    await place.mark(first, "short", note="3 s of audio, the source said [bold]23 min[/]")
+    await place.mark(second, "short", "unchecked", note="nobody knows this kind")
+    status = await place.json("status")
+    assert status["sources"]["hq"]["flags"] == none | {"short": 2, "unchecked": 1}
+    assert [(p["level"], p["what"].partition(":")[0]) for p in status["problems"]] == [
+        ("note", "1 medium is flagged unchecked"),
+        ("note", "2 media are flagged short"),
+    ]
+    told = (await place.run("status")).out
+    assert "`archiver list --source hq --flag short` names the calls" in told
+    assert "nothing is wrong" in told
+    for flag, ids in {"short": [first, second], "unchecked": [second], "unfinished": []}.items():
+        rows = (await place.run("list", "--json", "--flag", flag)).rows
+        assert [r["recording_id"] for r in rows] == ids
+        assert all(flag in r["media"][0]["flags"] for r in rows)
+    listed = (await place.run("list")).out.splitlines()
+    assert [line.split()[-2:] for line in listed[2:]] == [["short,", "unchecked"], ["1s", "archived"]]
+    wrong = await place.run("list", "--flag", "long", code=2)
+    assert all(flag in wrong.err for flag in none)
+    for command in ("show", "why"):
+        assert (
+            "flagged short: 3 s of audio, the source said [bold]23 min[/]"
+            in (await place.run(command, "hq", first)).out
+        )
+        assert "flagged" not in (await place.run(command, "hq", third)).out
+    assert (await place.json("why", "hq", second))["media"][0]["flags"] == ["short", "unchecked"]
 
 
 async def test_the_live_view_goes_on_without_the_database_and_ends_on_ctrl_c(place, postgres):
@@ -216,6 +285,7 @@ async def test_shells_complete_commands_options_and_the_names_in_the_config(plac
     assert await completed("archiver sync ") == ["hq", "paris"]
     assert await completed("archiver list --source p") == ["paris"]
     assert await completed("archiver verify --store ") == ["disk"]
+    assert await completed("archiver list --flag un") == ["unfinished", "unchecked"]
     elsewhere = place.folder / "other.toml"
     elsewhere.write_text("[sources.rome]\n")
     assert await completed(f"archiver --config {elsewhere} why ") == ["rome"]

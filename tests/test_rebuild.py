@@ -27,6 +27,7 @@ def told(recording_id: str, *, prefix: str = "", source: str = "pbx", archived: 
         at = "2024-05-19T00:00:00.000Z"
         copy = {"store": "disk", "key": key, "archived_at": at, "verified_at": None, "size": 5, "sha256": SHA}
         medium |= {"state": "archived", "size": 5, "sha256": SHA, "copies": [copy | fields.pop("copy", {})]}
+    medium |= fields.pop("medium", {})
     return manifests.line(LINE | {"source": source, "recording_id": recording_id, "media": [medium], **fields})
 
 
@@ -327,10 +328,40 @@ async def test_lines_of_the_first_version_are_kept(made):
     document = json.loads(told("1", archived=True))
     del document["media"][0]["stores"]
     assert not {"flags", "missing_since"} & set(document)
+    assert not {"coding", "flags", "note"} & set(document["media"][0])
     assert (await made(Held(manifests.line(document)))).damaged == []
     (found,) = (await made.documents()).values()
-    assert found["media"][0]["stores"] == ["disk"]
+    assert found["media"][0].items() >= {"stores": ["disk"], "coding": None, "flags": [], "note": None}.items()
     assert found["flags"] == []
+
+
+async def test_what_is_odd_about_a_medium_comes_back_also_where_a_later_line_tells_it(made, monkeypatch):
+    monkeypatch.setattr(rebuild, "BATCH", 1)
+    odd = {"coding": "ulaw", "flags": ["short", "not_heard_of_yet"], "note": "it is\ttold\nso"}
+    await made(Held(told("1", archived=True) + told("2", archived=True, medium=odd), told("1", medium=odd)))
+    found = {i: d["media"][0] for i, d in (await made.documents()).items()}
+    assert found["2"].items() >= odd.items()
+    # What is archived stays as it was.
+    assert found["1"].items() >= {"coding": None, "flags": [], "note": None, "state": "archived"}.items()
+    later = odd | {"flags": [], "note": None}
+    await made.again(Held(told("2", archived=True, medium=odd), told("2", archived=True, medium=later)))
+    assert (await made.documents())["2"]["media"][0].items() >= later.items()
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "why"),
+    [
+        ("note", r'"\u0000"', "note holds what no database can"),
+        ("coding", r'"\ud800"', "coding holds what no database can"),
+        ("flags", r'["a\n"]', "media.0.flags.0: Expected `str` matching regex"),
+        ("flags", r'["x,y"]', "media.0.flags.0: Expected `str` matching regex"),
+        ("flags", "null", "media.0.flags: Expected `array`, got `null`"),
+    ],
+)
+async def test_what_no_medium_can_have_costs_its_line(made, field, text, why):
+    line = told("1", medium={field: "@"}).replace(b'"@"', text.encode())
+    (damage,) = (await made(Held(line))).damaged
+    assert damage.partition(".jsonl: line 1: ")[2] == why
 
 
 async def test_a_number_is_kept_as_it_was_told(made):

@@ -173,6 +173,36 @@ async def test_a_recorder_in_trouble(tmp_path, database, clock, monkeypatch):
         await assert_fires(tmp_path, *it.stories)
 
 
+async def test_recordings_that_are_kept_as_evidence(tmp_path, database, clock, monkeypatch):
+    monkeypatch.setattr(daemons, "WATCH", 0.3)
+    async with scene(tmp_path, database, clock) as it:
+        rig = it.rig
+        it.call(5)
+
+        async def archived() -> bool:
+            return await rig.states() == {"archived": 8}
+
+        await eventually(archived)
+        await it.calm()
+
+        # One is of a kind that nobody knows.
+        await rig.mark("unchecked", 1)
+        await it.troubled("MediaFlagged")
+        assert await wrong(it.daemon) == {"MediaFlagged"}
+
+        # More than half are far too short.
+        await rig.mark("short", 5)
+        await it.troubled("MediaFlagged", "AudioShort")
+        await rig.mark(None, 8)
+        await it.over()
+
+        # Those of days ago are no news.
+        await rig.mark("short", 5)
+        rig.advance(timedelta(hours=25))
+        await it.calm()
+        await assert_fires(tmp_path, *it.stories)
+
+
 async def test_a_store_in_trouble(tmp_path, database, clock, dav, monkeypatch):
     stores = {"dav": dav_table(dav, timeout="5s")}
     monkeypatch.setattr(daemons, "WATCH", 0.3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver import orphans, report, sync, wiring
+from archiver import manifests, orphans, report, sync, wiring
 from archiver import rebuild as rebuilding
 from archiver.catalog import Catalog, Query
 from archiver.errors import ConfigError
@@ -352,6 +352,51 @@ async def test_a_drill_compares_a_rebuild_with_the_live_catalog_and_changes_noth
         assert len(await everything(rig.catalog)) == len(before) - 1
         async with rig.catalog._connection() as c:
             assert await c.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'archiver%'") == 0
+
+
+async def test_a_drill_wonders_at_another_flag_and_not_at_a_coding_that_earlier_versions_did_not_write(
+    tmp_path, database
+):
+    async with archived(tmp_path, database, calls=4) as rig:
+        async with rig.catalog._connection() as c:
+            one, other, third, fourth = [r[0] for r in await c.fetch("SELECT recording_id FROM recordings ORDER BY 1")]
+            await c.execute("UPDATE media SET coding = NULL")
+        as_before = {key: [without_oddities(line) for line in lines] for key, lines in (await lines_of(rig)).items()}
+        await tell_again(rig, as_before)
+        assert (await drilled(rig)).complete
+        async with rig.catalog._connection() as c:
+            await c.execute("UPDATE media SET coding = 'ulaw' WHERE recording_id = $1", one)
+            await c.execute("UPDATE media SET flags = '{short}' WHERE recording_id = $1", other)
+            await c.execute("UPDATE media SET note = 'odd' WHERE recording_id = $1", third)
+        report = await drilled(rig)
+        assert (report.same, report.different) == (2, 2)
+        assert {n["recording_id"] for n in report.names} == {other, third}
+        # A coding that is told must be the right one.
+        as_before[fourth][-1]["media"][0]["coding"] = "gsm"
+        await tell_again(rig, as_before)
+        assert fourth in {n["recording_id"] for n in (await drilled(rig)).names}
+
+
+async def lines_of(rig: Rig):
+    return await rig.manifest_lines("disk")
+
+
+def without_oddities(document):
+    """The line as an earlier version wrote it."""
+    bare = json.loads(json.dumps(document))
+    for medium in bare["media"]:
+        for name in ("coding", "flags", "note"):
+            medium.pop(name, None)
+    return bare
+
+
+async def tell_again(rig: Rig, lines) -> None:
+    """These lines in place of all manifests of the store."""
+    store = rig.archive.outlets["disk"].store
+    for key in [k for k in await rig.objects("disk") if k.startswith("_manifests/")]:
+        await store.delete(key)
+    told = [document for of in lines.values() for document in of]
+    await manifests.write(store, "", "pbx", told, rig.catalog.clock.now(), "0" * 26)
 
 
 async def test_bytes_without_a_description_are_adopted_where_they_are_waited_for_and_else_listed(tmp_path, database):

@@ -213,6 +213,33 @@ async def test_a_queue_that_stands_still_is_told(tmp_path, database):
         assert "still" not in await warned(rig)
 
 
+async def test_many_recordings_with_far_less_audio_than_told_are_an_alarm_and_a_few_are_not(tmp_path, database):
+    async with archiving(tmp_path, database, a_recorder(calls=99), clock=ManualClock()) as rig:
+        await rig.sync()
+        await rig.mark("short", 4)
+        assert await warned(rig) == {}
+        # One in twenty of 99.
+        await rig.mark("short", 5)
+        assert "5 of the 99 media archived in the last day" in (await warned(rig))["short"]
+        await rig.mark("unchecked", 99)
+        assert await warned(rig) == {}
+        # 5 of 100 are not more than one in twenty.
+        rig.sim.add_call(NOON - 4 * timedelta(minutes=1), timedelta(seconds=2), index=500)
+        await rig.sync()
+        assert await rig.states() == {"archived": 100}
+        await rig.mark(None, 100)
+        await rig.mark("short", 5)
+        assert await warned(rig) == {}
+        await rig.mark("short", 6)
+        assert "6 of the 100" in (await warned(rig))["short"]
+        # Those of yesterday say nothing of today, and remain counted.
+        rig.advance(DAY)
+        assert "short" not in await warned(rig)
+        document = await rig.status()
+        assert document["sources"]["pbx"]["flags"]["short"] == 6
+        assert "6 media are flagged short" in printed(document)
+
+
 async def test_check_exits_with_1_and_names_what_status_warns_of(tmp_path, database):
     async with commands.place(tmp_path, database) as place:
         hq = await place.add("hq", XivoSimulator())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CatalogDown, ConfigError
+from ..model import Flag
 from ..words import plain
 from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known, load, run
 from .completing import SOURCE
@@ -20,6 +21,7 @@ from .running import tell_live
 if TYPE_CHECKING:
     from ..config import Config
 
+FLAGS = [flag.value for flag in Flag]
 #: `status --watch`: seconds between two looks, and of no answer.
 EVERY, PATIENCE = 2.0, 30.0
 
@@ -97,6 +99,11 @@ async def _watch(config: Config) -> None:
     "--state",
     type=click.Choice(["pending", "archived", "failed", "gone", "empty"]),
     help="Of its least finished medium.",
+)
+@click.option(
+    "--flag",
+    type=click.Choice(FLAGS),
+    help="Kept as evidence: the end mark is missing, nobody could check it, far less audio than told.",
 )
 @click.option("--text", help="Anywhere in ids, names, queues, attributes and what the vendor sent.")
 @click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s.")

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..alarms import KINDS
 from ..engine import Engine, Tally
-from ..model import State
+from ..model import Flag, State
 from ..survey import SourceView, StoreView, Survey
 from ..sync import Feed, Outlet
 from ..tally import BOUNDS, Timings
@@ -98,6 +98,8 @@ def _sources(views: list[SourceView]) -> Iterable[Metric]:
     media = {(v.name, state.value): float(v.count(state)) for v in views for state in State}
     media |= {(v.name, State.ARCHIVED.value): float(v.archived) for v in views}
     yield _gauge("archiver_media", "Media by state.", media, "source", "state")
+    flagged = {(v.name, f.value): float(v.flagged.get(f, (0, 0))[0]) for v in views for f in Flag}
+    yield _gauge("archiver_flagged_media", "Media that are kept as evidence, by flag.", flagged, "source", "flag")
     queue = {(v.name, state, _word(reason)): float(n) for v in views for (state, reason), n in v.queue.items()}
     yield _gauge("archiver_queue", "Unfinished media by state and reason.", queue, "source", "state", "reason")
 
