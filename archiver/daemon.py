@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from . import log as logs
 from .config import Stamp
 from .errors import CatalogDown, ConfigError, Refused, SourceError
 from .model import utc_text
-from .schedule import period, trigger
+from .schedule import next_poll, period, trigger
 from .sync import Feed, Outlet, using
 from .watch import Watch
 from .wiring import Archive
@@ -43,12 +43,12 @@ AGAIN = 30.0
 WATCH = 300.0
 
 
-def _give_memory_back() -> None:
+async def _give_memory_back() -> None:
     """What failures left in cycles, and what malloc keeps between what is in use: else memory creeps up for days."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        # Of glibc; other C libraries do without.
-        ctypes.CDLL(None).malloc_trim(0)
+        # Of glibc; other C libraries do without. In a thread, for it may take a while, and lets others run meanwhile.
+        await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
 
 
 class Daemon:
@@ -103,8 +103,8 @@ class Daemon:
                 for work in beside:
                     self._beside(group, work)
                 self.watch.beat("schedule")
-                beats = {"args": ["schedule"], "misfire_grace_time": None}
-                self._scheduler.add_job(self.watch.beat, trigger("30s"), **beats)
+                # Coroutine functions all: others the scheduler would call in a thread, where no event may be set.
+                self._scheduler.add_job(self._beat, trigger("30s"), misfire_grace_time=None)
                 self._scheduler.add_job(_give_memory_back, trigger("60s"), misfire_grace_time=None)
                 self._scheduler.start()
                 notify("READY=1")
@@ -122,6 +122,9 @@ class Daemon:
             if self._scheduler.running:
                 self._scheduler.shutdown(wait=False)
         log.info("daemon.stopped")
+
+    async def _beat(self) -> None:
+        self.watch.beat("schedule")
 
     def _beside(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that ends with the daemon."""
@@ -240,12 +243,21 @@ class Daemon:
         beat = asyncio.Event()
         beat.set()
         poll = self.archive.feeds[name].options.poll
+
+        async def ring() -> None:
+            beat.set()
+
         how = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
-        job = self._scheduler.add_job(beat.set, trigger(poll), **how)
+        job = self._scheduler.add_job(ring, trigger(poll), **how)
+        schedule = f"schedule {name}"
         try:
             while True:
+                # It moves again when the next poll is due: one that is not rung by then hangs, and the watchdog sees it.
+                self.watch.beat(schedule, next_poll(poll, now := datetime.now(UTC)) - now)
                 await beat.wait()
                 beat.clear()
+                # What hangs from now on is the poll's own beat to tell.
+                self.watch.rest(schedule)
                 try:
                     while await self._poll(name):
                         pass
@@ -256,6 +268,7 @@ class Daemon:
                 except CatalogDown as error:
                     log.warning("catalog.down", error=str(error))
         finally:
+            self.watch.rest(schedule)
             with contextlib.suppress(JobLookupError):
                 job.remove()
 

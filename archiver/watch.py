@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import timedelta
 
 import structlog
 
@@ -52,9 +53,13 @@ class Watch:
         finally:
             self.surveyor.beats.pop(name, None)
 
-    def beat(self, name: str) -> None:
-        """It has moved, and will again."""
-        self.surveyor.beats[name] = time.monotonic()
+    def beat(self, name: str, until: timedelta = timedelta()) -> None:
+        """It has moved, and will again; ``until`` then it need not."""
+        self.surveyor.beats[name] = time.monotonic() + until.total_seconds()
+
+    def rest(self, name: str) -> None:
+        """It need not move any more."""
+        self.surveyor.beats.pop(name, None)
 
     def round_done(self) -> None:
         """A source was listed, and all went well."""

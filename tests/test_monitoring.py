@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import re
 import socket
@@ -221,6 +222,45 @@ async def test_the_watchdog_is_fed_by_progress_and_not_by_a_timer(tmp_path, data
             hangs.set()
             daemon.watch.surveyor.stuck_after = patience
             await eventually(lambda: hears("WATCHDOG=1"))
+
+
+async def test_a_source_whose_wake_up_is_lost_is_found_by_the_watchdog(tmp_path, database, clock, monkeypatch):
+    monkeypatch.setattr(watch, "TELL", 0.05)
+    with systemd(tmp_path, monkeypatch) as told, capture_logs() as said:
+        async with archiving(tmp_path, database, a_recorder(), clock=clock) as rig, rig.running() as daemon:
+            heard: list[str] = []
+
+            async def hears(text: str) -> bool:
+                heard.extend(told())
+                return any(text in line for line in heard)
+
+            async def polled() -> bool:
+                return any(line["event"] == "poll.done" for line in said)
+
+            await eventually(polled)
+            await eventually(lambda: hears("WATCHDOG=1"))
+            # Nobody rings any more; all else goes on.
+            for job in daemon._scheduler.get_jobs():
+                if "ring" in job.name:
+                    job.remove()
+            daemon.watch.surveyor.stuck_after = timedelta(seconds=6)
+
+            async def found() -> bool:
+                return any(line["event"] == "daemon.stuck" and "schedule pbx" in line["parts"] for line in said)
+
+            await eventually(found, within=90)
+            assert "schedule pbx" in daemon.watch.surveyor.stuck()
+
+
+async def test_whatever_the_schedule_calls_runs_on_the_loop(tmp_path, database, clock):
+    """In a thread, as it calls plain functions, setting an event loses wake-ups now and then."""
+    async with archiving(tmp_path, database, a_recorder(), clock=clock) as rig, rig.running() as daemon:
+
+        async def scheduled() -> bool:
+            return len(daemon._scheduler.get_jobs()) >= 3
+
+        await eventually(scheduled)
+        assert [job.name for job in daemon._scheduler.get_jobs() if not inspect.iscoroutinefunction(job.func)] == []
 
 
 # -- heartbeat -------------------------------------------------------------------------------------------------------
