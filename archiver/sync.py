@@ -103,6 +103,8 @@ UNDETAILED = "undetailed"
 STUCK = timedelta(minutes=15)
 #: So many media refused, and none delivered in between, are no matter of single recordings.
 REFUSALS = 5
+#: So many of them come from the other end of the queue.
+SAMPLED = 3
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
 #: Of a long listing so many recordings are written first, so that the stores need not wait for the others.
@@ -1121,7 +1123,7 @@ async def _refused(
     feed.refused.add(claim.id)
     if claim.newest:
         feed.refused_newest.add(claim.id)
-    if len(feed.refused_newest) < REFUSALS:
+    if len(feed.refused_newest) < SAMPLED:
         if await catalog.delivered(feed.name):
             return outcome(State.FAILED, "refused", counts=True)
         # An account that never got any audio may not be meant to.
@@ -1257,7 +1259,7 @@ def _undescribable(outlet: Outlet, feed: Feed, key: tuple[str, str], now: dateti
     """The store refuses the description of this recording alone; when to try again."""
     known = outlet.undescribable.get(key)
     attempts = known.attempts + 1 if known is not None else 1
-    due_at = now + max(OBJECT_AGAIN, next_try(attempts, feed.options.retry, random.random()))  # noqa: S311
+    due_at = now + next_try(attempts, feed.options.retry, random.random())  # noqa: S311
     outlet.undescribable[key] = Stuck(due_at, attempts, why)
     log.error("manifest.refused", store=outlet.name, source=key[0], recording_id=key[1], error=why)
     return due_at

@@ -14,15 +14,16 @@ from structlog.testing import capture_logs
 
 from archiver import report
 from archiver.errors import Refused
-from archiver.model import Outcome, State
+from archiver.model import Outcome, State, Window
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import FRESH, GONE_AFTER, REFUSALS, transfer
-from tests.engine import HOUR, MINUTE, a_recorder, archiving, assert_archived, audio_requests, eventually
+from archiver.sync import FRESH, GONE_AFTER, PARTS, REFUSALS, transfer
+from archiver.windows import subtract
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
 SECOND = timedelta(seconds=1)
@@ -158,7 +159,7 @@ async def test_other_bytes_than_the_vendor_told_of_are_stored_nowhere(tmp_path, 
         for number, kind in enumerate(faults):
             medium = await rig.medium(sim.calls[2 * number + 1].uuid)
             assert (medium["state"], medium["attempts"], medium["copies"]) == ("pending", 1, []), kind
-            assert medium["error"].startswith("failed: the source says "), kind
+            assert medium["error"].startswith("mismatch: the source says "), kind
         assert len(await rig.media_keys("disk")) == 7
         rig.advance(2 * SECOND)
         await rig.sync()
@@ -167,7 +168,7 @@ async def test_other_bytes_than_the_vendor_told_of_are_stored_nowhere(tmp_path, 
 
 async def test_bytes_that_are_not_those_the_vendor_hashed_are_stored_nowhere(tmp_path, database, clock):
     sim = a_recorder(ImagicleSimulator, 1)
-    sim.fault("wrong_hash", "detail", times=1)
+    sim.fault("wrong_hash", "detail", times=-1)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
         for wait in (0, 2, 3, 5):
             rig.advance(wait * SECOND)
@@ -176,6 +177,23 @@ async def test_bytes_that_are_not_those_the_vendor_hashed_are_stored_nowhere(tmp
         assert (medium["state"], medium["attempts"]) == ("pending", 4)
         assert "SHA-256" in medium["error"]
         assert await rig.media_keys("disk") == []
+
+
+async def test_a_hash_that_the_vendor_told_wrongly_once_is_asked_anew_before_the_next_attempt(
+    tmp_path, database, clock
+):
+    sim = a_recorder(ImagicleSimulator, 3)
+    sim.fault("wrong_hash", "detail", times=1)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        await rig.sync()
+        assert await rig.states() == {"archived": 2, "pending": 1}
+        details = sim.count("detail")
+        rig.advance(2 * SECOND)
+        # No poll: what asks anew is the attempt itself, and it asks for this recording alone.
+        await rig.transfer()
+        await rig.transfer()
+        assert sim.count("detail") == details + 1
+        assert await assert_archived(rig) == 3
 
 
 async def test_a_number_of_bytes_that_the_vendor_did_not_tell_is_stored_nowhere(tmp_path, database, clock):
@@ -231,12 +249,13 @@ async def test_retry_after_of_a_listing_is_waited_for(tmp_path, database, clock)
         assert (polled.error, polled.new) == (None, 2)
 
 
-async def test_a_listing_that_breaks_leaves_a_gap_that_the_next_poll_closes(tmp_path, database, clock):
+async def test_a_recorder_that_breaks_while_it_lists_leaves_a_gap_that_the_next_poll_closes(tmp_path, database, clock):
     sim = a_recorder(calls=20)
     async with archiving(tmp_path, database, sim, clock=clock, window="30m", lookback="1s") as rig:
-        # Each window is tried three times: this takes one of them out.
-        sim.fault("torn", "list", times=3)
+        # Each window is tried three times; then the recorder is asked whether it works at all.
+        sim.fault("torn", "list", times=4)
         polled = await rig.poll()
+        assert polled.down
         assert polled.more
         assert "[2024-05-18T" in (polled.error or "")
         status = (await rig.status())["sources"]["pbx"]
@@ -263,26 +282,70 @@ async def test_a_window_that_is_too_much_for_a_recorder_is_halved_and_listed_who
         assert sum((w.length for w in ledger["covered"]), timedelta()) == 3 * HOUR - SECOND
 
 
-async def test_a_gap_is_not_closed_while_the_time_before_it_could_not_be_listed_again(tmp_path, database, clock):
+async def test_a_second_that_can_t_be_listed_is_a_named_gap_and_holds_up_nothing(tmp_path, database, clock):
     sim = a_recorder(ChronicallSimulator, 3)
     sim.add_call(NOON - 30 * MINUTE, 4 * SECOND, index=5, listed_at=NOON + 10 * MINUTE)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
         # Up to noon, where one window ends and the next begins.
         rig.advance(SECOND)
         await rig.poll()
-        # Nobody looks for a while; then the listing that would find the late row breaks, and no other.
+        # Nobody looks for a while; then a second breaks every listing that holds it, also the one of the late row.
         rig.advance(9 * HOUR)
-        hour_before = int((NOON - HOUR - SECOND).timestamp() * 1000)
-        broken = sim.fault("torn", "list", times=3, match=f"startTime={hour_before}")
+        bad = NOON - HOUR
+        broken = sim.fault("torn", "list", times=-1, match=f"startTime={int((bad - SECOND).timestamp() * 1000)}")
         polled = await rig.poll()
-        assert broken.hits == 3
-        assert polled.more
-        assert polled.new == 0
-        assert (await rig.poll()).new == 1
+        assert polled.new == 1
+        assert (polled.more, polled.down) == (False, False)
+        assert "can't be listed" in (polled.error or "")
+        assert "[2024-05-18T11:00:00.000Z, " in (polled.error or "")
         await rig.transfer()
         await assert_archived(rig)
+        # What was listed there before does not count any more: nobody knows what came late.
         (ledger,) = await rig.catalog.sources(["pbx"])
-        assert sum((w.length for w in ledger["covered"]), timedelta()) == 12 * HOUR
+        assert subtract([Window(NOON - 3 * HOUR, NOON + 9 * HOUR)], ledger["covered"]) == [Window(bad, bad + SECOND)]
+        # It is not asked for with each poll, but on its own schedule; and said with each.
+        hits = broken.hits
+        again = await rig.poll()
+        assert "can't be listed" in (again.error or "")
+        assert broken.hits == hits
+        rig.advance(MINUTE)
+        await rig.poll()
+        assert hits < broken.hits <= hits + 2 * 3
+        # And it closes by itself.
+        broken.times = 0
+        rig.advance(5 * MINUTE)
+        assert (await rig.poll()).error is None
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert len(ledger["covered"]) == 1
+
+
+async def test_a_window_in_which_nothing_can_be_listed_costs_few_listings(tmp_path, database, clock):
+    sim = a_recorder(calls=20)
+    async with archiving(tmp_path, database, sim, clock=clock, lookback="1s", window="3h") as rig:
+        check = rig.feed.source.check
+
+        async def works() -> str:
+            broken.times = 0
+            try:
+                return await check()
+            finally:
+                broken.times = -1
+
+        rig.feed.source.check = works
+        broken = sim.fault("status", "list", times=-1, value=500)
+        polled = await rig.poll()
+        assert not polled.down
+        assert sim.count("list") <= 2 * (PARTS + 3 + 2)
+        (ledger,) = await rig.catalog.sources(["pbx"])
+        assert not ledger["covered"]
+        asked = sim.count("list")
+        await rig.poll()
+        assert sim.count("list") == asked
+        broken.times = 0
+        rig.advance(MINUTE)
+        await rig.poll()
+        await rig.transfer()
+        assert await assert_archived(rig) == 20
 
 
 async def test_a_recorder_that_takes_long_to_list_again_still_gets_its_history_listed(tmp_path, database, clock):
@@ -306,33 +369,57 @@ async def test_a_recorder_that_takes_long_to_list_again_still_gets_its_history_l
         assert polls > 2, "it goes on after the budget"
 
 
-async def test_many_failures_in_a_row_open_the_breaker_which_half_opens_by_itself(tmp_path, database, clock):
+async def test_a_recorder_that_works_no_more_opens_its_breaker_and_is_asked_whether_it_does(tmp_path, database, clock):
     sim = a_recorder(calls=40)
     async with archiving(tmp_path, database, sim, clock=clock, retry={"first": "1s", "cap": "2s"}) as rig:
-        outage = sim.fault("status", "audio", times=-1, value=502)
-        await rig.sync()
-        # Five failures open it; only what was under way already is wasted.
-        assert 5 <= sim.count("audio") <= 5 + 4
+        await rig.poll()
+        rig.advance(MINUTE)
+        outage = sim.fault("status", times=-1, value=502)
+        await rig.transfer()
+        # After five failures it is asked itself; only what was under way already is wasted.
+        asked = sim.count("audio")
+        assert 5 <= asked <= 5 + 4
         first = rig.feed.health.until
         assert first is not None
         assert 30 * SECOND <= first - clock.now() <= 8 * MINUTE
-        asked = sim.count("audio")
         assert sum(m["attempts"] for d in (await rig.documents()).values() for m in d["media"]) == asked
 
-        # Half open: one try decides, and the wait grows.
+        # Half open: a question decides, no download is spent on it, and the wait grows.
         rig.advance(first - clock.now() + SECOND)
-        await rig.sync()
-        assert sim.count("audio") == asked + 1
+        await _engine_for(rig, 1.2)
+        assert sim.count("audio") == asked
         second = rig.feed.health.until
         assert second is not None
         assert second - clock.now() > 59 * SECOND
 
         outage.times = 0
         rig.advance(second - clock.now() + SECOND)
-        await rig.sync()
+        await rig.transfer()
         assert rig.feed.health.until is None
         assert await assert_archived(rig) == 40
-        assert sim.count("audio") == asked + 1 + 40
+        assert sim.count("audio") == asked + 40
+
+
+async def test_downloads_that_fail_while_the_recorder_works_open_no_breaker(tmp_path, database, clock):
+    sim = a_recorder(calls=40)
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        outage = sim.fault("status", "audio", times=-1, value=502)
+        await rig.sync()
+        assert rig.feed.health.until is None
+        # Each was tried once, and waits for its own next time.
+        assert sim.count("audio") == 40
+        assert {m["attempts"] for d in (await rig.documents()).values() for m in d["media"]} == {1}
+        outage.times = 0
+        rig.advance(MINUTE)
+        await rig.sync()
+        assert await assert_archived(rig) == 40
+
+
+async def _engine_for(rig: Rig, seconds: float) -> None:
+    engine = asyncio.create_task(rig.archive.engine().run(until=lambda: None))
+    await asyncio.sleep(seconds)
+    engine.cancel()
+    await asyncio.gather(engine, return_exceptions=True)
 
 
 # -- not ready -------------------------------------------------------------------------------------------------------
@@ -678,10 +765,7 @@ async def test_a_full_disk_pauses_transfers_and_loses_nothing(tmp_path, database
             # A canary still fits; it lets one download through each time, and waits grow.
             for _ in range(2):
                 rig.advance(2 * MINUTE)
-                engine = asyncio.create_task(rig.archive.engine().run(until=lambda: None))
-                await asyncio.sleep(0.9)
-                engine.cancel()
-                await asyncio.gather(engine, return_exceptions=True)
+                await _engine_for(rig, 0.9)
             assert asked < sim.count("audio") <= asked + 2
 
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
@@ -797,16 +881,16 @@ async def test_other_bytes_under_a_medium_s_name_concern_that_medium_alone(tmp_p
         assert (summary.archived, summary.pending) == (4, 1)
         assert "store.down" not in {line["event"] for line in said}
         medium = await rig.medium(file_of(sim, 2))
-        assert (medium["state"], medium["attempts"]) == ("pending", 0)
+        assert (medium["state"], medium["attempts"]) == ("pending", 1)
         assert "holds other bytes" in medium["error"]
         assert path.read_bytes() == audio[:-1] + b"?"
         # It takes an operator, so it is not asked for every few seconds.
         asked = sim.count("audio")
-        rig.advance(10 * MINUTE)
+        rig.advance(50 * MINUTE)
         await rig.sync()
         assert sim.count("audio") == asked
         path.unlink()
-        rig.advance(10 * MINUTE)
+        rig.advance(11 * MINUTE)
         await rig.sync()
         assert await assert_archived(rig) == 5
 
