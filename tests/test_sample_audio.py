@@ -1,5 +1,6 @@
 """Audio for simulated calls: sound, of the wanted length, unique, always the same."""
 
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver.audio import inspect
-from archiver.errors import Empty, TryAgain
-from archiver.model import Body
+from archiver.errors import TryAgain
+from archiver.model import Body, Verdict
 from archiver.simulators.audio import make, sample
 
 FORMATS = {"wav": "wav", "ulaw": "wav", "alaw": "wav", "spx": "spx", "opus": "opus", "mp3": "mp3", "gsm": "gsm"}
@@ -42,11 +43,11 @@ def test_a_seed_always_makes_the_same_bytes_and_another_seed_others(fmt):
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f != "gsm"])
-def test_made_audio_cut_anywhere_is_refused(fmt):
+def test_made_audio_cut_anywhere_is_not_good(fmt):
     data = make(fmt, seconds=1, seed="cut")
     for n in range(len(data)):
-        with pytest.raises((TryAgain, Empty)):
-            inspect(Body(n, "", data[:n]))
+        with suppress(TryAgain):
+            assert inspect(Body(n, "", data[:n])).verdict is not Verdict.GOOD, n
 
 
 def test_an_unknown_format_is_refused_by_name():
