@@ -541,6 +541,22 @@ UPDATE copies c SET verified_at = coalesce(t.verified_at, c.verified_at), bad = 
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[]) AS t (store, key, verified_at, bad)
 WHERE (c.store, c.key) = (t.store, t.key)"""
 
+UNCODED = """
+SELECT m.source, m.recording_id, m.media_id
+FROM unnest($1::text[], $2::text[], $3::text[]) AS k (source, recording_id, media_id)
+CROSS JOIN LATERAL (
+    SELECT source, recording_id, media_id, coding FROM media
+    WHERE (source, recording_id, media_id) = (k.source, k.recording_id, k.media_id) OFFSET 0) m
+WHERE m.coding IS NULL"""
+
+#: An older copy may hold other bytes than the medium has now.
+CODED = """
+UPDATE media m SET coding = t.coding
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS t (source, recording_id, media_id, sha256, coding)
+WHERE (m.source, m.recording_id, m.media_id, m.sha256) = (t.source, t.recording_id, t.media_id, t.sha256)
+    AND m.coding IS NULL"""
+
 FOUND = """
 INSERT INTO findings AS f (store, key, problem, first_at, last_at)
 SELECT $1, t.key, t.problem, $4, $4 FROM unnest($2::text[], $3::text[]) AS t (key, problem)
@@ -889,6 +905,8 @@ class Reading:
     problem: str | None = None
     #: Who gave the right bytes, where that put it right.
     mended_by: str | None = None
+    #: How its samples are coded, where the catalog did not know and its bytes are whole.
+    coding: str | None = None
 
     @property
     def right(self) -> bool:
@@ -1977,6 +1995,11 @@ class Catalog:
         async with self._connection() as c:
             return _looked_at(await c.fetch(BAD_ONES, store, before, limit))
 
+    async def uncoded(self, ids: Sequence[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
+        """Those media of which it is not known how their samples are coded: earlier versions did not ask."""
+        async with self._connection() as c:
+            return {(row[0], row[1], row[2]) for row in await c.fetch(UNCODED, *_columns(list(ids), 3))}
+
     async def newest_copies(self, store: str, count: int) -> list[str]:
         """Keys of the copies that were read or made last."""
         async with self._connection() as c:
@@ -2000,6 +2023,9 @@ class Catalog:
                 [None if r.right else _text(r.problem) for r in readings],
                 now,
             )
+            coded = [(*r.identity, r.copy.sha256, r.coding) for r in readings if r.coding is not None]
+            if coded:
+                await c.execute(CODED, *_columns(sorted(coded), 5))
             wrong = [r for r in readings if r.problem is not None]
             right = [r for r in readings if r.right]
             if wrong:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import structlog
 
+from . import audio
 from .catalog import Catalog, Reading
 from .errors import SourceError, SpoolDown, StoreConflict, StoreError, StoreMissing
 from .model import Body, Copy, Medium
@@ -35,6 +36,8 @@ FEW = 4
 PAGE = 256
 MISSING = "missing"
 LOCKED_AGAIN = "locking it again"
+#: Bytes of a copy's beginning that say how it is coded.
+HEAD = 64 << 10
 
 
 @dataclass(slots=True)
@@ -58,21 +61,23 @@ class Verified:
 
 
 class _Digest:
-    """A sink that keeps nothing but length and hash."""
+    """A sink that keeps nothing but length, hash and the first bytes."""
 
     def __init__(self) -> None:
         self.length = 0
         self.hash = hashlib.sha256()
+        self.head = bytearray()
 
     async def write(self, chunk: bytes) -> None:
         self.length += len(chunk)
         self.hash.update(chunk)
+        self.head += chunk[: HEAD - len(self.head)]
 
     def told(self, *, content_type: str | None = None) -> None:
         """Only the bytes matter here."""
 
     async def restart(self) -> None:
-        self.length, self.hash = 0, hashlib.sha256()
+        self.length, self.hash, self.head = 0, hashlib.sha256(), bytearray()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,7 +197,8 @@ class Verifier:
     async def _part(self, part: _Page, *, known_bad: bool) -> None:
         found, outlet = self.found, self.outlet
         started = time.monotonic()
-        problems = await asyncio.gather(*(self._problem(copy) for _, copy, _ in part))
+        digests = [_Digest() for _ in part]
+        problems = await asyncio.gather(*(self._problem(p[1], d) for p, d in zip(part, digests, strict=True)))
         none_there = len(part) >= FEW and found.good == 0 and {p for p, _ in problems} == {MISSING}
         if none_there and not (known_bad or self.even_if_empty or await self._any_there()):
             found.error = (
@@ -201,14 +207,17 @@ class Verifier:
             )
             return
         readings = []
-        for (identity, copy, _), (problem, whole) in zip(part, problems, strict=True):
+        uncoded = await self.catalog.uncoded([identity for identity, _, _ in part])
+        for (identity, copy, _), (problem, whole), digest in zip(part, problems, digests, strict=True):
             mended = None
             if problem is not None:
                 mended = await (self._lock_again(copy) if whole else self._mend(identity, copy))
                 told = f"repaired by {mended}" if mended else "not repaired"
                 found.findings.append(f"{outlet.name} {copy.key}: {problem}; {told}")
                 log.error("copy.bad", store=outlet.name, key=copy.key, problem=problem, repaired_by=mended)
-            readings.append(Reading(identity=identity, copy=copy, problem=problem, mended_by=mended))
+            coding = _coding(bytes(digest.head)) if whole and identity in uncoded else None
+            reading = Reading(identity=identity, copy=copy, problem=problem, mended_by=mended, coding=coding)
+            readings.append(reading)
         spent = time.monotonic() - started
         await self.catalog.verified(outlet.name, readings, spent)
         found.seconds += spent
@@ -221,9 +230,9 @@ class Verifier:
         found.missing += sum(r.problem == MISSING for r in readings)
         found.repaired += sum(r.mended_by is not None for r in readings)
 
-    async def _problem(self, copy: Copy) -> tuple[str | None, bool]:
+    async def _problem(self, copy: Copy, digest: _Digest) -> tuple[str | None, bool]:
         """What is wrong with a copy, if so; are its bytes whole? Raises StoreError where the store can't be read."""
-        problem = await read_back(self.outlet, copy)
+        problem = await read_back(self.outlet, copy, digest)
         if problem is None and isinstance(self.outlet.store, Locks):
             return await self.outlet.store.lock_problem(copy.key, copy.archived_at), True
         return problem, problem is None
@@ -292,9 +301,16 @@ class Verifier:
             return False
 
 
-async def read_back(outlet: Outlet, copy: Copy) -> str | None:
+def _coding(head: bytes) -> str | None:
+    """How samples are coded that begin so; None: unknown."""
+    with contextlib.suppress(SourceError):
+        return audio.inspect(Body.of(head), opaque=True).coding
+    return None
+
+
+async def read_back(outlet: Outlet, copy: Copy, digest: _Digest | None = None) -> str | None:
     """None where the copy's bytes are whole, else what is wrong. Raises StoreError where the store can't be read."""
-    digest = _Digest()
+    digest = digest or _Digest()
     try:
         await outlet.store.get(copy.key, digest)
     except StoreMissing:

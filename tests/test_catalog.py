@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 import archiver.catalog as module
-from archiver.catalog import Catalog, Query, _translated, migrations, with_results
+from archiver.catalog import Catalog, Query, Reading, _translated, migrations, with_results
 from archiver.errors import CatalogDown
 from archiver.model import (
     Availability,
@@ -1557,6 +1557,23 @@ async def mark(db, recording_id: str, coding: str | None, *flags: str, note: str
     )
 
 
+async def test_a_coding_that_is_not_known_is_filled_in_by_a_copy_of_what_the_medium_holds_now(hq, db):
+    await tell(hq, *(a_recording(recording_id=f"r{n}") for n in range(4)))
+    claims = sorted(await claim(hq), key=lambda c: c.id)
+    await settle(hq, *(a_download(c) for c in claims))
+    await mark(db, "r3", "gsm")
+    ids = [c.id for c in claims]
+    assert await hq.uncoded([*ids, (HQ, "nobody", "m1")]) == set(ids[:3])
+    read = [Reading(identity=c.id, copy=a_copy(c), coding="ulaw") for c in claims]
+    read[1] = replace(read[1], coding=None)
+    read[2] = replace(read[2], copy=a_copy(claims[2], sha256="6a" * 32))
+    before = await revision(hq, a_recording(recording_id="r0"))
+    await hq.verified("main", read, 1.0)
+    assert [(await document(hq, f"r{n}"))["media"][0]["coding"] for n in range(4)] == ["ulaw", None, None, "gsm"]
+    # Nothing new for a manifest: no line is written again for it.
+    assert await revision(hq, a_recording(recording_id="r0")) == before
+
+
 async def until(true: Any) -> None:
     async with asyncio.timeout(10):
         while not await true():
@@ -1988,6 +2005,8 @@ class TestPlans:
                 [None] * 50,
             ),
             "copies": await self.plan(large, module.COPIES_OF, *keys[:3]),
+            "uncoded": await self.plan(large, module.UNCODED, *keys[:3]),
+            "coded": await self.plan(large, module.CODED, *keys[:3], [SHA] * 50, ["gsm"] * 50),
             "doubtful": await self.plan(large, module.DOUBTFUL, HQ, NOON),
         }
         for name, plan in plans.items():

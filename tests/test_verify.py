@@ -16,11 +16,13 @@ from archiver.catalog import Catalog, Query
 from archiver.errors import ConfigError
 from archiver.model import Body, ListingKey
 from archiver.rebuild import rebuild
+from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.testing.stores import read
+from archiver.verify import HEAD
 from tests.engine import Rig, a_recorder, archiving, assert_archived
 
 
@@ -68,6 +70,30 @@ async def test_whole_copies_are_good_and_remembered_as_verified(tmp_path, databa
         assert (found.read, found.good, found.bad, found.complete) == (6, 6, 0, True)
         for document in (await rig.documents()).values():
             assert all(c["verified_at"] for m in document["media"] for c in m["copies"])
+
+
+async def test_what_earlier_versions_archived_gets_its_coding_when_it_is_read_back(tmp_path, database):
+    sims = {"pbx": a_recorder(live=True), "hq": a_recorder(ChronicallSimulator, calls=2, live=True)}
+    start = sims["pbx"].clock.now() - timedelta(minutes=30)
+    # Longer than the head that is looked at, and shorter.
+    sims["pbx"].add_call(start, timedelta(seconds=20), index=1)
+    sims["pbx"].add_call(start - timedelta(minutes=1), timedelta(seconds=1), index=2)
+    async with archiving(tmp_path, database, sims, stores=two(tmp_path)) as rig:
+        await rig.sync()
+        assert max(size for key, size in (await rig.objects("one")).items() if key.startswith("pbx")) > 2 * HEAD
+        async with rig.catalog._connection() as c:
+            await c.execute("UPDATE media SET coding = NULL")
+        _, path = await file_of(rig, "one")
+        spoil(path, "replaced")
+        await check(rig, "one")
+        codings = {
+            name: [m["coding"] for d in (await rig.documents(name)).values() for m in d["media"]] for name in sims
+        }
+        assert set(codings["hq"]) == {"speex"}
+        # Spoilt bytes say nothing, also where they were repaired.
+        assert sorted(map(str, codings["pbx"])) == ["None", "pcm_s16le"]
+        await check(rig, "two")
+        assert [m["coding"] for d in (await rig.documents()).values() for m in d["media"]] == ["pcm_s16le"] * 2
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "replaced", "deleted"])
