@@ -255,6 +255,8 @@ class Listing:
 
     recordings: Sequence[Recording] = ()
     rejected: Sequence[Rejected] = ()
+    #: Of a look-up: call ids that failed alone, and why. They are to be asked again; the others were answered.
+    failed: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
