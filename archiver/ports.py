@@ -22,7 +22,11 @@ class Sink(Protocol):
 
 
 class Source(Protocol):
-    """One configured recorder. Raises only errors.SourceError (and CancelledError)."""
+    """One configured recorder. Raises only errors.SourceError (and CancelledError).
+
+    One that can't list by time (its ids come from elsewhere) says ``lists_by_time = False``: it has no windows, and
+    is never asked for one (see :func:`lists_by_time`).
+    """
 
     listing_key: ClassVar[ListingKey]
 
@@ -41,6 +45,11 @@ class Source(Protocol):
 
         Raises TryAgain (also for a cut body), NotReady (404), Refused (401, 403), Gone, Empty.
         """
+
+
+def lists_by_time(source: Source) -> bool:
+    """Can it say what calls there were between two moments?"""
+    return bool(getattr(source, "lists_by_time", True))
 
 
 @runtime_checkable
@@ -75,7 +84,11 @@ class LooksUp(Protocol):
     """A source that finds recordings by the id of a call."""
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
-        """The recordings of those calls; an unknown id yields none."""
+        """The recordings of those calls; an unknown id yields none.
+
+        An id that fails alone is among ``failed``, and holds up no other. Raises what concerns all of them: the
+        recorder can't be reached, the account is refused.
+        """
 
 
 @runtime_checkable

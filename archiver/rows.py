@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from urllib.parse import quote
 
-from .model import Listing, Recording, Rejected
+from .model import Listing, Recording, Rejected, holdable
 
 #: What reading a row that is none may raise.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
@@ -58,10 +58,21 @@ def integer(value: Any) -> int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
+def as_told(value: Any) -> str | None:
+    """An id exactly as it is told, spaces at its ends included: a text, or a whole number however that is written.
+
+    None for what is blank, or of another kind: a number with a fraction has lost the zeros at its end.
+    """
+    if isinstance(value, str):
+        return value if value.strip() else None
+    number = integer(value)
+    return None if number is None else str(number)
+
+
 def identifier(value: Any, name: str) -> str:
-    """An id that can stand in a path and on a terminal. Raises ValueError, which names it ``name``."""
-    told = text(value)
-    if told is None or told in {".", ".."} or not told.isprintable():
+    """:func:`as_told`, where the id stands in paths and in the catalog. Raises ValueError, which names it ``name``."""
+    told = as_told(value)
+    if told is None or told in {".", ".."} or holdable(told) != told:
         raise ValueError(f"the row has no usable {name}")
     return told
 
@@ -69,6 +80,11 @@ def identifier(value: Any, name: str) -> str:
 def segment(value: str) -> str:
     """As one segment of a path, or one value of a query, whatever it holds."""
     return quote(value, safe="", errors="replace")
+
+
+def requoted(raw: str) -> str:
+    """A segment of an address that an answer named, as it stands there; only what no address may hold is quoted."""
+    return quote(raw, safe="%!$&'()*+,;=:@", errors="replace")
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

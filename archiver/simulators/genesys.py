@@ -46,7 +46,8 @@ class GenesysSimulator(Simulator):
     account use the internal twin? · ``csrf``: must POST and DELETE bring the token? · ``order``: newest, oldest or
     shuffled · ``names_next``: does a page tell nextUri? · ``between``: called with the offset after each page ·
     ``ignores_offset`` · ``encrypt``: how media of calls with ``extra["encrypted"]`` are hidden · ``posted``: what POSTs
-    left, by id.
+    left, by id · ``node_root``: the root in the addresses that nodes tell, where a proxy serves the API below another ·
+    ``newer``: rows as servers tell them today (callType on the recording, no events, the agent and seconds in media).
 
     A call's ``extra``: ``region`` · ``encrypted`` · ``data`` (of its events) · ``later`` ((when it is told of, seconds)
     of media that come later). Own faults: ``status_code`` (``value``, under HTTP 200) and, of ``list``, ``bad_row``.
@@ -64,7 +65,8 @@ class GenesysSimulator(Simulator):
         self.password = "W3b-Services pass"  # noqa: S105 - of a simulator
         self.region = "development"
         self.node = "http://gws-node-3.internal:8080"
-        self.soft = self.uris_only = self.ignores_offset = False
+        self.node_root = self.root
+        self.soft = self.uris_only = self.ignores_offset = self.newer = False
         self.ops = self.csrf = self.names_next = True
         self.order = "newest"
         self.encrypt: Encrypt = _hidden
@@ -116,6 +118,9 @@ class GenesysSimulator(Simulator):
                         user=c["userName"], role="agent" if c["type"] == "User" else "external")
                   for c in _contacts(call)]  # fmt: skip
         agent = next(p for p in people if p.role == "agent")
+        if self.newer:
+            agent = Party(user=agent.user, role="agent")
+            people = [agent]
         kept = {k for k, v in (self.told(call, parts[0])).items() if v} - {
             "mediaUri",
             "size",
@@ -135,13 +140,15 @@ class GenesysSimulator(Simulator):
             "started_at": call.start,
             "ended_at": ended,
             "duration": ended - call.start,
-            "direction": call.direction if call.index % 2 == 0 else Direction.UNKNOWN,
+            "direction": call.direction if self.newer or call.index % 2 == 0 else Direction.UNKNOWN,
             "caller": call.caller,
             "callee": call.callee,
-            "agent": f"{agent.name} ({agent.number})",
+            "agent": agent.user if self.newer else f"{agent.name} ({agent.number})",
             "queue": None,
             "parties": tuple(people),
-            "events": tuple(
+            "events": ()
+            if self.newer
+            else tuple(
                 CallEvent(at=at, event=event, party=p.number)
                 for at, event in ((call.start, "joined"), (call.end, "left"))
                 for p in people
@@ -183,8 +190,13 @@ class GenesysSimulator(Simulator):
 
     def told(self, call: Call, part: Part) -> dict[str, Any]:
         pkcs7 = self.body(call, part)[1] if call.extra.get("encrypted") else ""
-        parameters = {"record": "source", "recorddn": call.agent[1]}
-        if call.index % 2 == 0:
+        parameters: dict[str, Any] = {"record": "source", "recorddn": call.agent[1]}
+        length = (part.end - part.start) / timedelta(milliseconds=1)
+        agent = next(c for c in _contacts(call) if c["type"] == "User")["userName"]
+        if self.newer:
+            # Not all name the agent in the same place.
+            parameters |= {"agentId": agent} if call.index % 2 else {"contact": {"userName": agent}}
+        elif call.index % 2 == 0:
             parameters["callType"] = call.direction.value.capitalize()
         named = f"{call.uuid}_{part.start:%Y-%m-%d_%H-%M-%S}-{part.number}.mp3"
         told = {
@@ -194,7 +206,7 @@ class GenesysSimulator(Simulator):
             "mediaUri": self._media_uri(recording_id(call), f"{part.uuid}.mp3"),
             "mediaId": named,
             "type": "audio/mp3",
-            "duration": str(int((part.end - part.start) / timedelta(milliseconds=1))),
+            "duration": str(length / 1000) if self.newer else str(int(length)),
             "tenant": "Environment",
             "ivrprofile": "DefaultProfile",
             "size": str(self._size(call, part)),
@@ -221,7 +233,7 @@ class GenesysSimulator(Simulator):
         return {"storage": "webDAV", "path": f"{self.storage_url or self.base_url}/dav/{path}"}
 
     def _media_uri(self, rid: str, name: str) -> str:
-        return f"{self.node}{self.root}/recordings/{rid}/play/{name}"
+        return f"{self.node}{self.node_root}/recordings/{rid}/play/{name}"
 
     def _recordings(self, only: str | None = None) -> dict[str, dict[str, Any]]:
         """Everything there is now (or the one of an id), as an OPS admin sees it, with both kinds of address."""
@@ -247,7 +259,9 @@ class GenesysSimulator(Simulator):
                     }
                     for at, event in ((call.start, "Joined"), (call.end, "Left"))
                     for contact in _contacts(call)
+                    if not self.newer
                 ],
+                **({"callType": call.direction.value.capitalize()} if self.newer else {}),
                 "region": call.extra.get("region", self.region),
             }
         for rid, posted in self.posted.items():
@@ -303,7 +317,7 @@ class GenesysSimulator(Simulator):
 
     async def _centers(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(
-            {"statusCode": 0, "uris": [f"{self.node}{self.root}/ops/contact-centers/{self.contact_center}"]}
+            {"statusCode": 0, "uris": [f"{self.node}{self.node_root}/ops/contact-centers/{self.contact_center}"]}
         )
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
@@ -329,7 +343,7 @@ class GenesysSimulator(Simulator):
         if self.uris_only and query.get("fields") != "*":
             answer: dict[str, Any] = {
                 "statusCode": 0,
-                "uris": [f"{self.node}{self.root}{request.match_info['twin']}/recordings/{r['id']}" for r in page],
+                "uris": [f"{self.node}{self.node_root}{request.match_info['twin']}/recordings/{r['id']}" for r in page],
             }
         else:
             answer = {"statusCode": 0, "recordings": page}
@@ -337,7 +351,8 @@ class GenesysSimulator(Simulator):
         for name, (at, there) in around.items():
             if there and self.names_next:
                 asked = urlencode({**query, "offset": max(0, at), "limit": limit})
-                answer[name] = f"{self.node}{request.path}?{asked}"
+                path = request.path.removeprefix(self.root)
+                answer[name] = f"{self.node}{self.node_root}{path}?{asked}"
         if self.between is not None:
             self.between(offset)
         return web.json_response(answer)

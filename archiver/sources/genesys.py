@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal, Self
@@ -24,7 +25,19 @@ from ..ports import Sink
 from ..rows import listing, segment, text
 from ..sinks import AudioOnly
 from ..targets.genesys import AccountOptions, Registrar, judged, moment_text
-from .genesys_rows import address, goes_on, merged, recording, registered, row_id, rows_of, stopped, too_deep
+from .genesys_rows import (
+    address,
+    goes_on,
+    merged,
+    named_id,
+    next_page,
+    recording,
+    registered,
+    row_id,
+    rows_of,
+    stopped,
+    too_deep,
+)
 
 _PASSES = 5
 
@@ -79,6 +92,8 @@ class Genesys:
         self._storage = Storage(options, options, http)
         http.authorise(basic(options.username, self._secret))
         self._path = options.recordings_path
+        # The page asks for lists at /recordings/recordings too, for one recording at /recordings/{id} only.
+        self._one_path = re.sub(r"(/recordings)+$", "/recordings", self._path)
 
     async def check(self) -> str:
         rows = rows_of(await self._search(self._path, {"startTime": 0, "limit": 1}))
@@ -170,7 +185,7 @@ class Genesys:
                 rows[key] = merged(rows[key], row) if key in rows else row
             # A partial success (7) names what failed: no recordings, so they end among the rejected rows.
             rows.update({json.dumps(entry): entry for entry in answer.get("failed") or ()})
-            onward = self._below(answer.get("nextUri"))
+            onward = next_page(self._http.base, self._path, answer.get("nextUri"))
             if not page or (onward is None and len(page) < o.page_size):
                 return steady
             offset, seen = offset + len(page), seen + len(page)
@@ -205,9 +220,11 @@ class Genesys:
     async def _entry(self, row: Any) -> Any:
         if not isinstance(row, str):
             return row
-        path = self._below(row)
-        found = await self._one(path) if path else None
-        return f"it was listed, but is not found: {row}" if found is None else found
+        told = named_id(row)
+        for path in filter(None, (told and f"{self._one_path}/{told}", below(self._http.base, row))):
+            if (found := await self._one(path)) is not None:
+                return found
+        return f"it was listed, but is not found: {row}"
 
     async def _one(self, path: str) -> Any:
         try:
@@ -220,15 +237,12 @@ class Genesys:
         at = max(at, datetime.fromtimestamp(0, UTC))
         return moment_text(at) if self._options.time_format == "iso" else int(at.timestamp() * 1000)
 
-    def _below(self, uri: Any) -> str | None:
-        return below(self._http.base, text(uri))
-
     def _recording(self, row: Any) -> Recording:
         o, base = self._options, self._http.base
 
         def where(recording_id: str, file: Mapping[str, Any]) -> str | None:
             def play(name: str) -> str:
-                return o.play_path.format(id=segment(recording_id), name=segment(name))
+                return o.play_path.format(id=segment(recording_id), name=name)
 
             return address(base, file, play, foreign=o.foreign_media)
 

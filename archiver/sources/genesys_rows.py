@@ -6,6 +6,7 @@ Facts are from the vendor's page of Nov 2013 ("Recording Access").
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import PurePosixPath
@@ -18,10 +19,11 @@ from ..descriptors import identity, is_encrypted
 from ..errors import BadData, Overflow, TryAgain
 from ..http import below
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Window
-from ..rows import full_name, labelled, mapping, moment, objects, text
+from ..rows import as_told, full_name, identifier, labelled, mapping, moment, objects, requoted, segment, text
 from ..targets.genesys import MARK
 
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".opus": "audio/ogg"}
+_SLASH = re.compile(r"[/\\]")
 _DIRECTIONS = {d.value: d for d in (Direction.INBOUND, Direction.OUTBOUND, Direction.INTERNAL)}
 #: What an archive's JSON shows of each medium, beside ``raw``.
 KEPT = (
@@ -45,7 +47,7 @@ def rows_of(answer: Mapping[str, Any]) -> list[Any]:
 
 def row_id(row: Any) -> str:
     """A recording's id; the whole row where it has none."""
-    return (text(row.get("id")) if isinstance(row, Mapping) else None) or json.dumps(row)
+    return (as_told(row.get("id")) if isinstance(row, Mapping) else None) or json.dumps(row)
 
 
 def goes_on(before: Sequence[str], after: Sequence[str]) -> bool:
@@ -98,25 +100,61 @@ def _event_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
     return moment(event.get("occurredAt")) or event.get("occurredAt"), event.get("event"), number
 
 
+# Nodes tell addresses as they know themselves: of a host, and below a root, that a proxy in front of them may lack.
+# What counts is the recording's id, the medium's name and the query; where the API is, base_url and the paths say.
+
+
+def named_id(uri: str) -> str | None:
+    """The id of the recording that an address names, quoted as it stands there."""
+    match = re.fullmatch(r"(?:.*/)?recordings/([^/?#]+)/?(?:[?#].*)?", uri)
+    return requoted(match[1]) if match and not {".", ".."} & set(_SLASH.split(unquote(match[1]))) else None
+
+
+def next_page(base: URL, list_path: str, uri: Any) -> str | None:
+    """The path of the page that ``nextUri`` names; None where it names none of this list."""
+    last = re.escape(list_path.rstrip("/").rpartition("/")[2])
+    if isinstance(uri, str) and (match := re.fullmatch(rf"(?:[!-~]*/{last}/?)?\?([!-~]+)", uri)):
+        return f"{list_path}?{match[1]}"
+    return below(base, text(uri))
+
+
 def address(base: URL, file: Mapping[str, Any], play: Callable[[str], str], *, foreign: bool) -> str | None:
     """Where a media file is fetched: at the base URL's host or, where ``foreign``, at the one its URI names.
 
-    ``play`` is where a medium of some name is played at the base URL.
+    ``play`` is where a medium of some (quoted) name is played at the base URL.
     """
     for name in ("playPath", "mediaPath"):
-        if (path := below(base, text(file.get(name)))) and "/play/" in path:
+        if (path := _path(base, text(file.get(name)), play)) and "/play/" in path:
             return path
     uri = text(file.get("mediaUri"))
     try:
         url = URL(uri or "", encoded=True)
-        if url.host and (foreign or url.origin() == base.origin()):
-            return uri
+        ours = not url.host or url.origin() == base.origin()
     except ValueError:
         return None
-    if not url.host and (path := below(base, uri)):
-        return path
-    name = unquote(url.raw_path).rsplit("/", 1)[-1]
-    return play(name) if name.strip(". ") else None
+    if not ours:
+        return uri if foreign else _played(url.raw_path.rsplit("/", 1)[-1], play)
+    path = _path(base, uri, play)
+    if url.host and path in {None, below(base, uri)}:
+        # Something else of this origin, perhaps.
+        return uri
+    return path or _played(url.raw_path.rsplit("/", 1)[-1], play)
+
+
+def _path(base: URL, uri: str | None, play: Callable[[str], str]) -> str | None:
+    """Below the base URL; by the medium's name where it has another root."""
+    path, root = below(base, uri), base.raw_path.rstrip("/")
+    if path is None or (root and path == uri and not re.match(r"(/ops/contact-centers/[^/]+)?/recordings/", path)):
+        match = re.fullmatch(r"(?:.*/)?recordings/[^/?#]+/play/([^/?#]+)", uri or "")
+        return (_played(match[1], play) if match else None) or path
+    return path
+
+
+def _played(name: str, play: Callable[[str], str]) -> str | None:
+    """Where a medium of that name (quoted) is played; of one that hides a path, its last part."""
+    if len(parts := _SLASH.split(unquote(name))) > 1:
+        name = segment(parts[-1])
+    return play(requoted(name)) if unquote(name).strip(". ") else None
 
 
 def registered(row: Mapping[str, Any]) -> bool:
@@ -134,9 +172,7 @@ def recording(
     """A row as a recording. ``address`` says where to fetch a media file. Raises ValueError where it can't be read."""
     if not isinstance(row, Mapping):
         raise ValueError(row if isinstance(row, str) else "the row is no object")  # noqa: TRY004
-    recording_id = text(row.get("id"))
-    if recording_id is None:
-        raise ValueError("it has no id")
+    recording_id = identifier(row.get("id"), "id")
     begins = [at for f in files(row) if (at := moment(f.get("startTime"), zone))]
     ends = [at for f in files(row) if (at := moment(f.get("stopTime"), zone))]
     # The page: a start is not posted but evaluated as the least one of the media.
@@ -149,17 +185,20 @@ def recording(
     for file in files(row):
         where = address(recording_id, file)
         media_id = _media_id(file, where, media)
-        media[media_id] = _medium(recording_id, media_id, file, where, sizes)
+        media[media_id] = _medium(recording_id, media_id, file, where, sizes, zone)
         groups = {"accessgroups": file.get("accessgroups") or file.get("accessgroup")}
         told[media_id] = {k: v for k in KEPT if (v := {**file, **groups}.get(k)) not in (None, "", [], {})}
     contacts = [(e, mapping(e.get("contact"))) for e in objects(row, "eventHistory")]
     parties = tuple(dict.fromkeys(_party(contact) for _, contact in contacts if contact))
     data = {name: value for event, _ in contacts for name, value in mapping(event.get("data")).items()}
-    types = (text(mapping(f.get("parameters")).get("callType")) for f in files(row))
+    # On the recording itself; a recorder may set it as a parameter of its media instead.
+    types = (text(each.get("callType")) for each in (row, *(mapping(f.get("parameters")) for f in files(row))))
+    if all(party.role != "agent" for party in parties) and (agent := _agent(files(row))) is not None:
+        parties += (agent,)
     region = text(row.get("region"))
     return Recording(
         recording_id=recording_id,
-        call_id=next((c for f in files(row) if (c := text(f.get("callUUID")))), None),
+        call_id=next((c for f in files(row) if (c := as_told(f.get("callUUID")))), None),
         started_at=started,
         ended_at=ended,
         duration=ended - started if ended is not None and ended >= started else None,
@@ -181,6 +220,7 @@ def _medium(
     file: Mapping[str, Any],
     where: str | None,
     sizes: Literal["clear", "always", "never"],
+    zone: tzinfo,
 ) -> Medium:
     encrypted = is_encrypted(file)
     kept = storage(file)
@@ -192,7 +232,7 @@ def _medium(
         availability=Availability.READY if where or kept else Availability.NOT_READY,
         size=_count(file.get("size")) if sized else None,
         # What a mask paused may be missing from the audio, or silent in it.
-        duration=timedelta(milliseconds=ms) if (ms := _count(file.get("duration"))) and not file.get("masks") else None,
+        duration=None if file.get("masks") else _length(file, zone),
         content_type=_TYPES.get(ending) or text(file.get("type")),
         opaque=encrypted,
         ref={**({"at": where} if where else {}), **({"storage": kept} if kept else {})},
@@ -203,9 +243,9 @@ def _media_id(file: Mapping[str, Any], where: str | None, taken: Iterable[str]) 
     """The name it is played under, without its ending: a uuid. A second one of that name adds its start."""
     name = unquote((where or "").partition("?")[0].rstrip("/").rsplit("/", 1)[-1])
     found = PurePosixPath(name).stem if name.strip(". ") else ""
-    media_id = text(found) or text(file.get("mediaId")) or text(file.get("callUUID")) or "medium"
+    media_id = found or as_told(file.get("mediaId")) or as_told(file.get("callUUID")) or "medium"
     if media_id in taken:
-        media_id = f"{media_id}@{text(file.get('startTime')) or text(file.get('mediaId')) or ''}"
+        media_id = f"{media_id}@{text(file.get('startTime')) or as_told(file.get('mediaId')) or ''}"
     while media_id in taken:
         media_id += "+"
     return media_id
@@ -215,6 +255,28 @@ def _count(value: Any) -> int | None:
     """``"8544"``; None where it is zero or no number."""
     told = text(value)
     return int(told) or None if told and told.isdecimal() and len(told) < 19 else None
+
+
+def _length(file: Mapping[str, Any], zone: tzinfo) -> timedelta | None:
+    """Milliseconds by the page; newer servers tell seconds, most of them as a decimal number ("38.376")."""
+    value = file.get("duration")
+    told = str(value) if isinstance(value, float) else text(value) or ""
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", told, re.ASCII) or not float(told):
+        return None
+    begin, end = (moment(file.get(name), zone) for name in ("startTime", "stopTime"))
+    span = end - begin if begin and end and end > begin else timedelta()
+    # Whole seconds are told from milliseconds by what lies nearer to the medium's own times.
+    in_seconds = "." in told or float(told) * 30 < span / timedelta(milliseconds=1)
+    return timedelta(seconds=float(told)) if in_seconds else timedelta(milliseconds=float(told))
+
+
+def _agent(media: Sequence[Mapping[str, Any]]) -> Party | None:
+    """Whom the media's parameters name, where no event does."""
+    for told in (mapping(file.get("parameters")) for file in media):
+        contact = mapping(told.get("contact"))
+        if user := text(told.get("agentId")) or text(contact.get("userName")):
+            return Party(number=_number(contact.get("phoneNumber")), name=full_name(contact), user=user, role="agent")
+    return None
 
 
 def _number(value: Any) -> str | None:

@@ -129,6 +129,28 @@ class TestGenesysForOpsAdmins(SourceContract):
     }
 
 
+class TestGenesysBehindAProxy(SourceContract):
+    """Its nodes tell addresses of a host and below a root that only they know."""
+
+    class simulator(GenesysSimulator):  # noqa: N801
+        def __init__(self, **how) -> None:
+            super().__init__(**how)
+            self.node_root = "/cloud-web/api/v2"
+            self.uris_only = True
+
+    source = Genesys
+    changes: ClassVar = {"page_size": 7, "longest_call": "100m"}
+
+
+class TestGenesysAsServersAnswerToday(SourceContract):
+    class simulator(GenesysSimulator):  # noqa: N801
+        def __init__(self, **how) -> None:
+            super().__init__(**how)
+            self.newer = True
+
+    source = Genesys
+
+
 @pytest_asyncio.fixture
 async def sim():
     async with GenesysSimulator(seed=3, clock=Clock(NOW)) as simulator:
@@ -263,6 +285,33 @@ def test_the_direction_is_known_where_a_parameter_tells_it(call_type):
     assert found.direction is Direction(call_type.lower())
 
 
+@pytest.mark.parametrize(
+    ("told", "meant"), [("Inbound", "inbound"), ("Outbound", "outbound"), ("Internal", "internal")]
+)
+def test_the_direction_is_known_where_the_recording_tells_it(told, meant):
+    """Beside ``region``; and it counts more than what its media say."""
+    media = [a_file(1, parameters={"callType": "Consult"})]
+    assert read(row(1, callType=told, region="eu", mediaFiles=media)).direction is Direction(told.lower())
+    media = [a_file(1, parameters={"callType": "Inbound" if told != "Inbound" else "Outbound"})]
+    assert read(row(1, callType=told, mediaFiles=media)).direction is Direction(told.lower())
+    assert read(row(1, callType="Consult")).direction is Direction.UNKNOWN
+
+
+def test_the_agent_is_named_by_the_media_where_no_event_names_one():
+    contact = {"userName": "joe@hq", "firstName": "Joe", "lastName": "Dalton", "phoneNumber": "1573"}
+    both = a_file(1, parameters={"agentId": "jdalton", "contact": contact})
+    found = read(row(1, eventHistory=[], mediaFiles=[a_file(2), both]))
+    assert found.agent == "Joe Dalton (1573)"
+    assert found.parties == (Party(number="1573", name="Joe Dalton", user="jdalton", role="agent"),)
+    assert read(row(1, mediaFiles=[a_file(1, parameters={"agentId": "jdalton"})])).agent == "jdalton"
+    assert read(row(1, mediaFiles=[a_file(1, parameters={"contact": {"userName": "joe@hq"}})])).agent == "joe@hq"
+    assert read(row(1, mediaFiles=[a_file(1, parameters={"contact": "joe@hq", "agentId": ""})])).agent is None
+    joined = {"occurredAt": time_text(NOW), "contact": {"type": "User", **contact}, "event": "Joined"}
+    other = a_file(1, parameters={"agentId": "somebody else"})
+    assert read(row(1, eventHistory=[joined], mediaFiles=[other])).parties[0].user == "joe@hq"
+    assert len(read(row(1, eventHistory=[joined], mediaFiles=[other])).parties) == 1
+
+
 def test_the_attached_data_of_all_events_are_attributes():
     said = [{"customer": "tomas", "skill": "sales"}, None, {"skill": "claims"}, "text"]
     contact = {"type": "External", "phoneNumber": "1"}
@@ -313,11 +362,31 @@ def test_the_told_size_is_held_against_clear_bytes_unless_told_otherwise(sizes, 
         assert found.media[0].opaque == bool(alias)
 
 
-@pytest.mark.parametrize("told", ["0", "", None, "many", "-5", True, 1.5, "9" * 30])
+@pytest.mark.parametrize("told", ["0", "", None, "many", "-5", True, "0.0", "1e3", "nan", "9" * 30])
 def test_a_size_or_duration_that_is_none_is_not_told(told):
     (medium,) = read(row(1, mediaFiles=[a_file(1, size=told, duration=told)])).media
     assert medium.size is None
     assert medium.duration is None
+
+
+@pytest.mark.parametrize(
+    ("told", "stop", "seconds"),
+    [
+        ("8000", "00.000", 8.0),
+        ("12523", "12.500", 12.523),
+        (12523, "12.500", 12.523),
+        ("38.376", "38.400", 38.376),
+        (38.376, "38.400", 38.376),
+        ("38.376", "00.000", 38.376),
+        ("38", "38.400", 38.0),
+        (38, "38.400", 38.0),
+        ("900", "01.000", 0.9),
+    ],
+)
+def test_a_duration_is_milliseconds_or_seconds(told, stop, seconds):
+    times = {"startTime": "2024-05-17T11:00:00.000+0000", "stopTime": f"2024-05-17T11:00:{stop}+0000"}
+    (medium,) = read(row(1, mediaFiles=[a_file(1, duration=told, **times)])).media
+    assert medium.duration == timedelta(seconds=seconds)
 
 
 def test_media_without_a_uuid_are_known_by_their_media_id_or_call_and_never_collide():
@@ -626,6 +695,97 @@ def test_a_path_below_the_base_is_found_whatever_its_host():
     assert below(base, "/cloud-web/api/v2/recordings/a") == "/recordings/a"
     assert below(base, "http://node/recordings/a") is None
     assert below(Client("http://rws").base, "http://node/recordings/a") == "/recordings/a"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://node:8080/cloud-web/api/v2/recordings/r1",
+        "http://node:8080/cloud-web/api/v2/ops/contact-centers/c/recordings/r1",
+        "https://gws.example/other/recordings/r1/",
+        "http://node/api/v2/recordings/r1?fields=*",
+        "/cloud-web/api/v2/recordings/r1",
+        "/recordings/r1",
+        "recordings/r1",
+    ],
+)
+@pytest.mark.parametrize("root", ["/api/v2", ""])
+async def test_the_id_in_an_address_counts_whatever_stands_before_it(uri, root):
+    def answer(request):
+        if request.path == f"{root}/recordings/r1":
+            return {"statusCode": 0, "recording": row(1)}
+        if request.path != f"{root}/recordings":
+            return web.json_response({"statusCode": 6}, status=404)
+        return {"statusCode": 0, "uris": [uri]}
+
+    async with scripted(answer, root=root) as (options, _), opened(Genesys, options) as source:
+        found = await source.list(Window(NOW - HOUR, NOW))
+    assert (ids(found), found.rejected) == ({"r1"}, [])
+
+
+async def test_where_one_recording_has_a_path_of_its_own_the_address_is_followed():
+    def answer(request):
+        if request.path == "/api/v2/search":
+            return {"statusCode": 0, "uris": ["http://node/api/v2/recordings/r1"]}
+        if request.path == "/api/v2/recordings/r1":
+            return {"statusCode": 0, "recording": row(1)}
+        return web.json_response({"statusCode": 6}, status=404)
+
+    assert ids(await list_of(answer, list_path="/search")) == {"r1"}
+
+
+async def test_an_id_in_an_address_is_asked_for_as_it_is_quoted_there():
+    asked_for = "%20a%2Fb%c3%a9+%25%20"
+
+    def answer(request):
+        if request.path.endswith("/recordings"):
+            return {"statusCode": 0, "uris": [f"http://node/other/recordings/{asked_for}"]}
+        return {"statusCode": 0, "recording": row(1)}
+
+    async with scripted(answer) as (options, seen), opened(Genesys, options) as source:
+        await source.list(Window(NOW - HOUR, NOW))
+    assert seen[1].raw_path == f"/api/v2/recordings/{asked_for}"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://10.10.15.89/cloud-web/api/v2/recordings/recordings?startTime=0&offset={at}&limit=4",
+        "/cloud-web/api/v2/recordings?offset={at}",
+        "http://10.10.15.89/x/ops/contact-centers/c/recordings/?offset={at}&limit=4",
+        "?offset={at}&limit=4",
+    ],
+)
+async def test_a_next_page_below_another_root_is_a_next_page(uri):
+    """Its server holds fewer rows a page than it was asked for: nothing else says that there are more."""
+    rows = [row(n) for n in range(10)]
+
+    def answer(request):
+        assert request.path == "/api/v2/recordings"
+        at = int(request.query["offset"])
+        more = {"nextUri": uri.replace("{at}", str(at + 4))} if at + 4 < 10 else {}
+        return {"statusCode": 0, "recordings": rows[at : at + 4], **more}
+
+    assert len(ids(await list_of(answer))) == 10
+
+
+@pytest.mark.parametrize(
+    ("told", "at"),
+    [
+        ({"mediaUri": "http://rws.example/cloud-web/api/v2/recordings/r1/play/u1.mp3"}, "/recordings/r1/play/u1.mp3"),
+        ({"mediaUri": "/cloud-web/api/v2/recordings/r1/play/u1.mp3"}, "/recordings/r1/play/u1.mp3"),
+        ({"playPath": "/cloud-web/api/v2/recordings/r1/play/u1.mp3"}, "/recordings/r1/play/u1.mp3"),
+        ({"mediaPath": "/x/ops/contact-centers/c/recordings/r1/play/u1.mp3"}, "/recordings/r1/play/u1.mp3"),
+        (
+            {"mediaPath": "/ops/contact-centers/c/recordings/r1/play/u1.mp3"},
+            "/ops/contact-centers/c/recordings/r1/play/u1.mp3",
+        ),
+        ({"mediaUri": "http://node/x/recordings/r1/play/%20u%2B1.mp3"}, "/recordings/r1/play/%20u%2B1.mp3"),
+        ({"mediaUri": "http://rws.example/files/u1.mp3"}, "http://rws.example/files/u1.mp3"),
+    ],
+)
+def test_a_medium_is_played_below_the_configured_root(told, at):
+    assert address_of(None, **told) == at
 
 
 async def test_uris_are_read_one_by_one(sim):
