@@ -149,20 +149,30 @@ class Store(Protocol):
     """Where bytes go. Keys are whole names, prefix included. Raises only errors.StoreError."""
 
     async def check(self) -> str:
-        """Put, get, compare and delete a canary; one line saying what was seen."""
+        """A rehearsal of all that the config asks of the store, within seconds; one line saying what was seen.
+
+        It names what it did not try, and leaves nothing behind but what a lock forbids to delete.
+        """
+
+    async def alive(self) -> None:
+        """Put, get, compare and delete one small canary: is a failure the store's, or the object's alone?
+
+        Quick, and named by letters and digits only. Whatever fails here concerns the store: never raises ObjectFailed.
+        """
 
     async def put(self, key: str, body: Body) -> Receipt:
         """Store the bytes durably and checked; returns only then.
 
         Never overwrites: where the key holds the same bytes already that is success, where it holds
-        others it raises StoreConflict. Raises StoreDown, StoreRefused.
+        others it raises StoreConflict. Raises ObjectFailed where it surely concerns this object alone,
+        StoreDown and StoreRefused where the store or the object may be meant (``alive`` tells).
         """
 
     async def stat(self, key: str) -> Receipt | None:
         """What lies under the key, or None."""
 
     async def get(self, key: str, into: Sink) -> None:
-        """The bytes under the key. Raises StoreMissing."""
+        """The bytes under the key. Raises StoreMissing, and ObjectFailed where it is there and can't be read."""
 
     def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
         """Every object whose key starts with the prefix and sorts after ``after``, sorted by key (code points)."""

@@ -191,6 +191,10 @@ class Shelf:
     async def check(self) -> str:
         return "fine"
 
+    async def alive(self) -> None:
+        if self.host.dead or self.world.trouble(self.name) == "away":
+            raise StoreDown("unreachable")
+
     async def put(self, key: str, body: Body) -> Receipt:
         await asyncio.sleep(0)
         # Manifests fail by themselves: after the audio, before the catalog.

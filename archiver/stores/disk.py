@@ -15,14 +15,14 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 
-from ..errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from ..errors import ObjectFailed, StoreConflict, StoreMissing, StoreRefused
 from .names import fault_of, temporary_name
 from .syncfs import stands_for_fsync, syncfs
 
@@ -102,7 +102,7 @@ class Disk:
 
     def digest(self, key: str, expected: int | None = None) -> tuple[int, str]:
         """Length and SHA-256; the hash is left out where the length is not the expected one."""
-        with self.open(key) as file:
+        with self.open(key) as file, readable(key):
             size = os.fstat(file.fileno()).st_size
             if expected is not None and size != expected:
                 return size, ""
@@ -116,14 +116,15 @@ class Disk:
     def open(self, key: str) -> FileIO:
         try:
             # Without O_NONBLOCK the open of a named pipe would wait for a writer for ever.
-            descriptor = os.open(self.real(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with readable(key):
+                descriptor = os.open(self.real(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             self.demand_root()
             raise StoreMissing(f"no file {key}") from None
         file = FileIO(descriptor)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             file.close()
-            raise StoreRefused(f"{key} is no regular file")
+            raise ObjectFailed(f"{key} is no regular file")
         return file
 
     def size(self, key: str) -> int | None:
@@ -145,13 +146,13 @@ class Disk:
         _sync(path[: path.rindex("/")])
 
     def real(self, key: str) -> str:
-        """The file's whole path. Raises StoreRefused where it would lie outside the root."""
+        """The file's whole path. Raises ObjectFailed where it would lie outside the root."""
         if fault := fault_of(key):
-            raise StoreRefused(f"the key {key!r} {fault}")
+            raise ObjectFailed(f"the key {key!r} {fault}")
         root = self._root()
         path = f"{root}/{key}"
         if not os.path.realpath(path).startswith(f"{root}/"):
-            raise StoreRefused(f"the key {key!r} leads out of {self.path} along a symbolic link")
+            raise ObjectFailed(f"the key {key!r} leads out of {self.path} along a symbolic link")
         return path
 
     def demand_root(self) -> None:
@@ -182,7 +183,7 @@ class Disk:
         They are fsynced where nobody does a syncfs of their disk afterwards.
         """
         if fault := fault_of(file.key):
-            raise StoreRefused(f"the key {file.key!r} {fault}")
+            raise ObjectFailed(f"the key {file.key!r} {fault}")
         file.final = f"{root}/{file.key}"
         file.folder = file.final[: file.final.rindex("/")]
         temporary = f"{file.folder}/{temporary_name()}"
@@ -223,7 +224,7 @@ class Disk:
         """The folder and those above it up to the root, each made where it is missing, and durable.
 
         Without ``fsync`` it is left to the caller to make the last one durable. True where it was not there before. One
-        that exists may have been made a moment ago by somebody who did not come to the fsync yet. Raises StoreRefused
+        that exists may have been made a moment ago by somebody who did not come to the fsync yet. Raises ObjectFailed
         where it lies outside the root.
         """
         if folder != root:
@@ -239,7 +240,7 @@ class Disk:
             made = False
             if not f"{os.path.realpath(folder)}/".startswith(f"{root}/"):
                 inside = folder.removeprefix(f"{root}/")
-                raise StoreRefused(f"the key {inside!r} leads out of {self.path} along a symbolic link") from None
+                raise ObjectFailed(f"the key {inside!r} leads out of {self.path} along a symbolic link") from None
         if len(self._durable) >= _DURABLE_LIMIT:
             self._durable.clear()
         if fsync:
@@ -254,6 +255,17 @@ class Disk:
         # Whoever linked it may have been killed before the fsync.
         _sync(file.folder)
         file.found = True
+
+
+@contextlib.contextmanager
+def readable(key: str) -> Iterator[None]:
+    """EIO while one file is read is that file's: a bad sector. A disk that is dead says so of a canary too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise ObjectFailed(f"{key} can't be read ({error.strerror})") from None
 
 
 def _above(folder: str) -> str:
@@ -292,7 +304,7 @@ def _fill(file: File) -> None:
         while left:
             left = left[os.write(file.descriptor, left) :]
     if (length, digest.hexdigest()) != (file.size, file.sha256):
-        raise StoreDown("the bytes do not have the length and hash they were announced with; nothing was put")
+        raise ObjectFailed("the bytes do not have the length and hash they were announced with; nothing was put")
 
 
 def _close(file: File) -> None:

@@ -22,13 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
 
-from ..errors import StoreDown, StoreError, StoreRefused
+from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from .apart import ROOM, Apart, Unavailable
-from .canary import canary_key, clear_canaries
-from .disk import FEW, Disk, File
+from .canary import canary_key, clear_canaries, of_the_store, prove
+from .disk import FEW, Disk, File, readable
 from .folders import Entries, walk
 from .names import is_temporary
 
@@ -49,10 +49,15 @@ _STALE = 86400.0
 _OURS_TO_MEND = {
     errno.EACCES: "may not write there: give the archiver's user access",
     errno.EPERM: "may not write there: give the archiver's user access",
-    errno.ENOTDIR: "a part of the path is a file",
+}
+#: What concerns one file only, whatever else the disk does.
+_OF_THE_FILE = {
+    errno.EFBIG: "the file is too large for this file system",
+    errno.EILSEQ: "this file system can't express the name",
     errno.EISDIR: "a folder lies under that name",
-    errno.ENAMETOOLONG: "the name is too long for this file system",
     errno.ELOOP: "the path runs through a circle of symbolic links",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ENOTDIR: "a part of the path is a file",
 }
 
 
@@ -98,7 +103,8 @@ class FileStore:
         """Put, get, compare and delete a canary; clear away what killed processes left."""
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
         key = canary_key(self.options.prefix)
-        await self.put(key, body)
+        with of_the_store():
+            await self.put(key, body)
         digest = await self._run(body.length, self._disk.digest, key)
         await self.delete(key)
         if digest != (body.length, body.sha256):
@@ -108,6 +114,9 @@ class FileStore:
         free = await self._run(0, lambda: shutil.disk_usage(self.options.path).free)
         cleared = f"; {removed} stale temporary files removed" if removed else ""
         return f"{self.options.path}: put, get, compare and delete work; {free / 1e9:.1f} GB free{cleared}"
+
+    async def alive(self) -> None:
+        await prove(self, self.options.prefix)
 
     async def put(self, key: str, body: Body) -> Receipt:
         file = File(key, body.length, body.sha256, body.chunks)
@@ -126,7 +135,7 @@ class FileStore:
         try:
             # pread: a thread left behind by a cancelled get must not move another file's position.
             offset = 0
-            while chunk := await self._run(CHUNK, os.pread, file.fileno(), 4 * CHUNK, offset):
+            while chunk := await self._run(CHUNK, _read, key, file.fileno(), offset):
                 offset += len(chunk)
                 await into.write(chunk)
         finally:
@@ -237,12 +246,14 @@ class FileStore:
     def _error(self, error: OSError) -> StoreError:
         said = error.strerror or str(error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return StoreDown(f"the disk under {self.options.path} is full ({said})")
+            return StoreFull(f"the disk under {self.options.path} is full ({said})")
         if error.errno == errno.EROFS:
             return StoreDown(f"the disk under {self.options.path} is read-only ({said})")
-        remedy = _OURS_TO_MEND.get(error.errno or 0)
-        if remedy is not None:
-            return StoreRefused(f"{self.options.path}: {remedy} ({said})")
+        number = error.errno or 0
+        if number in _OF_THE_FILE:
+            return ObjectFailed(f"{error.filename or self.options.path}: {_OF_THE_FILE[number]} ({said})")
+        if number in _OURS_TO_MEND:
+            return StoreRefused(f"{self.options.path}: {_OURS_TO_MEND[number]} ({said})")
         return StoreDown(f"the disk under {self.options.path} failed: {said}")
 
     def _entries(self, folder: str) -> Entries:
@@ -270,6 +281,11 @@ class FileStore:
                         os.unlink(path)
                         removed += 1
         return removed
+
+
+def _read(key: str, descriptor: int, offset: int) -> bytes:
+    with readable(key):
+        return os.pread(descriptor, 4 * CHUNK, offset)
 
 
 def _give_up(done: asyncio.Future[None]) -> None:

@@ -28,12 +28,12 @@ from xml.etree.ElementTree import Element, SubElement, tostring  # for writing; 
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
+from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreFull, StoreMissing, StoreRefused
 from ..model import CHUNK, Body, Receipt
 from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
 from ..transport import Answer
-from .canary import canary_key, clear_canaries
+from .canary import canary_key, clear_canaries, prove
 from .sigv4 import Signer
 from .wire import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
 
@@ -59,26 +59,44 @@ _CONTENT_TYPES = {
     ".jsonl": "application/x-ndjson",
 }
 
-#: Codes that pass by themselves although their status says otherwise.
+#: Classes whose objects must be restored before they can be read.
+_COLD = {"DEEP_ARCHIVE", "GLACIER"}
+#: What a server says of one object only, whatever its status: of its size, its name, its class.
+_OF_THE_OBJECT = {
+    "EntityTooLarge": "",
+    "ExistingObjectIsDirectory": "a folder lies under that name",
+    "ExistingObjectIsFile": "an object lies where its folder should be",
+    "InvalidObjectName": "",
+    "InvalidObjectState": "it lies in a cold class: restore it first",
+    "InvalidURI": "",
+    "KeyTooLong": "",
+    "KeyTooLongError": "",
+    "MaxMessageLengthExceeded": "",
+    "MetadataTooLarge": "",
+    "XMinioInvalidObjectName": "",
+    "XMinioObjectExistsAsDirectory": "a folder lies under that name",
+    "XMinioParentIsObject": "an object lies where its folder should be",
+}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioBucketQuotaExceeded", "XMinioStorageFull"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+#: Codes that pass by themselves although their status says otherwise.
 _PASSING = {
     "ConditionalRequestConflict",
     "IncompleteBody",
     "InternalError",
     "OperationAborted",
-    "QuotaExceeded",
     "RequestTimeout",
     "ServiceUnavailable",
     "SlowDown",
     "ThrottlingException",
     "TooManyRequests",
-    "XMinioStorageFull",
 }
 _REMEDIES = {
     "AccessDenied": "allow the account s3:PutObject, s3:GetObject and s3:ListBucket here",
     "AuthorizationHeaderMalformed": "set region to the bucket's",
     "ExpiredToken": "the credentials have expired; renew them",
     "InvalidAccessKeyId": "check access_key_id",
+    "InvalidStorageClass": "correct storage_class, or leave it out",
     "InvalidToken": "check session_token",
     "NoSuchBucket": "create the bucket, or correct its name",
     "PermanentRedirect": "set region or endpoint_url to the bucket's",
@@ -150,6 +168,10 @@ class _Problem(Exception):  # carries an answer to the place that knows what it 
     def error(self, what: str) -> StoreError:
         said = ": ".join(filter(None, [self.code or f"status {self.status}", self.message]))
         text = f"{what}: {said}"
+        if self.code in _OF_THE_OBJECT:
+            return ObjectFailed("; ".join(filter(None, [text, _OF_THE_OBJECT[self.code]])))
+        if self.code in _FULL:
+            return StoreFull(text)
         if self.code in _DAMAGED:
             return StoreDown(f"{what}: the bytes were damaged on the way ({said})")
         if self.code in _PASSING:
@@ -222,6 +244,17 @@ class S3Store:
         if not self.options.verify_tls:
             notes.append("TLS is NOT verified")
         return "; ".join(notes)
+
+    async def alive(self) -> None:
+        # A lock would keep the canary; whether the bucket still has one can be asked.
+        if self.options.object_lock is not None:
+            await self._check_lock()
+        traits = self._traits or await self._known()
+
+        async def put(key: str, body: Body) -> Receipt:
+            return await self._put_whole(key, body, traits, kept=False)
+
+        await prove(self, self.options.prefix, put=put)
 
     async def put(self, key: str, body: Body) -> Receipt:
         """One request where the body is short and the server is good; see :class:`..ports.Store`."""
@@ -446,7 +479,9 @@ class S3Store:
         return Receipt(key=key, size=body.length, sha256=body.sha256)
 
     async def _vanished(self, key: str) -> Receipt:
-        raise StoreDown(f"{key} was there and is gone again; something else writes here")
+        raise ObjectFailed(
+            f"{key} is taken, and yet nothing can be read there: is it a folder, or does another write here?"
+        )
 
     async def _digest(self, key: str) -> tuple[int, str]:
         digest = Digest()

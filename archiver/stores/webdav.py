@@ -21,12 +21,12 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BeforeValidator, SecretStr, model_validator
 from yarl import URL
 
-from ..errors import StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
+from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
 from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from ..transport import Answer
-from .canary import canary_key, clear_canaries
+from .canary import canary_key, clear_canaries, of_the_store, prove
 from .folders import Entries, walk
 from .names import fault_of, temporary_name
 from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
@@ -85,7 +85,8 @@ class WebDavStore:
         """Put, get, compare, list and delete a canary, and old ones."""
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
         key = canary_key(self.options.prefix)
-        await self.put(key, body)
+        with of_the_store():
+            await self.put(key, body)
         try:
             if await self._digest(key) != (body.length, body.sha256):
                 raise StoreDown("the canary came back with other bytes")
@@ -101,11 +102,16 @@ class WebDavStore:
         tls = "" if self.options.verify_tls else "; TLS is NOT verified"
         return f"{self.options.url}: put, get, list, compare and delete work; {how}{tls}"
 
+    async def alive(self) -> None:
+        await prove(self, self.options.prefix)
+
     async def put(self, key: str, body: Body) -> Receipt:
         temporary = await self._upload(key, body)
         if not await self._move(temporary, key):
             there = await self._length(key)
             if there is None:
+                if await self._is_folder(key):
+                    raise ObjectFailed(f"a folder lies under the name {key}")
                 raise StoreDown(f"{key} can't be given its name; the upload or its folder is gone")
             if there != body.length or await self._digest(key) != (body.length, body.sha256):
                 raise StoreConflict(f"{key} holds other bytes ({there} of them) and is not overwritten")
@@ -134,7 +140,7 @@ class WebDavStore:
     async def _upload(self, key: str, body: Body) -> str:
         """The bytes under a temporary name beside the key, checked; returns that name."""
         if fault := fault_of(key):
-            raise StoreRefused(f"the key {key!r} {fault}")
+            raise ObjectFailed(f"the key {key!r} {fault}")
         folder = key[: key.rfind("/") + 1]
         temporary = folder + temporary_name()
         await self._make(folder)
@@ -211,6 +217,7 @@ class WebDavStore:
             status = await self._make_one(folder)
         # 405: it exists. Where two make it at once, Apache answers 403 to one of them.
         if status not in {200, 201, 405} and not await self._is_folder(folder):
+            await self._demand_no_file(folder)
             raise _wrong(status, f"can't make the folder {folder}")
         if len(self._known) >= _KNOWN_LIMIT:
             self._known.clear()
@@ -222,6 +229,14 @@ class WebDavStore:
                 return response.status
 
         return await self._patiently(once)
+
+    async def _demand_no_file(self, folder: str) -> None:
+        """Raises ObjectFailed where a file has the name of the folder, or of one above it."""
+        names = folder.rstrip("/").split("/")
+        for n in range(1, len(names) + 1):
+            with contextlib.suppress(StoreDown, StoreRefused):
+                if await self._length(above := "/".join(names[:n])) is not None:
+                    raise ObjectFailed(f"a file lies where the folder {above} should be")
 
     async def _is_folder(self, folder: str) -> bool:
         async with self._ask("PROPFIND", folder, {"Depth": "0"}, _ASK) as response:

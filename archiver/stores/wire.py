@@ -17,7 +17,7 @@ import structlog
 from yarl import URL
 
 from .. import __version__
-from ..errors import StoreDown, StoreError, StoreRefused
+from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body
 from ..options import StoreOptions
 from ..ports import Sink
@@ -193,7 +193,12 @@ def translated(origin: Origin, timeout: timedelta) -> Iterator[None]:
 
 def failure(status: int, what: str) -> StoreError:
     """What a status means where nothing better is known of it."""
-    if status in {408, 409, 413, 423, 425, 429} or status >= 500:
+    # Too large, and a name or headers (which the name decides) that are too long.
+    if status in {413, 414, 431}:
+        return ObjectFailed(what)
+    if status == 507:
+        return StoreFull(what)
+    if status in {408, 409, 423, 425, 429} or status >= 500:
         return StoreDown(what)
     return StoreRefused(what)
 

@@ -8,6 +8,7 @@ class TestFile(StoreContract):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ..errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreMissing, StoreRefused
 from ..model import Body, Receipt
 from ..ports import Store
 
@@ -76,6 +77,7 @@ USES: tuple[Callable[[Store], Awaitable[Any]], ...] = (
     lambda store: read(store, "x/y"),
     lambda store: keys(store, ""),
     lambda store: store.check(),
+    lambda store: store.alive(),
 )
 
 
@@ -128,6 +130,30 @@ class StoreContract:
         assert "\n" not in said
         assert [key for key in await keys(store, "") if "_canary" in key] == []
 
+    async def test_a_store_that_is_alive_says_nothing_and_keeps_nothing(self, store: Store) -> None:
+        for _ in range(2):
+            await store.alive()
+        assert [key for key in await keys(store, "") if "_canary" in key] == []
+
+    async def test_a_name_that_is_too_long_is_of_no_concern_to_others(self, store: Store, under: str) -> None:
+        with pytest.raises(ObjectFailed):
+            await store.put(under + "/".join(["n" * 300] * 40), Body.of(b"x"))
+        await store.alive()
+        await store.put(f"{under}short", Body.of(b"x"))
+        assert await keys(store, under) == [f"{under}short"]
+
+    async def test_what_lies_in_the_place_of_a_folder_is_of_no_concern_to_others(
+        self, store: Store, under: str
+    ) -> None:
+        """Where keys are files in folders; where they are not, both are kept."""
+        await store.put(f"{under}a/b", Body.of(b"a file"))
+        for key in (f"{under}a/b/c", f"{under}a"):
+            with contextlib.suppress(ObjectFailed):
+                await store.put(key, Body.of(b"x"))
+                assert await read(store, key) == b"x"
+        await store.alive()
+        assert await read(store, f"{under}a/b") == b"a file"
+
     async def test_what_was_put_is_there_with_its_size_and_hash(self, store: Store, under: str) -> None:
         body = Body.of(secrets.token_bytes(200_000))
         key = f"{under}2024/05/17/id/a.wav"
@@ -179,7 +205,7 @@ class StoreContract:
 
     async def test_bytes_that_lack_the_announced_hash_are_refused(self, store: Store, under: str) -> None:
         body = Body(5, hashlib.sha256(b"right").hexdigest(), b"wrong")
-        with pytest.raises(StoreDown):
+        with pytest.raises((ObjectFailed, StoreDown)):
             await store.put(f"{under}damaged", body)
         assert await store.stat(f"{under}damaged") is None
         assert await keys(store, under) == []
@@ -191,7 +217,7 @@ class StoreContract:
         self, store: Store, under: str, tmp_path: Path
     ) -> None:
         whole = spooled(tmp_path, secrets.token_bytes(self.long_length))
-        with pytest.raises(StoreDown):
+        with pytest.raises((ObjectFailed, StoreDown)):
             await store.put(f"{under}damaged", Body(whole.length, "0" * 64, path=whole.path))
         assert await store.stat(f"{under}damaged") is None
         assert await self.leftovers(store, under) == []
@@ -199,7 +225,7 @@ class StoreContract:
     @pytest.mark.timeout(30)
     async def test_a_spool_file_that_is_too_short_is_refused(self, store: Store, under: str, tmp_path: Path) -> None:
         cut = spooled(tmp_path, secrets.token_bytes(100_000))
-        with pytest.raises(StoreDown):
+        with pytest.raises((ObjectFailed, StoreDown)):
             await store.put(f"{under}cut", Body(150_000, cut.sha256, path=cut.path))
         assert await store.stat(f"{under}cut") is None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from archiver.errors import ObjectFailed, StoreConflict, StoreDown, StoreFull, StoreMissing, StoreRefused
 from archiver.model import Body
 from archiver.stores import disk as module
 from archiver.stores.file import FileOptions, FileStore
@@ -56,13 +56,13 @@ async def test_canaries_that_killed_processes_left_are_cleared(store):
     "key", ["../x", "a/../../x", "/etc/x", "a//b", "a/./b", "..", "", "a/", "a\0b", "a\nb", "\udc80"]
 )
 async def test_a_key_that_is_no_path_below_the_root_is_refused(store, key):
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await store.put(key, Body.of(b"x"))
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await store.stat(key)
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await read(store, key)
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await store.delete(key)
 
 
@@ -74,11 +74,11 @@ async def test_a_linked_folder_that_leads_out_of_the_root_is_refused(store, tmp_
     (tmp_path / "store/out").symlink_to(outside)
     (tmp_path / "store/file").symlink_to(outside / "secret")
     for key in ("out/new", "out/deep/er/new", "out/secret", "file"):
-        with pytest.raises(StoreRefused):
+        with pytest.raises(ObjectFailed):
             await store.put(key, Body.of(b"x"))
-        with pytest.raises(StoreRefused):
+        with pytest.raises(ObjectFailed):
             await read(store, key)
-        with pytest.raises(StoreRefused):
+        with pytest.raises(ObjectFailed):
             await store.delete(key)
     assert await keys(store, "") == ["a/b"]
     assert sorted(path.name for path in outside.iterdir()) == ["secret"]
@@ -235,8 +235,9 @@ async def test_without_hard_links_the_file_is_renamed_but_never_over_another(sto
 @pytest.mark.parametrize(
     ("number", "expected", "word"),
     [
-        (errno.ENOSPC, StoreDown, "full"),
-        (errno.EDQUOT, StoreDown, "full"),
+        (errno.ENOSPC, StoreFull, "full"),
+        (errno.EDQUOT, StoreFull, "full"),
+        (errno.EFBIG, ObjectFailed, "too large"),
         (errno.EIO, StoreDown, "failed"),
         (errno.EROFS, StoreDown, "read-only"),
         (errno.EACCES, StoreRefused, "access"),
@@ -254,12 +255,12 @@ async def test_what_the_disk_says_becomes_what_to_do(store, monkeypatch, number,
     assert list((store.options.path / "a").iterdir()) == []
 
 
-async def test_a_really_full_disk_is_down_and_keeps_what_it_had(tmp_path):
-    """A file size limit stands for the full disk: the kernel refuses the write in its midst."""
+async def test_a_file_that_is_too_large_for_its_disk_is_of_no_concern_to_others(tmp_path):
+    """A file size limit stands for a file system's: the kernel refuses the write in its midst."""
     script = (
         "import asyncio, resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from archiver.errors import StoreDown\n"
+        "from archiver.errors import ObjectFailed\n"
         "from archiver.model import Body\n"
         "from archiver.stores.file import FileOptions, FileStore\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -269,15 +270,16 @@ async def test_a_really_full_disk_is_down_and_keeps_what_it_had(tmp_path):
         "    await store.put('a/small', Body.of(b'x' * 50_000))\n"
         "    try:\n"
         "        await store.put('a/large', Body.of(b'x' * 500_000))\n"
-        "    except StoreDown as error:\n"
+        "    except ObjectFailed as error:\n"
         "        print(error)\n"
+        "    await store.alive()\n"
         "    await store.close()\n"
         "asyncio.run(main())\n"
     )
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True
     )
-    assert "failed" in done.stdout, done.stderr
+    assert "too large" in done.stdout, done.stderr
     assert [path.name for path in (tmp_path / "store/a").iterdir()] == ["small"]
 
 
@@ -298,9 +300,9 @@ async def test_a_root_whose_parent_is_missing_is_refused(tmp_path):
 async def test_what_is_no_regular_file_is_not_read(store, tmp_path):
     await store.put("a/b", Body.of(b"x"))
     os.mkfifo(tmp_path / "store/a/pipe")
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await read(store, "a/pipe")
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await read(store, "a")
     assert await store.stat("a/pipe") is None
     assert await keys(store, "") == ["a/b"]
@@ -317,7 +319,7 @@ async def test_temporaries_are_not_listed_and_go_when_they_are_old(store, tmp_pa
     assert not old.exists()
     assert new.exists()
     assert foreign.exists()
-    with pytest.raises(StoreRefused):
+    with pytest.raises(ObjectFailed):
         await store.put(f"a/{temporary_name()}", Body.of(b"x"))
 
 
@@ -383,3 +385,30 @@ async def test_a_long_spool_file_is_not_read_whole_into_memory(store, tmp_path):
         patch.setattr(os, "write", lambda file, data: sizes.append(len(data)) or write(file, data))
         await store.put("a/b", body)
     assert max(sizes) <= 1 << 20
+
+
+async def test_a_sector_that_can_not_be_read_is_of_no_concern_to_other_files(store, monkeypatch):
+    for key in ("a/bad", "a/good"):
+        await store.put(key, Body.of(key.encode()))
+    pread, bad = os.pread, (store.options.path / "a/bad").stat().st_ino
+
+    def failing(descriptor, *how):
+        if os.fstat(descriptor).st_ino == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, *how)
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(ObjectFailed, match="a/bad can't be read"):
+        await read(store, "a/bad")
+    assert await read(store, "a/good") == b"a/good"
+    await store.alive()
+
+
+async def test_a_folder_under_the_name_of_a_file_is_of_no_concern_to_others(store, tmp_path):
+    (tmp_path / "store/a/b").mkdir(parents=True)
+    with pytest.raises(ObjectFailed):
+        await store.put("a/b", Body.of(b"x"))
+    with pytest.raises(ObjectFailed):
+        await read(store, "a/b")
+    assert await store.stat("a/b") is None
+    await store.alive()

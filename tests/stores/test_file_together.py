@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from archiver.errors import StoreConflict, StoreDown, StoreRefused
+from archiver.errors import ObjectFailed, StoreConflict, StoreDown
 from archiver.model import Body
 from archiver.stores import apart, disk, file, syncfs
 from archiver.stores.disk import Disk, File
@@ -122,7 +122,7 @@ async def test_what_is_wrong_with_one_is_told_of_that_one_alone(store):
     }
     ended = await put_all(store, wanted | wrong | {"2024/there": Body.of(b"the same"), "empty": Body.of(b"")})
     assert children()
-    kinds = [StoreConflict, StoreRefused, StoreDown, StoreRefused, StoreRefused]
+    kinds = [StoreConflict, ObjectFailed, ObjectFailed, ObjectFailed, ObjectFailed]
     assert [type(error) for error in ended] == [type(None)] * 20 + kinds + [type(None)] * 2
     await holds(store, wanted)
     assert await read(store, "2024/taken") == b"other bytes"
@@ -133,7 +133,7 @@ async def test_a_link_that_leads_out_of_the_root_is_refused_in_a_group_too(store
     (tmp_path / "outside").mkdir()
     (store.options.path / "2023").symlink_to(tmp_path / "outside")
     ended = await put_all(store, bodies(10) | {"2023/a/b.wav": Body.of(b"x"), "2023/b.wav": Body.of(b"x")})
-    assert [type(error) for error in ended] == [type(None)] * 10 + [StoreRefused] * 2
+    assert [type(error) for error in ended] == [type(None)] * 10 + [ObjectFailed] * 2
     assert list((tmp_path / "outside").iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from pydantic import ValidationError
 
-from archiver.errors import StoreConflict, StoreDown, StoreMissing, StoreRefused
+from archiver.errors import ObjectFailed, StoreConflict, StoreDown, StoreFull, StoreMissing, StoreRefused
 from archiver.model import Body
 from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
 from archiver.stores.sigv4 import Signer
@@ -484,7 +484,13 @@ async def test_connections_cut_in_the_midst_are_down():
         (error(403, "AccessDenied", "no way, key-id"), StoreRefused, "allow the account"),
         (error(404, "NoSuchBucket"), StoreRefused, "create the bucket"),
         (error(503, "SlowDown"), StoreDown, "SlowDown"),
-        (error(507, "XMinioStorageFull"), StoreDown, "Full"),
+        (error(507, "XMinioStorageFull"), StoreFull, "Full"),
+        (error(403, "QuotaExceeded"), StoreFull, "Quota"),
+        (error(507, "Odd"), StoreFull, "Odd"),
+        (error(413, ""), ObjectFailed, "413"),
+        (error(400, "EntityTooLarge"), ObjectFailed, "TooLarge"),
+        (error(400, "KeyTooLongError"), ObjectFailed, "KeyTooLong"),
+        (error(400, "InvalidStorageClass"), StoreRefused, "storage_class"),
         (error(400, "Mystery", "a&lt;b"), StoreRefused, "Mystery"),
     ],
     ids=lambda value: getattr(value, "text", None) and value.text[32:60],
@@ -533,3 +539,28 @@ async def test_missing_is_told_from_refused():
         server.says = error(404, "NoSuchBucket")
         with pytest.raises(StoreRefused):
             await read(store, "a/b")
+
+
+async def test_an_object_in_a_cold_class_is_named_and_is_of_no_concern_to_others():
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"x"))
+        answer = server.answer
+
+        async def cold(request, path, body):
+            if request.method == "GET" and path.endswith("/a/b"):
+                return error(403, "InvalidObjectState")
+            return await answer(request, path, body)
+
+        server.answer = cold
+        with pytest.raises(ObjectFailed, match="restore it first"):
+            await read(store, "a/b")
+        await store.alive()
+
+
+async def test_what_fails_for_a_canary_is_the_store_s():
+    async with rude() as (server, store):
+        await store.alive()
+        server.says = error(413, "EntityTooLarge")
+        with pytest.raises(StoreRefused):
+            await store.alive()
+        assert server.held() == {}
