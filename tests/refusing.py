@@ -13,15 +13,18 @@ from yarl import URL
 
 @dataclass(slots=True)
 class Refusing:
-    """``refuses``: by a part of the raw path and query, the methods and what they get: a status, an S3 error code."""
+    """``refuses``: by a part of the raw path and query, what such requests get."""
 
     server: str
     url: str = ""
-    refuses: dict[str, tuple[set[str], int, str]] = field(default_factory=dict)
+    refuses: dict[str, tuple[set[str], int, int, str]] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
-    def refuse(self, part: str, *methods: str, status: int = 500, code: str = "InternalError") -> None:
-        self.refuses[part] = (set(methods), status, code)
+    def refuse(
+        self, part: str, *methods: str, status: int = 500, code: str = "InternalError", longer_than: int = -1
+    ) -> None:
+        """These methods there get a status and an S3 error code, where their body is longer."""
+        self.refuses[part] = (set(methods), longer_than, status, code)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Refusing]:
@@ -29,8 +32,8 @@ class Refusing:
 
             async def answer(request: web.BaseRequest) -> web.Response:
                 body = await request.read()
-                for part, (methods, status, code) in self.refuses.items():
-                    if part in request.raw_path and request.method in methods:
+                for part, (methods, longest, status, code) in self.refuses.items():
+                    if part in request.raw_path and request.method in methods and len(body) > longest:
                         self.refused.append((request.method, request.raw_path))
                         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message/></Error>"
                         return web.Response(status=status, text=text, content_type="application/xml")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from archiver import wiring
+from archiver import orphans, wiring
+from archiver.copying import Copier
 from archiver.options import VerifyOptions
 from tests.engine import Rig, a_recorder, archiving, dav_table, s3_table
 from tests.factories import ManualClock
@@ -267,3 +268,129 @@ async def test_the_daemon_tells_a_store_again_what_it_lost(tmp_path, database):
         assert (found.undescribed, found.described) == (12, 12)
         rig.advance(20 * DAY)
         assert (await due()).undescribed == 0
+
+
+# -- orphans -----------------------------------------------------------------------------------------------------------
+
+
+async def look_for_orphans(rig: Rig, store: str) -> orphans.Orphans:
+    return await orphans.find(rig.catalog, rig.archive.outlets[store], rig.archive.feeds, rig.archive.spool)
+
+
+async def forget(rig: Rig, key: str) -> None:
+    """As after a kill between the put and the commit."""
+    async with rig.catalog._connection() as c:
+        row = (await c.fetch("DELETE FROM copies WHERE key = $1 RETURNING recording_id", key))[0]
+        await c.execute(
+            "UPDATE media SET state = 'gone', held = '{}', size = NULL, sha256 = NULL, archived_at = NULL"
+            " WHERE recording_id = $1",
+            row[0],
+        )
+
+
+async def test_a_folder_that_cant_be_listed_and_an_object_that_cant_be_read_do_not_end_the_search_for_orphans(
+    tmp_path, database, apache
+):
+    async with archived(tmp_path, database, stores={"dav": dav_table(apache, "orphans/")}) as rig:
+        keys = sorted(await rig.media_keys("dav"))
+        for key in (keys[2], keys[-1]):
+            await forget(rig, key)
+        (apache.files / keys[0]).parent.chmod(0)
+        (apache.files / keys[2]).chmod(0)
+        found = await look_for_orphans(rig, "dav")
+        assert found.error is None
+        assert [folder for folder, _ in found.unlisted] == [keys[0].rpartition("/")[0] + "/"]
+        assert [(key, "can't be read" in why) for key, _, why in found.left] == [(keys[2], True)]
+        assert found.adopted == [keys[-1]]
+        assert found.objects == 11
+        assert not found.complete
+        (apache.files / keys[0]).parent.chmod(0o755)
+        (apache.files / keys[2]).chmod(0o644)
+        found = await look_for_orphans(rig, "dav")
+        assert (found.adopted, found.left, found.complete) == ([keys[2]], [], True)
+
+
+async def test_a_store_whose_root_cant_be_listed_is_lost_to_the_search_for_orphans(tmp_path, database, apache):
+    async with archived(tmp_path, database, stores={"dav": dav_table(apache, "rootless/")}) as rig:
+        (apache.files / "rootless").chmod(0)
+        try:
+            found = await look_for_orphans(rig, "dav")
+        finally:
+            (apache.files / "rootless").chmod(0o755)
+        assert found.error
+        assert not found.complete
+
+
+# -- copy --------------------------------------------------------------------------------------------------------------
+
+
+def copier(rig: Rig) -> Copier:
+    archive = rig.archive
+    return Copier(
+        catalog=archive.catalog,
+        target=archive.outlets["far"],
+        outlets=archive.outlets,
+        spool=archive.spool,
+        meant={"pbx"},
+    )
+
+
+@asynccontextmanager
+async def later(tmp_path: Path, database: str, near, far, calls: int = 12):
+    """Archived in one store, and another added afterwards; both recorders are the same."""
+    sim = a_recorder(calls=calls, live=True)
+    async with archiving(tmp_path, database, sim, stores={"near": near}) as rig:
+        await rig.sync()
+    await sim.start()
+    async with archiving(tmp_path, database, sim, stores={"near": near, "far": far}) as rig:
+        yield rig
+
+
+@pytest.mark.parametrize(("status", "code"), [(413, "EntityTooLarge"), (500, "InternalError"), (403, "AccessDenied")])
+async def test_copy_goes_on_behind_an_object_that_the_target_refuses(
+    tmp_path, database, seaweed, proxy, status, code
+):
+    far = s3_table(seaweed, f"refuses-{status}", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far) as rig:
+        key = sorted(await rig.media_keys("near"))[0]
+        proxy.refuse(key.rsplit("/", 1)[1], "PUT", status=status, code=code)
+        report = await copier(rig).copy()
+        assert report.error is None
+        assert (report.sources["pbx"].copies, report.sources["pbx"].failed, len(report.findings)) == (11, 1, 1)
+        assert not report.complete
+        report = await copier(rig).copy()
+        assert (report.sources["pbx"].failed, len(proxy.refused) >= 2) == (1, True), "tried again"
+        proxy.refuses.clear()
+        report = await copier(rig).copy()
+        assert (report.sources["pbx"].copies, report.complete) == (1, True)
+        assert len(await rig.manifest_lines("far")) == 12
+
+
+async def test_copy_goes_on_behind_an_object_that_the_giver_does_not_give(tmp_path, database):
+    async with later(tmp_path, database, folder(tmp_path / "near"), folder(tmp_path / "far")) as rig:
+        path = await file_of(rig, "near")
+        path.unlink()
+        path.mkdir()
+        report = await copier(rig).copy()
+        assert (report.error, report.sources["pbx"].copies, len(report.findings)) == (None, 11, 1)
+
+
+async def test_copy_ends_where_the_target_takes_nothing_more(tmp_path, database, seaweed, proxy):
+    far = s3_table(seaweed, "takes-nothing", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far, calls=60) as rig:
+        proxy.refuse("/pbx/", "PUT")
+        report = await copier(rig).copy()
+        assert report.error
+        assert len(report.findings) < 60
+
+
+async def test_copy_writes_shorter_manifests_where_the_target_refuses_a_long_one(
+    tmp_path, database, seaweed, proxy
+):
+    far = s3_table(seaweed, "short-ones", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far, calls=20) as rig:
+        proxy.refuse("_manifests", "PUT", status=413, code="EntityTooLarge", longer_than=8000)
+        report = await copier(rig).copy()
+        assert proxy.refused
+        assert (report.error, report.findings, report.sources["pbx"].copies) == (None, [], 20)
+        assert len(await rig.manifest_lines("far")) == 20
