@@ -470,9 +470,13 @@ SELECT source, recording_id FROM recordings
 WHERE undescribed AND source = ANY($1) AND (revision > 1 OR first_listed_at < $3) LIMIT $2"""
 
 REVISE = """
-UPDATE recordings SET revision = revision + 1, undescribed = true
-WHERE (source, recording_id) IN (SELECT source, recording_id FROM recordings
-    WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY 1, 2 FOR UPDATE)"""
+WITH was AS (
+    SELECT source, recording_id, undescribed FROM recordings
+    WHERE (source, recording_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY 1, 2 FOR UPDATE),
+revised AS (
+    UPDATE recordings SET revision = revision + 1, undescribed = true
+    WHERE (source, recording_id) IN (SELECT source, recording_id FROM was))
+SELECT source, recording_id FROM was WHERE NOT undescribed"""
 
 #: Nothing where a recording is not described yet: a ledger in a store must not claim what that store does not tell.
 UNTOLD = """
@@ -515,6 +519,8 @@ WITH wider AS (
 heard AS (UPDATE sources SET told = NULL WHERE name = $2)
 UPDATE recordings SET undescribed = true, revision = revision + 1
 WHERE source = $2 AND recording_id IN (SELECT recording_id FROM wider)"""
+
+UNTELL = """UPDATE sources SET told = NULL WHERE name = $1"""
 
 TOLD = """UPDATE sources SET told = concat($2::tstzmultirange, $3::text) WHERE name = $1"""
 
@@ -567,6 +573,10 @@ RIGHT_AGAIN = """
 UPDATE findings f SET repaired_at = $4, repaired_by = t.by FROM unnest($2::text[], $3::text[]) AS t (key, by)
 WHERE (f.store, f.key) = ($1, t.key) AND f.repaired_at IS NULL"""
 
+REPAIRED = """
+SELECT key, max(repaired_at) AS at FROM findings WHERE store = $1 AND key = ANY($2) AND repaired_at IS NOT NULL
+GROUP BY key"""
+
 ADD_VERIFICATION = """
 INSERT INTO verifications AS v (store, day, read, bytes, seconds, bad, repaired)
 VALUES ($1, ($2::timestamptz AT TIME ZONE 'UTC')::date, $3, $4, $5, $6, $7)
@@ -585,7 +595,9 @@ OLDEST = """
 SELECT coalesce(read_at, archived_at) FROM copies WHERE store = $1 ORDER BY coalesce(read_at, archived_at) LIMIT 1"""
 
 NEWEST_COPIES = """
-SELECT key FROM copies WHERE store = $1 ORDER BY coalesce(read_at, archived_at) DESC LIMIT $2"""
+SELECT key FROM copies WHERE store = $1 AND bad IS NULL ORDER BY coalesce(read_at, archived_at) DESC LIMIT $2"""
+
+SET_ASIDE = """UPDATE copies SET read_at = $3 WHERE store = $1 AND key = ANY($2)"""
 
 OVERDUE = """SELECT count(*), coalesce(sum(size), 0)::bigint FROM copies
 WHERE store = $1 AND coalesce(read_at, archived_at) < $2"""
@@ -1680,10 +1692,13 @@ class Catalog:
             return [(row[0], row[1]) for row in await c.fetch(UNDESCRIBED, list(sources), limit, before)]
 
     @_repeated
-    async def revise(self, keys: Sequence[tuple[str, str]]) -> None:
-        """A new revision of each: who read an earlier one can't say any more that a manifest describes it."""
+    async def revise(self, keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """A new revision of each: who read an earlier one can't say any more that a manifest describes it.
+
+        Returns those that manifests described as they are until now.
+        """
         async with self._connection() as c:
-            await c.execute(REVISE, [k[0] for k in keys], [k[1] for k in keys])
+            return [(row[0], row[1]) for row in await c.fetch(REVISE, [k[0] for k in keys], [k[1] for k in keys])]
 
     async def untold_ledgers(self, sources: Sequence[str]) -> list[Document]:
         """Ledgers that the stores were not told of yet, where every recording that they cover is described."""
@@ -1710,6 +1725,11 @@ class Catalog:
         """The source's stores are these from now on, also for what was listed before and is not archived yet."""
         async with self._connection() as c:
             await c.execute(AIM, self.clock.now(), source, list(stores))
+
+    async def untell(self, source: str) -> None:
+        """The stores are to be told the source's ledger again."""
+        async with self._connection() as c:
+            await c.execute(UNTELL, source)
 
     async def told_ledger(self, ledger: Document) -> None:
         """The stores hold that ledger now."""
@@ -2001,9 +2021,26 @@ class Catalog:
             return {(row[0], row[1], row[2]) for row in await c.fetch(UNCODED, *_columns(list(ids), 3))}
 
     async def newest_copies(self, store: str, count: int) -> list[str]:
-        """Keys of the copies that were read or made last."""
+        """Keys of the copies that were read or made last, and are not known to be bad."""
         async with self._connection() as c:
             return [row[0] for row in await c.fetch(NEWEST_COPIES, store, count)]
+
+    async def set_aside(self, store: str, keys: Sequence[str]) -> None:
+        """These copies can't be read now, and nothing is wrong with them: they are looked at again after all others."""
+        async with self._connection() as c:
+            await c.execute(SET_ASIDE, store, list(keys), self.clock.now())
+
+    async def repaired(self, store: str, keys: Sequence[str]) -> dict[str, datetime]:
+        """When each of these copies was last put right, where that ever was."""
+        async with self._connection() as c:
+            return {row[0]: row[1] for row in await c.fetch(REPAIRED, store, list(keys))}
+
+    @_repeated
+    async def described_again(self, store: str, keys: Sequence[str], problem: str, at: datetime) -> None:
+        """Of these copies that are there no manifest told; one does since then."""
+        async with self._transaction() as c:
+            await c.execute(FOUND, store, list(keys), [problem] * len(keys), at)
+            await c.execute(RIGHT_AGAIN, store, list(keys), ["a new manifest"] * len(keys), at)
 
     async def read_since(self, store: str, moment: datetime) -> int:
         """Bytes of the copies that were read back since then."""
@@ -2030,10 +2067,6 @@ class Catalog:
             right = [r for r in readings if r.right]
             if wrong:
                 await c.execute(FOUND, store, [r.copy.key for r in wrong], [_text(r.problem) for r in wrong], now)
-            # With a copy its store may have lost the manifest that describes it: it is written again.
-            lost = [r.identity for r in wrong if r.mended_by and r.problem == "missing"]
-            if lost:
-                await c.execute(REVISE, [i[0] for i in lost], [i[1] for i in lost])
             by = [r.mended_by or "found right when read again" for r in right]
             await c.execute(RIGHT_AGAIN, store, [r.copy.key for r in right], by, now)
             odd = [

@@ -16,8 +16,9 @@ import structlog
 
 from . import layout, manifests
 from .catalog import Catalog, Document, copy_document
-from .errors import SpoolDown, StoreConflict, StoreError
+from .errors import SpoolDown, StoreError
 from .model import Copy
+from .scope import Row
 from .spool import Spool
 from .sync import Outlet
 
@@ -68,6 +69,11 @@ class Copier:
     #: Called with the bytes of each copy once it is in the catalog.
     on_copied: Callable[[int], None] | None = None
     report: Report = field(default_factory=Report)
+    #: What the target took, and what each giver gave.
+    _put: Row = field(default_factory=Row)
+    _read: dict[str, Row] = field(default_factory=lambda: defaultdict(Row))
+    #: Givers that can't be reached, and why.
+    _lost: dict[str, str] = field(default_factory=dict)
 
     async def copy(
         self, source: str | None = None, started: tuple[datetime | None, datetime | None] = (None, None)
@@ -121,22 +127,25 @@ class Copier:
                     made.append((brought, identity))
 
     async def _bring(self, identity: Identity, began: datetime, sha256: str, givers: Sequence[Copy]) -> Copy:
-        """Raises StoreError where no store gives the bytes, StoreConflict where others lie in their place; _Ended."""
+        """Raises StoreError where no store gives the bytes, or the target does not take them; _Ended."""
         lost = []
         for giver in givers:
             outlet = self.outlets.get(giver.store)
-            if outlet is None:
-                lost.append(f"store {giver.store} is not in the config")
+            if outlet is None or giver.store in self._lost:
+                lost.append(self._lost.get(giver.store) or f"store {giver.store} is not in the config")
                 continue
             with self.spool.sink() as sink:
                 try:
                     await outlet.store.get(giver.key, sink)
+                    body = await sink.body()
                 except SpoolDown as error:
                     raise _Ended(str(error)) from error
                 except StoreError as error:
                     lost.append(f"store {giver.store}: {error}")
+                    if await self._read[giver.store].concerns_store(outlet.store, error, giver.key):
+                        self._lost[giver.store] = lost[-1]
                     continue
-                body = await sink.body()
+                self._read[giver.store].worked(giver.key)
                 if body.sha256 != sha256:
                     lost.append(
                         f"store {giver.store} holds other bytes than were archived (`archiver verify` mends them)"
@@ -146,10 +155,11 @@ class Copier:
                 key = layout.media_key(self.target.prefix, identity[0], began, *identity[1:], sha256, ext)
                 try:
                     await self.target.store.put(key, body)
-                except StoreConflict:
-                    raise
                 except StoreError as error:
-                    raise _Ended(str(error)) from error
+                    if await self._put.concerns_store(self.target.store, error, key):
+                        raise _Ended(str(error)) from error
+                    raise
+                self._put.worked()
             return Copy(
                 store=self.target.name, key=key, size=giver.size, sha256=sha256, archived_at=self.catalog.clock.now()
             )
@@ -176,8 +186,7 @@ class Copier:
                 await manifests.write(outlet.store, outlet.prefix, source, documents, now, stamp)
             except StoreError as error:
                 if store == self.target.name:
-                    self.report.error = f"store {store}: no manifest could be written: {error}"
-                    return
+                    return await self._undescribed(made, error)
                 # The daemon, or the next pass, describes it there.
                 log.warning("manifest.failed", store=store, error=str(error))
                 unheard.add(source)
@@ -189,6 +198,20 @@ class Copier:
             count.bytes += copy.size
             if self.on_copied is not None:
                 self.on_copied(copy.size)
+
+    async def _undescribed(self, made: Sequence[tuple[Copy, Identity]], error: StoreError) -> None:
+        """The target did not take their manifest: perhaps it takes a shorter one."""
+        if await self._put.concerns_store(self.target.store, error, f"a manifest of {made[0][0].key}"):
+            self.report.error = f"store {self.target.name}: no manifest could be written: {error}"
+        elif len(recordings := sorted({identity[:2] for _, identity in made})) > 1:
+            first = set(recordings[: len(recordings) // 2])
+            for half in (True, False):
+                if self.report.error is None:
+                    await self._commit([one for one in made if (one[1][:2] in first) is half])
+        else:
+            for _, identity in made:
+                self.report.findings.append(f"{' '.join(identity)}: no manifest could be written: {error}")
+                self.report.sources[identity[0]].failed += 1
 
     def _with(self, document: Document, new: Sequence[tuple[Copy, Identity]]) -> Document:
         """The document as it will be once these copies are in the catalog."""

@@ -27,7 +27,8 @@ ArchiverError
     ├── StoreRefused        STORE     our account, bucket or path is refused: an operator must act
     └── ObjectFailed        OBJECT    this object can't be put or read: 413, 400, damaged, in a cold class
         ├── StoreMissing    OBJECT    no object under that key
-        └── StoreConflict   OBJECT    other bytes lie under that key
+        ├── StoreConflict   OBJECT    other bytes lie under that key
+        └── StoreCold       OBJECT    it lies in a class that can't be read at once
 
 ITEM is the medium or the window that was asked for. A source raises SourceErrors and a store StoreErrors, each
 translated at its edge. Where an answer alone can't tell whom it concerns (a 500 to one put, no answer to one request),
@@ -165,6 +166,9 @@ class StoreError(ArchiverError):
 
     scope = Scope.STORE
 
+    #: The folder (with its final slash) that could not be listed, where the others may be.
+    folder: str | None = None
+
 
 class StoreDown(StoreError):
     """The store can't be reached."""
@@ -196,6 +200,10 @@ class StoreMissing(ObjectFailed):
 
 class StoreConflict(ObjectFailed):
     """Other bytes lie under that key."""
+
+
+class StoreCold(ObjectFailed):
+    """The object lies in a cold class: restore it first."""
 
 
 _ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (

@@ -63,7 +63,16 @@ class Ulids:
         if number >> 80 == self._last >> 80:
             number = self._last + 1
         self._last = number
-        return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+        return _ulid(number)
 
 
 ulid = Ulids()
+
+
+def first_ulid(moment: datetime) -> str:
+    """None that is made from then on sorts before it."""
+    return _ulid(int(moment.timestamp() * 1000) << 80)
+
+
+def _ulid(number: int) -> str:
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))

@@ -22,11 +22,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from .errors import StoreError
+from .errors import SpoolDown, StoreError
 from .http import loads
 from .layout import ledger_key, manifest_key, safe, verified_key
 from .model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, utc_text
 from .ports import Store
+from .scope import Row, Unlisted, listed
 from .spool import Spool, SpoolSink
 
 #: Manifests read at once, or so many bytes of them; lines of one handed on at once, and bytes of them.
@@ -102,32 +103,51 @@ class Part(Generic[T]):
     last: bool
 
 
-async def read(store: Store, prefix: str, spool: Spool, *, after: str = "") -> AsyncGenerator[Part[Recording], None]:
+async def read(
+    store: Store, prefix: str, spool: Spool, *, after: str = "", under: str = "", row: Row | None = None
+) -> AsyncGenerator[Part[Recording], None]:
     """Every manifest's recordings and what is wrong with it, by source, oldest first, from behind a key on.
 
-    Raises StoreError.
+    ``under``: only those of this folder, of a source or a part of one. A manifest that can't be read, or a folder that
+    can't be listed, is a part with a problem. ``row``: which objects of the store failed before. Raises StoreError
+    where it is the store that fails.
     """
-    base = f"{prefix}_manifests/"
-    async for keys in _several(store, base, after):
-        async with aclosing(_read(store, base, keys, spool, _recording)) as parts:
-            async for part in parts:
-                yield part
+    row = row or Row(good=after or None)
+    async with aclosing(_all(store, f"{prefix}_manifests/", under, after, spool, _recording, row)) as parts:
+        async for part in parts:
+            yield part
 
 
 async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
-    """What :func:`write_verified` wrote, by source, oldest first. Raises StoreError."""
-    base = f"{prefix}_verified/"
-    async for keys in _several(store, base, ""):
-        async with aclosing(_read(store, base, keys, spool, _verification)) as parts:
+    """What :func:`write_verified` wrote, by source, oldest first; problems as in :func:`read`. Raises StoreError."""
+    async with aclosing(_all(store, f"{prefix}_verified/", "", "", spool, _verification, Row())) as parts:
+        async for part in parts:
+            yield part
+
+
+async def _all(
+    store: Store, base: str, under: str, after: str, spool: Spool, check: _Check[T], row: Row
+) -> AsyncGenerator[Part[T], None]:
+    async for found in _several(store, base + under, after, row):
+        if isinstance(found, Unlisted):
+            yield Part(found.key, [], 0, f"it can't be listed: {found.why}", last=True)
+            continue
+        async with aclosing(_read(store, base, found, spool, check, row)) as parts:
             async for part in parts:
                 yield part
 
 
-async def _several(store: Store, prefix: str, after: str) -> AsyncIterator[list[str]]:
-    """Keys of manifests, as many at a time as are read at once."""
+async def _several(store: Store, prefix: str, after: str, row: Row) -> AsyncIterator[list[str] | Unlisted]:
+    """Keys of manifests, as many at a time as are read at once; and what can't be listed, in its place."""
     keys: list[str] = []
     size = 0
-    async for found in store.list(prefix, after):
+    async for found in listed(store, prefix, after, row):
+        if isinstance(found, Unlisted):
+            if keys:
+                yield keys
+                keys, size = [], 0
+            yield found
+            continue
         if found.key.endswith(".jsonl"):
             keys.append(found.key)
             size += found.size
@@ -139,24 +159,27 @@ async def _several(store: Store, prefix: str, after: str) -> AsyncIterator[list[
 
 
 async def count(store: Store, prefix: str) -> int:
-    """How many manifests there are. Raises StoreError."""
-    return sum([found.key.endswith(".jsonl") async for found in store.list(f"{prefix}_manifests/")])
+    """How many manifests there are, as far as they can be listed. Raises StoreError."""
+    return sum([found.key.endswith(".jsonl") async for found in listed(store, f"{prefix}_manifests/")])
 
 
 async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
     """The newest ledger of each source; where that can't be read, what is wrong with it and the newest that can.
 
-    Raises StoreError.
+    Raises StoreError where it is the store that fails.
     """
-    base = f"{prefix}_ledger/"
+    base, row = f"{prefix}_ledger/", Row()
     newest: dict[str, deque[str]] = {}
-    async for found in store.list(base):
-        newest.setdefault(found.key.rsplit("/", 1)[0], deque(maxlen=_OLDER_LEDGERS)).append(found.key)
+    async for found in listed(store, base, "", row):
+        if isinstance(found, Unlisted):
+            yield Part(found.key, [], 0, f"it can't be listed: {found.why}", last=True)
+        else:
+            newest.setdefault(found.key.rsplit("/", 1)[0], deque(maxlen=_OLDER_LEDGERS)).append(found.key)
     for keys in newest.values():
         for key in reversed(keys):
             told: list[dict[str, Any]] = []
             problem = None
-            async with aclosing(_read(store, base, [key], spool, _ledger)) as parts:
+            async with aclosing(_read(store, base, [key], spool, _ledger, row)) as parts:
                 async for part in parts:
                     told, problem = told or part.documents[:1], problem or part.problem
             yield Part(key, told if problem is None else [], 0, problem, last=True)
@@ -165,18 +188,22 @@ async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerato
 
 
 async def _read(
-    store: Store, base: str, keys: Sequence[str], spool: Spool, check: _Check[T]
+    store: Store, base: str, keys: Sequence[str], spool: Spool, check: _Check[T], row: Row
 ) -> AsyncGenerator[Part[T], None]:
     """These objects, fetched at once, line by line, so that none has to fit into memory."""
     with ExitStack() as held:
         sinks = [held.enter_context(spool.sink()) for _ in keys]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_body(store, *one)) for one in zip(keys, sinks, strict=True)]
+                tasks = [group.create_task(_body(store, *one, row)) for one in zip(keys, sinks, strict=True)]
         except* StoreError as lost:
             raise lost.exceptions[0] from None
         for key, task in zip(keys, tasks, strict=True):
-            lines = _parts(base, key, task.result(), check)
+            body = task.result()
+            if isinstance(body, str):
+                yield Part(key, [], 0, body, last=True)
+                continue
+            lines = _parts(base, key, body, check)
             last = False
             while not last:
                 part = await asyncio.to_thread(next, lines)
@@ -184,8 +211,17 @@ async def _read(
                 last = part.last
 
 
-async def _body(store: Store, key: str, sink: SpoolSink) -> Body:
-    await store.get(key, sink)
+async def _body(store: Store, key: str, sink: SpoolSink, row: Row) -> Body | str:
+    """The object's bytes, or why they can't be read. Raises StoreError of the store, and SpoolDown."""
+    try:
+        await store.get(key, sink)
+    except SpoolDown:
+        raise
+    except StoreError as error:
+        if await row.concerns_store(store, error, key):
+            raise
+        return f"it can't be read: {error}"
+    row.worked(key)
     return await sink.body()
 
 

@@ -19,6 +19,7 @@ from .catalog import Catalog
 from .errors import SourceError, SpoolDown, StoreError
 from .layout import safe
 from .model import State
+from .scope import Row, Unlisted, listed
 from .spool import Spool
 from .sync import Feed, Outlet
 
@@ -39,17 +40,23 @@ class Orphans:
     adopted: list[str] = field(default_factory=list)
     #: Key, size, and why it was not adopted.
     left: list[tuple[str, int, str]] = field(default_factory=list)
+    #: Folders that could not be listed, and why: what lies there is not known.
+    unlisted: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return not (self.left or self.unlisted or self.error)
 
 
 async def find(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spool: Spool) -> Orphans:
     """Look through all that the store holds below its prefix."""
-    report = Orphans()
+    report, row = Orphans(), Row()
     page: dict[str, int] = {}
 
     async def look() -> None:
         for key in await catalog.unknown_keys(outlet.name, list(page)):
-            why = await _adopt(catalog, outlet, feeds, spool, key)
+            why = await _adopt(catalog, outlet, feeds, spool, key, row)
             # Between the listing and now a running transfer may have been committed.
             if why is not None and await catalog.unknown_keys(outlet.name, [key]):
                 report.left.append((key, page[key], why))
@@ -59,8 +66,11 @@ async def find(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spoo
         page.clear()
 
     try:
-        async for found in outlet.store.list(outlet.prefix):
+        async for found in listed(outlet.store, outlet.prefix, "", row):
             if found.key.removeprefix(outlet.prefix).startswith(_OURS):
+                continue
+            if isinstance(found, Unlisted):
+                report.unlisted.append((found.key, found.why))
                 continue
             report.objects += 1
             page[found.key] = found.size
@@ -72,8 +82,10 @@ async def find(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spoo
     return report
 
 
-async def _adopt(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spool: Spool, key: str) -> str | None:
-    """None where it is archived now, else why not."""
+async def _adopt(
+    catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spool: Spool, key: str, row: Row
+) -> str | None:
+    """None where it is archived now, else why not. Raises StoreError of the store."""
     parts = key.removeprefix(outlet.prefix).split("/")
     named = re.fullmatch(r"(.+)-([0-9a-f]{12})\.[a-z0-9]+", parts[-1])
     feed = next((f for name, f in feeds.items() if safe(name) == parts[0]), None)
@@ -101,6 +113,11 @@ async def _adopt(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], sp
             audio = await sync.verified(told, body)
         except (SourceError, SpoolDown) as error:
             return str(error)
+        except StoreError as error:
+            if await row.concerns_store(outlet.store, error, key):
+                raise
+            return f"it can't be read: {error}"
+        row.worked(key)
         claim = await catalog.claim_one(feed.name, recording_id, medium["media_id"], LEASE)
         if claim is None:
             return "its medium is being worked on"

@@ -177,6 +177,10 @@ class Outlet:
     puts: Timings = field(default_factory=Timings)
     bytes_put: int = 0
     failed_puts: int = 0
+    #: By source and key the id of recordings that were not found where a manifest must describe them, and when such
+    #: were last looked for in all manifests (see described.py).
+    doubtful: dict[str, dict[str, str]] = field(default_factory=dict)
+    sought_at: datetime | None = None
 
 
 @dataclass(slots=True)

@@ -16,10 +16,12 @@ import structlog
 
 from . import audio
 from .catalog import Catalog, Reading
-from .errors import SourceError, SpoolDown, StoreConflict, StoreError, StoreMissing
+from .described import Describer
+from .errors import SourceError, SpoolDown, StoreCold, StoreConflict, StoreError, StoreMissing
 from .model import Body, Copy, Medium
 from .options import VerifyOptions
 from .ports import Locks
+from .scope import Row, canary, readable
 from .spool import Spool
 from .sync import Feed, Outlet
 
@@ -42,14 +44,24 @@ HEAD = 64 << 10
 
 @dataclass(slots=True)
 class Verified:
-    """What was found in one store. ``bad``: what was wrong, missing included; ``repaired``: what is right again."""
+    """What was found in one store, in copies.
+
+    ``bad``: what was wrong, or could not be read, or is missing; ``repaired``: what is right again.
+    """
 
     read: int = 0
     bytes: int = 0
     good: int = 0
     missing: int = 0
+    #: Perhaps whole, but the store does not give it.
+    unreadable: int = 0
     bad: int = 0
     repaired: int = 0
+    #: Not read, for it lies in a cold class; nothing is known to be wrong with it.
+    cold: int = 0
+    #: Recordings of which no manifest in the store told, and those of them that one tells of now.
+    undescribed: int = 0
+    described: int = 0
     seconds: float = 0.0
     #: The store could not be read on.
     error: str | None = None
@@ -57,7 +69,20 @@ class Verified:
 
     @property
     def complete(self) -> bool:
-        return self.error is None and self.repaired == self.bad
+        return self.error is None and self.repaired == self.bad and self.described == self.undescribed
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What reading one copy back showed."""
+
+    problem: str | None = None
+    #: The right bytes are there.
+    whole: bool = False
+    #: Why it could not be read, where that was so.
+    error: StoreError | None = None
+    #: That concerns the store, not this copy.
+    of_store: bool = False
 
 
 class _Digest:
@@ -96,8 +121,13 @@ class Verifier:
     found: Verified = field(default_factory=Verified)
     #: Hears the size of each copy that was read.
     on_read: Callable[[int], None] | None = None
-    #: The store has taken and given back a canary.
+    #: The store answers.
     checked: bool = False
+    row: Row = field(default_factory=Row)
+    describer: Describer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.describer = Describer(catalog=self.catalog, outlet=self.outlet, spool=self.spool, row=self.row)
 
     async def stalest(
         self, *, before: datetime | None = None, budget: int | None = None, seconds: float | None = None
@@ -105,8 +135,14 @@ class Verifier:
         """Read what was last read (or made) before a moment (default: now), the longest unread first.
 
         Ends when all is read, or so many bytes or seconds are spent. What was read is remembered at once, so that
-        the next run goes on behind it.
+        the next run goes on behind it. At the end the store describes all of it that is there.
         """
+        await self._stalest(before, budget, seconds)
+        return await self._describe(at_once=True)
+
+    async def _stalest(
+        self, before: datetime | None = None, budget: int | None = None, seconds: float | None = None
+    ) -> Verified:
         moment = before or self.catalog.clock.now()
         after: tuple[datetime, str] = (moment.min.replace(tzinfo=moment.tzinfo), "")
 
@@ -145,14 +181,15 @@ class Verifier:
             }
 
         await self.bad_ones(before=now - options.period, **left())  # type: ignore[arg-type]
-        await self.stalest(before=now - options.cycle + options.period, **left())  # type: ignore[arg-type]
+        await self._stalest(before=now - options.cycle + options.period, **left())  # type: ignore[arg-type]
         held = sum(size for (_, store), (_, size) in (await catalog.totals()).items() if store == name)
         share = held * (options.period / options.cycle)
         quota = max(int(share) - await catalog.read_since(name, now - options.period), 0)
         spent = left()
         if spent["budget"] is None or quota < spent["budget"]:
             spent["budget"] = quota
-        return await self.stalest(before=now - options.period, **spent)  # type: ignore[arg-type]
+        await self._stalest(before=now - options.period, **spent)  # type: ignore[arg-type]
+        return await self._describe(at_once=False)
 
     async def _left(self, options: VerifyOptions) -> tuple[int | None, float | None]:
         if options.budget is None:
@@ -181,7 +218,10 @@ class Verifier:
             return found
         try:
             if not self.checked:
-                await self.outlet.store.check()
+                error = await canary(self.outlet.store)
+                # One that is full, or takes nothing, can be read all the same.
+                if error is not None and not await self._any_readable():
+                    raise error
                 self.checked = True
             while not spent() and (copies := await page()):
                 for start in range(0, len(copies), WIDTH):
@@ -198,51 +238,100 @@ class Verifier:
         found, outlet = self.found, self.outlet
         started = time.monotonic()
         digests = [_Digest() for _ in part]
-        problems = await asyncio.gather(*(self._problem(p[1], d) for p, d in zip(part, digests, strict=True)))
-        none_there = len(part) >= FEW and found.good == 0 and {p for p, _ in problems} == {MISSING}
+        looks = await asyncio.gather(*(self._look(row[1], d) for row, d in zip(part, digests, strict=True)))
+        none_there = len(part) >= FEW and found.good == 0 and {look.problem for look in looks} == {MISSING}
         if none_there and not (known_bad or self.even_if_empty or await self._any_there()):
             found.error = (
                 f"store {outlet.name}: not one of {len(part)} copies is there; is the right disk mounted, the right"
                 " bucket named? Nothing was repaired (--even-if-empty does it all the same)"
             )
             return
-        readings = []
+        lost = next((look.error for look in looks if look.of_store), None)
+        if lost is not None and not await self._any_readable():
+            found.error = f"store {outlet.name}: {lost}"
+        readings, cold = [], []
         uncoded = await self.catalog.uncoded([identity for identity, _, _ in part])
-        for (identity, copy, _), (problem, whole), digest in zip(part, problems, digests, strict=True):
+        for (identity, copy, _), look, digest in zip(part, looks, digests, strict=True):
+            if isinstance(look.error, StoreCold):
+                cold.append(copy.key)
+                continue
+            if found.error is not None and look.problem is not None:
+                # It is no time to judge, or to mend.
+                continue
             mended = None
-            if problem is not None:
-                mended = await (self._lock_again(copy) if whole else self._mend(identity, copy))
+            if look.problem is not None:
+                mended = await (self._lock_again(copy) if look.whole else self._mend(identity, copy, look))
                 told = f"repaired by {mended}" if mended else "not repaired"
-                found.findings.append(f"{outlet.name} {copy.key}: {problem}; {told}")
-                log.error("copy.bad", store=outlet.name, key=copy.key, problem=problem, repaired_by=mended)
-            coding = _coding(bytes(digest.head)) if whole and identity in uncoded else None
-            reading = Reading(identity=identity, copy=copy, problem=problem, mended_by=mended, coding=coding)
+                found.findings.append(f"{outlet.name} {copy.key}: {look.problem}; {told}")
+                log.error("copy.bad", store=outlet.name, key=copy.key, problem=look.problem, repaired_by=mended)
+            if look.whole or mended:
+                self.describer.add(*identity[:2], copy)
+            found.missing += look.problem == MISSING
+            found.unreadable += look.error is not None and not look.whole
+            coding = _coding(bytes(digest.head)) if look.whole and identity in uncoded else None
+            reading = Reading(identity=identity, copy=copy, problem=look.problem, mended_by=mended, coding=coding)
             readings.append(reading)
         spent = time.monotonic() - started
-        await self.catalog.verified(outlet.name, readings, spent)
         found.seconds += spent
+        if cold:
+            found.cold += len(cold)
+            await self.catalog.set_aside(outlet.name, cold)
+        if readings:
+            await self.catalog.verified(outlet.name, readings, spent)
         found.read += len(readings)
         found.bytes += sum(r.copy.size for r in readings)
         if self.on_read is not None:
-            self.on_read(sum(r.copy.size for r in readings))
+            self.on_read(sum(copy.size for _, copy, _ in part))
         found.good += sum(r.problem is None for r in readings)
         found.bad += sum(r.problem is not None for r in readings)
-        found.missing += sum(r.problem == MISSING for r in readings)
         found.repaired += sum(r.mended_by is not None for r in readings)
+        if self.describer.full:
+            await self.describer.settle(at_once=True)
 
-    async def _problem(self, copy: Copy, digest: _Digest) -> tuple[str | None, bool]:
-        """What is wrong with a copy, if so; are its bytes whole? Raises StoreError where the store can't be read."""
-        problem = await read_back(self.outlet, copy, digest)
-        if problem is None and isinstance(self.outlet.store, Locks):
-            return await self.outlet.store.lock_problem(copy.key, copy.archived_at), True
-        return problem, problem is None
+    async def _look(self, copy: Copy, digest: _Digest) -> _Look:
+        """Read one copy back."""
+        store = self.outlet.store
+        try:
+            problem = await read_back(self.outlet, copy, digest)
+        except StoreError as error:
+            of_store = await self.row.concerns_store(store, error, copy.key)
+            return _Look(f"it can't be read: {error}", error=error, of_store=of_store)
+        if problem is not None:
+            return _Look(problem)
+        self.row.worked(copy.key)
+        if isinstance(store, Locks):
+            try:
+                problem = await store.lock_problem(copy.key, copy.archived_at)
+            except StoreError as error:
+                of_store = await self.row.concerns_store(store, error, copy.key)
+                return _Look(f"its lock can't be read: {error}", whole=True, error=error, of_store=of_store)
+        return _Look(problem, whole=True)
 
     async def _any_there(self) -> bool:
-        """Does the store hold at least one of the copies that were read or made last?"""
+        """Does the store hold at least one of the copies that were right when they were read or made last?"""
         for key in await self.catalog.newest_copies(self.outlet.name, WIDTH):
-            if await self.outlet.store.stat(key) is not None:
-                return True
+            with contextlib.suppress(StoreError):
+                if await self.outlet.store.stat(key) is not None:
+                    return True
         return False
+
+    async def _any_readable(self) -> bool:
+        """Does the store give the bytes of at least one of them?"""
+        keys = await self.catalog.newest_copies(self.outlet.name, WIDTH)
+        return any(await asyncio.gather(*(readable(self.outlet.store, key) for key in keys)))
+
+    async def _describe(self, *, at_once: bool) -> Verified:
+        """Let the store describe what it was found to hold."""
+        found, told = self.found, self.describer.report
+        if found.error is None:
+            try:
+                await self.describer.settle(at_once=at_once)
+            except StoreError as error:
+                found.error = f"store {self.outlet.name}: {error}"
+        found.undescribed, found.described = told.lacking, told.again
+        found.findings += told.findings
+        told.findings = []
+        return found
 
     # -- mending -----------------------------------------------------------------------------------------------------
 
@@ -258,8 +347,13 @@ class Verifier:
             log.error("lock.failed", store=self.outlet.name, key=copy.key, error=still)
         return LOCKED_AGAIN if still is None else None
 
-    async def _mend(self, identity: Identity, copy: Copy) -> str | None:
-        """Put the right bytes back, from another store or else from the source; who gave them, or None."""
+    async def _mend(self, identity: Identity, copy: Copy, look: _Look) -> str | None:
+        """Put the right bytes back, from another store or else from the source; who gave them, or None.
+
+        What could not be read may be whole: it stays as it is, and is read again another time.
+        """
+        if look.error is not None and not await self._nothing_there(copy):
+            return None
         with self.spool.sink() as sink:
             for other in await self.catalog.copies_of(*identity):
                 giver = self.outlets.get(other.store)
@@ -268,15 +362,21 @@ class Verifier:
                 with contextlib.suppress(StoreError):
                     await giver.store.get(other.key, sink)
                     body = await sink.body()
-                    if body.sha256 == copy.sha256 and await self._replace(copy, body):
+                    if body.sha256 == copy.sha256 and await self._replace(copy, body, look):
                         return f"store {other.store}"
                 await sink.restart()
         feed, medium = self.feeds.get(identity[0]), await self.catalog.medium(*identity)
         if feed is None or medium is None or feed.paused_until or feed.health.open(self.catalog.clock.now()):
             return None
-        return f"source {feed.name}" if await self._from_source(feed, medium, copy) else None
+        return f"source {feed.name}" if await self._from_source(feed, medium, copy, look) else None
 
-    async def _from_source(self, feed: Feed, medium: Medium, copy: Copy) -> bool:
+    async def _nothing_there(self, copy: Copy) -> bool:
+        try:
+            return await self.outlet.store.stat(copy.key) is None
+        except StoreError:
+            return False
+
+    async def _from_source(self, feed: Feed, medium: Medium, copy: Copy, look: _Look) -> bool:
         with self.spool.sink() as sink:
             try:
                 async with self.lend(feed.name):
@@ -285,14 +385,16 @@ class Verifier:
             except (SourceError, SpoolDown) as error:
                 log.warning("repair.failed", source=feed.name, error=str(error))
                 return False
-            return body.sha256 == copy.sha256 and await self._replace(copy, body)
+            return body.sha256 == copy.sha256 and await self._replace(copy, body, look)
 
-    async def _replace(self, copy: Copy, body: Body) -> bool:
-        """The one place where an object goes: spoilt bytes make room for the right ones, which are in hand."""
+    async def _replace(self, copy: Copy, body: Body, look: _Look) -> bool:
+        """The one place where an object goes: bytes that were read and are spoilt make room for the right ones."""
         try:
             try:
                 await self.outlet.store.put(copy.key, body)
             except StoreConflict:
+                if look.error is not None:
+                    raise
                 await self.outlet.store.delete(copy.key)
                 await self.outlet.store.put(copy.key, body)
             return await read_back(self.outlet, copy) is None

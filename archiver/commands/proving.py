@@ -89,13 +89,14 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
             }
 
     found = run(work())
-    complete = not any(o.left or o.error for o in found.values())
+    complete = all(o.complete for o in found.values())
     if as_json:
         stores = {
             name: {
                 "objects": o.objects,
                 "adopted": o.adopted,
                 "orphans": [{"key": key, "size": size, "why": why} for key, size, why in o.left],
+                "unlisted": [{"folder": key, "why": why} for key, why in o.unlisted],
                 "error": o.error,
             }
             for name, o in found.items()
@@ -106,6 +107,8 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
             click.echo(f"{name}: {o.objects} objects, {len(o.adopted)} orphans adopted, {len(o.left)} left")
             for line in [f"  adopted {key}" for key in o.adopted] + [f"  {key}: {why}" for key, _, why in o.left]:
                 click.echo(plain(line))
+            for key, why in o.unlisted:
+                click.echo(plain(f"  {key} can't be listed, and what lies there is not known: {why}"))
             if o.error:
                 click.echo(plain(f"  {o.error}"))
     if not complete:

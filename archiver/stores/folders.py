@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
+from ..errors import StoreError
 from ..model import Receipt
 from .names import is_temporary
 
@@ -14,8 +15,8 @@ Entries = Iterable[tuple[str, int | None]]
 async def walk(entries: Callable[[str], Awaitable[Entries]], prefix: str, after: str) -> AsyncIterator[Receipt]:
     """Every file whose key starts with the prefix and sorts after ``after``, sorted by key.
 
-    ``entries`` reads one folder, named with its final slash (the root: ``""``). A folder sorts as its
-    name with the slash: ``a-b`` comes before ``a/c``.
+    ``entries`` reads one folder, named with its final slash (the root: ``""``); a StoreError of it names the folder.
+    A folder sorts as its name with the slash: ``a-b`` comes before ``a/c``.
     """
     folder = prefix[: prefix.rfind("/") + 1]
     todo: list[tuple[str, int | None]] = [(folder, None)]
@@ -25,9 +26,14 @@ async def walk(entries: Callable[[str], Awaitable[Entries]], prefix: str, after:
             if key > after and key.startswith(prefix):
                 yield Receipt(key=key, size=size)
         elif (key.startswith(prefix) or prefix.startswith(key)) and (key > after or after.startswith(key)):
+            try:
+                listed = await entries(key)
+            except StoreError as error:
+                error.folder = key
+                raise
             found = [
                 (f"{key}{name}/" if size is None else f"{key}{name}", size)
-                for name, size in await entries(key)
+                for name, size in listed
                 if not is_temporary(name)
             ]
             found.sort(key=lambda entry: entry[0], reverse=True)

@@ -28,7 +28,16 @@ from xml.etree.ElementTree import Element, SubElement, tostring  # for writing; 
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreFull, StoreMissing, StoreRefused
+from ..errors import (
+    ObjectFailed,
+    StoreCold,
+    StoreConflict,
+    StoreDown,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreRefused,
+)
 from ..model import CHUNK, Body, Receipt
 from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
@@ -176,6 +185,8 @@ class _Problem(Exception):  # carries an answer to the place that knows what it 
             return StoreDown(f"{what}: the bytes were damaged on the way ({said})")
         if self.code in _PASSING:
             return StoreDown(text)
+        if self.code == "InvalidObjectState":
+            return StoreCold(f"{text}; it lies in a cold class: restore it first")
         remedy = _REMEDIES.get(self.code)
         if remedy is None and self.status == 403:
             remedy = _REMEDIES["AccessDenied"]
@@ -580,7 +591,12 @@ class S3Store:
         return level
 
     async def _by_folder(self, prefix: str, after: str) -> AsyncIterator[Receipt]:
-        for key, size in sorted(await self._level(prefix)):
+        try:
+            level = await self._level(prefix)
+        except StoreError as error:
+            error.folder = prefix[: prefix.rfind("/") + 1]
+            raise
+        for key, size in sorted(level):
             if size >= 0:
                 if key > after:
                     yield Receipt(key=key, size=size)

@@ -1,0 +1,396 @@
+"""One object that can't be read, listed or put is a finding: what reads, rebuilds or copies a store goes on behind it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from archiver import orphans, wiring
+from archiver.copying import Copier
+from archiver.options import VerifyOptions
+from tests.engine import Rig, a_recorder, archiving, dav_table, s3_table
+from tests.factories import ManualClock
+from tests.refusing import Refusing
+from tests.servers import apache as an_apache
+from tests.servers import seaweed as a_seaweed
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def seaweed():
+    with a_seaweed() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def apache():
+    with an_apache() as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(seaweed):
+    async with Refusing(seaweed.s3_url).serving() as proxy:
+        yield proxy
+
+
+def folder(path: Path):
+    return {"kind": "file", "path": str(path)}
+
+
+@asynccontextmanager
+async def archived(tmp_path: Path, database: str, calls: int = 12, **how):
+    async with archiving(tmp_path, database, a_recorder(calls=calls, live="clock" not in how), **how) as rig:
+        await rig.sync()
+        assert await rig.states() == {"archived": calls}
+        yield rig
+
+
+async def check(rig: Rig, store: str, **how):
+    engine = rig.archive.engine()
+    reader = wiring.verifier(rig.archive, engine, store)
+    reader.even_if_empty = how.pop("even_if_empty", False)
+    async with engine.sharing():
+        return await reader.stalest(**how)
+
+
+async def file_of(rig: Rig, store: str, number: int = 0) -> Path:
+    return Path(rig.archive.config.stores[store].options.path) / sorted(await rig.media_keys(store))[number]
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_under_the_name_of_a_copy_is_a_finding_and_all_others_are_read(tmp_path, database):
+    async with archived(tmp_path, database, stores={"disk": folder(tmp_path / "disk")}) as rig:
+        path = await file_of(rig, "disk")
+        path.unlink()
+        path.mkdir()
+        (path / "something").write_text("of somebody else")
+        found = await check(rig, "disk")
+        assert found.error is None
+        assert (found.good, found.bad, found.unreadable, found.repaired, found.complete) == (11, 1, 1, 0, False)
+        assert [path.name in line for line in found.findings] == [True]
+        assert (path / "something").exists(), "what is there is nobody's to delete"
+        assert (await rig.status())["stores"]["disk"]["bad"] == 1
+        shutil.rmtree(path)
+        found = await check(rig, "disk")
+        assert (found.good, found.missing, found.repaired, found.complete) == (11, 1, 1, True)
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (403, "AccessDenied"), (400, "InvalidArgument")])
+async def test_an_object_that_an_s3_server_does_not_give_is_a_finding_and_stays_as_it_is(
+    tmp_path, database, seaweed, proxy, status, code
+):
+    bucket = f"ungiven-{status}"
+    table = s3_table(seaweed, bucket, endpoint_url=proxy.url)
+    stores = {"disk": folder(tmp_path / "disk"), "cloud": table}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        keys = sorted(await rig.media_keys("cloud"))
+        proxy.refuse(keys[2].rsplit("/", 1)[1], "GET", status=status, code=code)
+        found = await check(rig, "cloud")
+        assert found.error is None
+        assert (found.good, found.bad, found.unreadable, found.repaired, found.complete) == (11, 1, 1, 0, False)
+        assert keys[2] in found.findings[0]
+        assert "can't be read" in found.findings[0]
+        proxy.refuses.clear()
+        assert sorted(await rig.media_keys("cloud")) == keys, "it was not deleted to be put again"
+        assert (await check(rig, "cloud")).complete
+        assert (await rig.status())["stores"]["cloud"]["bad"] == 0
+
+
+async def test_a_webdav_file_that_its_server_may_not_read_is_a_finding(tmp_path, database, apache):
+    stores = {"disk": folder(tmp_path / "disk"), "dav": dav_table(apache, "unreadable/")}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        key = sorted(await rig.media_keys("dav"))[5]
+        (apache.files / key).chmod(0)
+        found = await check(rig, "dav")
+        assert (found.error, found.good, found.bad, found.unreadable) == (None, 11, 1, 1)
+
+
+async def test_copies_in_a_cold_class_are_counted_apart_and_are_not_damaged(tmp_path, database, seaweed, proxy):
+    stores = {"cloud": s3_table(seaweed, "cold", endpoint_url=proxy.url)}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        keys = sorted(await rig.media_keys("cloud"))
+        for key in keys[:7]:
+            proxy.refuse(key.rsplit("/", 1)[1], "GET", status=403, code="InvalidObjectState")
+        found = await check(rig, "cloud")
+        assert (found.error, found.read, found.good, found.bad, found.cold) == (None, 5, 5, 0, 7)
+        assert found.complete
+        assert found.findings == []
+        status = await rig.status()
+        assert (status["stores"]["cloud"]["bad"], status["stores"]["cloud"]["verify"]["found"]) == (0, 0)
+        verified = [c["verified_at"] for d in (await rig.documents()).values() for m in d["media"] for c in m["copies"]]
+        assert verified.count(None) == 7, "nobody read them"
+
+
+async def test_many_unreadable_copies_in_a_row_are_findings_too_while_another_can_be_read(
+    tmp_path, database, seaweed, proxy
+):
+    stores = {"cloud": s3_table(seaweed, "many", endpoint_url=proxy.url)}
+    async with archived(tmp_path, database, calls=30, stores=stores) as rig:
+        async with rig.catalog._connection() as c:
+            keys = [r[0] for r in await c.fetch("SELECT key FROM copies ORDER BY archived_at, key")]
+        for key in keys[:20]:
+            proxy.refuse(key.rsplit("/", 1)[1], "GET")
+        found = await check(rig, "cloud")
+        assert (found.error, found.read, found.good, found.unreadable) == (None, 30, 10, 20)
+
+
+async def test_where_no_copy_can_be_read_it_is_the_store_and_no_copy_is_called_bad(tmp_path, database, seaweed, proxy):
+    stores = {"cloud": s3_table(seaweed, "none", endpoint_url=proxy.url)}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        proxy.refuse("/pbx/", "GET")
+        found = await check(rig, "cloud")
+        assert found.error
+        assert (found.bad, found.complete) == (0, False)
+        assert (await rig.status())["stores"]["cloud"]["bad"] == 0
+
+
+async def test_a_store_that_takes_nothing_is_read_back_all_the_same(tmp_path, database, seaweed, proxy):
+    stores = {"cloud": s3_table(seaweed, "full", endpoint_url=proxy.url)}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        proxy.refuse("/", "PUT", status=507, code="XMinioStorageFull")
+        found = await check(rig, "cloud")
+        assert (found.error, found.good, found.complete) == (None, 12, True)
+
+
+async def test_the_daemons_cycle_goes_on_behind_a_copy_that_cant_be_read_and_comes_back_to_it(
+    tmp_path, database, seaweed, proxy
+):
+    stores = {"cloud": s3_table(seaweed, "cycle", endpoint_url=proxy.url)}
+    async with archived(tmp_path, database, stores=stores, clock=ManualClock()) as rig:
+        key = sorted(await rig.media_keys("cloud"))[0]
+        proxy.refuse(key.rsplit("/", 1)[1], "GET")
+
+        async def due():
+            engine = rig.archive.engine()
+            async with engine.sharing():
+                return await wiring.verifier(rig.archive, engine, "cloud").due(VerifyOptions(cycle=8 * DAY))
+
+        rig.advance(100 * DAY)
+        found = await due()
+        assert (found.error, found.read, found.good, found.bad) == (None, 12, 11, 1)
+        rig.advance(2 * DAY)
+        assert (await due()).bad == 1, "tried again"
+        proxy.refuses.clear()
+        rig.advance(2 * DAY)
+        found = await due()
+        assert (found.bad, (await rig.status())["stores"]["cloud"]["bad"]) == (0, 0)
+
+
+# -- what a store says of itself ---------------------------------------------------------------------------------------
+
+
+async def described(rig: Rig, store: str) -> int:
+    return len(await rig.manifest_lines(store))
+
+
+async def test_a_store_that_lost_its_manifests_is_told_all_of_it_again(tmp_path, database):
+    stores = {name: folder(tmp_path / name) for name in ("one", "two")}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        other = await rig.manifest_lines("two")
+        shutil.rmtree(tmp_path / "one/_manifests")
+        shutil.rmtree(tmp_path / "one/_ledger")
+        found = await check(rig, "one")
+        assert (found.good, found.undescribed, found.described, found.complete) == (12, 12, 12, True)
+        assert [line for line in found.findings if "described by no manifest" in line]
+        assert await described(rig, "one") == 12
+        assert await rig.manifest_lines("two") == other, "the other store lacked nothing"
+        found = await check(rig, "one")
+        assert (found.undescribed, found.findings) == (0, [])
+        await rig.sync()
+        assert [key for key in await rig.objects("one") if key.startswith("_ledger/")]
+        read = (await rig.status())["stores"]["one"]["verify"]
+        assert (read["found"], read["repaired"]) == (12, 12)
+
+
+async def test_one_lost_manifest_is_written_again_and_nothing_else_is(tmp_path, database):
+    async with archiving(tmp_path, database, a_recorder(live=True)) as rig:
+        for _ in range(4):
+            now = rig.sim.clock.now()
+            rig.sim.add_calls(now - timedelta(minutes=50), now - timedelta(minutes=5), 3, longest=3)
+            await rig.sync()
+        assert (await check(rig, "disk")).undescribed == 0
+        before = await rig.manifest_lines("disk")
+        keys = sorted(k for k in await rig.objects("disk") if k.startswith("_manifests/"))
+        (tmp_path / "disk" / keys[1]).unlink()
+        left = await described(rig, "disk")
+        assert left < len(before)
+        found = await check(rig, "disk")
+        assert (found.undescribed, found.described, found.complete) == (len(before) - left, len(before) - left, True)
+        after = await rig.manifest_lines("disk")
+        assert after.keys() == before.keys()
+        assert sum(map(len, after.values())) <= sum(map(len, before.values())) + 3
+
+
+async def test_a_manifest_that_cant_be_read_is_told_and_what_it_told_is_told_again(tmp_path, database, apache):
+    stores = {"dav": dav_table(apache, "untold/")}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        keys = sorted(k for k in await rig.objects("dav") if "/_manifests/" in k)
+        for key in keys:
+            (apache.files / key).chmod(0)
+        found = await check(rig, "dav")
+        assert (found.error, found.good, found.undescribed, found.described) == (None, 12, 12, 12)
+        assert all(any(key in line for line in found.findings) for key in keys)
+
+
+async def test_a_lost_store_gets_media_and_manifests_back(tmp_path, database):
+    stores = {name: folder(tmp_path / name) for name in ("one", "two")}
+    async with archived(tmp_path, database, stores=stores) as rig:
+        shutil.rmtree(tmp_path / "one")
+        (tmp_path / "one").mkdir()
+        found = await check(rig, "one", even_if_empty=True)
+        assert (found.missing, found.repaired, found.undescribed, found.described) == (12, 12, 12, 12)
+        assert found.complete
+        assert await described(rig, "one") == 12
+        assert (await check(rig, "one")).undescribed == 0
+
+
+async def test_the_daemon_tells_a_store_again_what_it_lost(tmp_path, database):
+    async with archived(tmp_path, database, clock=ManualClock()) as rig:
+
+        async def due():
+            engine = rig.archive.engine()
+            async with engine.sharing():
+                return await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=8 * DAY))
+
+        rig.advance(100 * DAY)
+        assert (await due()).undescribed == 0
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        rig.advance(20 * DAY)
+        found = await due()
+        assert (found.undescribed, found.described) == (12, 12)
+        rig.advance(20 * DAY)
+        assert (await due()).undescribed == 0
+
+
+# -- orphans -----------------------------------------------------------------------------------------------------------
+
+
+async def look_for_orphans(rig: Rig, store: str) -> orphans.Orphans:
+    return await orphans.find(rig.catalog, rig.archive.outlets[store], rig.archive.feeds, rig.archive.spool)
+
+
+async def forget(rig: Rig, key: str) -> None:
+    """As after a kill between the put and the commit."""
+    async with rig.catalog._connection() as c:
+        row = (await c.fetch("DELETE FROM copies WHERE key = $1 RETURNING recording_id", key))[0]
+        await c.execute(
+            "UPDATE media SET state = 'gone', held = '{}', size = NULL, sha256 = NULL, archived_at = NULL"
+            " WHERE recording_id = $1",
+            row[0],
+        )
+
+
+async def test_a_folder_that_cant_be_listed_and_an_object_that_cant_be_read_do_not_end_the_search_for_orphans(
+    tmp_path, database, apache
+):
+    async with archived(tmp_path, database, stores={"dav": dav_table(apache, "orphans/")}) as rig:
+        keys = sorted(await rig.media_keys("dav"))
+        for key in (keys[2], keys[-1]):
+            await forget(rig, key)
+        (apache.files / keys[0]).parent.chmod(0)
+        (apache.files / keys[2]).chmod(0)
+        found = await look_for_orphans(rig, "dav")
+        assert found.error is None
+        assert [folder for folder, _ in found.unlisted] == [keys[0].rpartition("/")[0] + "/"]
+        assert [(key, "can't be read" in why) for key, _, why in found.left] == [(keys[2], True)]
+        assert found.adopted == [keys[-1]]
+        assert found.objects == 11
+        assert not found.complete
+        (apache.files / keys[0]).parent.chmod(0o755)
+        (apache.files / keys[2]).chmod(0o644)
+        found = await look_for_orphans(rig, "dav")
+        assert (found.adopted, found.left, found.complete) == ([keys[2]], [], True)
+
+
+async def test_a_store_whose_root_cant_be_listed_is_lost_to_the_search_for_orphans(tmp_path, database, apache):
+    async with archived(tmp_path, database, stores={"dav": dav_table(apache, "rootless/")}) as rig:
+        (apache.files / "rootless").chmod(0)
+        try:
+            found = await look_for_orphans(rig, "dav")
+        finally:
+            (apache.files / "rootless").chmod(0o755)
+        assert found.error
+        assert not found.complete
+
+
+# -- copy --------------------------------------------------------------------------------------------------------------
+
+
+def copier(rig: Rig) -> Copier:
+    archive = rig.archive
+    return Copier(
+        catalog=archive.catalog,
+        target=archive.outlets["far"],
+        outlets=archive.outlets,
+        spool=archive.spool,
+        meant={"pbx"},
+    )
+
+
+@asynccontextmanager
+async def later(tmp_path: Path, database: str, near, far, calls: int = 12):
+    """Archived in one store, and another added afterwards; both recorders are the same."""
+    sim = a_recorder(calls=calls, live=True)
+    async with archiving(tmp_path, database, sim, stores={"near": near}) as rig:
+        await rig.sync()
+    await sim.start()
+    async with archiving(tmp_path, database, sim, stores={"near": near, "far": far}) as rig:
+        yield rig
+
+
+@pytest.mark.parametrize(("status", "code"), [(413, "EntityTooLarge"), (500, "InternalError"), (403, "AccessDenied")])
+async def test_copy_goes_on_behind_an_object_that_the_target_refuses(
+    tmp_path, database, seaweed, proxy, status, code
+):
+    far = s3_table(seaweed, f"refuses-{status}", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far) as rig:
+        key = sorted(await rig.media_keys("near"))[0]
+        proxy.refuse(key.rsplit("/", 1)[1], "PUT", status=status, code=code)
+        report = await copier(rig).copy()
+        assert report.error is None
+        assert (report.sources["pbx"].copies, report.sources["pbx"].failed, len(report.findings)) == (11, 1, 1)
+        assert not report.complete
+        report = await copier(rig).copy()
+        assert (report.sources["pbx"].failed, len(proxy.refused) >= 2) == (1, True), "tried again"
+        proxy.refuses.clear()
+        report = await copier(rig).copy()
+        assert (report.sources["pbx"].copies, report.complete) == (1, True)
+        assert len(await rig.manifest_lines("far")) == 12
+
+
+async def test_copy_goes_on_behind_an_object_that_the_giver_does_not_give(tmp_path, database):
+    async with later(tmp_path, database, folder(tmp_path / "near"), folder(tmp_path / "far")) as rig:
+        path = await file_of(rig, "near")
+        path.unlink()
+        path.mkdir()
+        report = await copier(rig).copy()
+        assert (report.error, report.sources["pbx"].copies, len(report.findings)) == (None, 11, 1)
+
+
+async def test_copy_ends_where_the_target_takes_nothing_more(tmp_path, database, seaweed, proxy):
+    far = s3_table(seaweed, "takes-nothing", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far, calls=60) as rig:
+        proxy.refuse("/pbx/", "PUT")
+        report = await copier(rig).copy()
+        assert report.error
+        assert len(report.findings) < 60
+
+
+async def test_copy_writes_shorter_manifests_where_the_target_refuses_a_long_one(
+    tmp_path, database, seaweed, proxy
+):
+    far = s3_table(seaweed, "short-ones", endpoint_url=proxy.url)
+    async with later(tmp_path, database, folder(tmp_path / "near"), far, calls=20) as rig:
+        proxy.refuse("_manifests", "PUT", status=413, code="EntityTooLarge", longer_than=8000)
+        report = await copier(rig).copy()
+        assert proxy.refused
+        assert (report.error, report.findings, report.sources["pbx"].copies) == (None, [], 20)
+        assert len(await rig.manifest_lines("far")) == 20
