@@ -943,9 +943,9 @@ class Need(Enum):
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
-    def __init__(self, url: str, clock: Clock, schema: str | None = None) -> None:
+    def __init__(self, url: str, clock: Clock | None = None, schema: str | None = None) -> None:
         self._url = url
-        self.clock = clock
+        self.clock = clock or Clock()
         #: Identifies this process among those that share the database.
         self.process = uuid4()
         self._pool: Any = None
@@ -970,7 +970,7 @@ class Catalog:
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        catalog = cls(url, clock or Clock(), schema)
+        catalog = cls(url, clock, schema)
         with catalog._translated(connecting=True):
             catalog._pool = await asyncpg.create_pool(
                 min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **catalog._how(command_timeout=60)
@@ -1099,6 +1099,8 @@ class Catalog:
 
         ``tell``: as for :meth:`migrate`.
         """
+        if need is not Need.READABLE:
+            await self.prove_locks()
         version = await self.version()
         if need is Need.MIGRATED or (need is Need.MADE and not version):
             await self.migrate(tell)
@@ -1113,7 +1115,6 @@ class Catalog:
                 raise other_version(version)
             log.warning("schema.other", error=with_advice(other_version(version)))
         if need is not Need.READABLE:
-            await self.prove_locks()
             await self.prove()
         self._proven = True
 

@@ -80,6 +80,8 @@ def meaning(error: BaseException, *, connecting: bool = False) -> Meaning | None
     """None where it says nothing of the database. ``connecting``: all that was asked by then stands in the URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Meaning(CatalogDown, "name the certificate of its issuer: sslrootcert=FILE in [database] url")
+    if "pooling mode" in str(error):
+        return _POOLER
     code, text = str(getattr(error, "sqlstate", None) or ""), str(error)
     if connecting and ((code[:2] in {"22", "42"} and code != "42501") or "unsupported startup parameter" in text):
         return Meaning(CatalogRefused, "leave that parameter out of [database] url")
