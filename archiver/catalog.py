@@ -10,22 +10,38 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
+import ssl
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import msgspec
+import structlog
 
-from . import manifests
+from . import libpq, manifests, sqlstates
 from .clock import Clock
-from .errors import CatalogDown
+from .errors import (
+    CatalogBusy,
+    CatalogDamaged,
+    CatalogDown,
+    CatalogForbidden,
+    CatalogFull,
+    CatalogMisfit,
+    CatalogPooled,
+    CatalogReadOnly,
+    CatalogRefused,
+    with_advice,
+)
 from .model import (
     Availability,
     Claim,
@@ -53,6 +69,8 @@ ROWS_BYTES = 8 << 20
 FEW = 200
 #: Ids to one question.
 IDS = 10_000
+#: How often it is said that a migration is under way, in seconds.
+PROGRESS = 10.0
 #: After the server's start its processes get so long to connect again.
 SETTLING = timedelta(seconds=20)
 #: What was archived within this time is recent.
@@ -84,6 +102,8 @@ REASON_CLASSES = (
     "asked for again",
 )
 
+log = structlog.get_logger()
+
 Document = dict[str, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,6 +111,24 @@ T = TypeVar("T")
 # Statements are made of each other, never of a value.
 # ruff: noqa: S608
 # -- statements -----------------------------------------------------------------------------------------------------
+
+#: The tables and sequences of ours ($1) that are not there, and those that the role may not use.
+LACKING_TABLES = """
+SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NULL ORDER BY 1"""
+
+FORBIDDEN_TABLES = """
+SELECT name FROM unnest($1::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name)
+WHERE NOT CASE WHEN relkind = 'S' THEN has_sequence_privilege(c.oid, 'USAGE') ELSE
+    has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+    AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE') END ORDER BY 1"""
+
+#: May the role change the tables, as a newer version of archiver needs to?
+FOREIGN_TABLES = """
+SELECT name FROM unnest($1::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name)
+WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1"""
+
+#: Of no meaning to anybody, and undone at once.
+TRY_WRITE = """INSERT INTO processes (process) VALUES ($1)"""
 
 UPSERT_SOURCE = """
 INSERT INTO sources (name, kind, start_at) VALUES ($1, $2, $3)
@@ -1000,15 +1038,34 @@ def _repeated(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T
     return repeated
 
 
+class Need(Enum):
+    """Of the tables, before a command begins (see :meth:`Catalog.ready`)."""
+
+    #: Any version, to be read as far as that goes; nothing is written.
+    READABLE = auto()
+    #: Of this version.
+    SAME = auto()
+    #: Of this version; made where the database is empty.
+    MADE = auto()
+    #: Brought up to this version.
+    MIGRATED = auto()
+
+
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
-    def __init__(self, url: str, pool: Any, clock: Clock, process: UUID) -> None:
+    def __init__(self, url: str, clock: Clock | None = None, schema: str | None = None) -> None:
         self._url = url
-        self._pool = pool
-        self.clock = clock
+        self.clock = clock or Clock()
         #: Identifies this process among those that share the database.
-        self.process = process
+        self.process = uuid4()
+        self._pool: Any = None
+        self._target = _target(url)
+        self._settings = KEEPALIVES | self._target.settings | ({"search_path": schema} if schema else {})
+        #: The schema's version where it is not ours; it explains what fails.
+        self._other: int | None = None
+        #: It was found good: what fails from now on was lost on the way.
+        self._proven = False
         self._locks: Any = None
         #: Called when any process, this one too, has written down recordings that are new or have changed.
         self.on_listed: Callable[[], None] | None = None
@@ -1024,27 +1081,41 @@ class Catalog:
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        process = uuid4()
-        settings = {"timezone": "UTC", "application_name": f"archiver {process}", **KEEPALIVES}
-        settings |= {"search_path": schema} if schema else {}
-        try:
-            with _translated(url):
-                pool = await asyncpg.create_pool(
-                    url,
-                    min_size=1,
-                    max_size=size,
-                    command_timeout=60,
-                    timeout=10,
-                    init=_prepare,
-                    reset=_nothing,
-                    server_settings=settings,
-                )
-        except ValueError:
-            # Its text quotes the URL, password included.
-            raise CatalogDown("database.url can't be read; a password's special characters are %-encoded") from None
-        catalog = cls(url, pool, clock or Clock(), process)
+        catalog = cls(url, clock, schema)
+        with catalog._translated(connecting=True):
+            catalog._pool = await asyncpg.create_pool(
+                min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **catalog._how(command_timeout=60)
+            )
         await catalog.ping()
         return catalog
+
+    def _how(self, *, command_timeout: float | None) -> dict[str, Any]:
+        """How to connect. A pooler knows these two settings; the others are set afterwards."""
+        target, how = self._target, dict[str, Any]()
+        if target.public:
+            how["ssl"] = ssl.create_default_context()
+        how["server_settings"] = {"timezone": "UTC", "application_name": f"archiver {self.process}"}
+        return {"dsn": target.url, "timeout": target.timeout, "command_timeout": command_timeout, **how}
+
+    async def _prepare(self, connection: Any) -> None:
+        await connection.execute(
+            f"SELECT {', '.join(f'set_config({_literal(n)}, {_literal(v)}, false)' for n, v in self._settings.items())}"
+        )
+        for kind in ("json", "jsonb"):
+            await connection.set_type_codec(kind, encoder=_dump, decoder=json.loads, schema="pg_catalog")
+
+    @asynccontextmanager
+    async def _own(self, *, command_timeout: float | None = 30) -> AsyncIterator[Any]:
+        """A connection beside the pool's."""
+        with self._translated(connecting=True):
+            connection = await asyncpg.connect(**self._how(command_timeout=command_timeout))
+        try:
+            with self._translated(connecting=True):
+                await self._prepare(connection)
+            with self._translated():
+                yield connection
+        finally:
+            connection.terminate()
 
     async def close(self) -> None:
         if self._announced or self._claims:
@@ -1060,7 +1131,7 @@ class Catalog:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        with _translated(self._url):
+        with self._translated():
             async with self._pool.acquire(timeout=30) as connection:
                 yield connection
 
@@ -1069,6 +1140,17 @@ class Catalog:
         async with self._connection() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def _undone(self) -> AsyncIterator[Any]:
+        """A transaction of which nothing stays."""
+        async with self._connection() as connection:
+            undone = connection.transaction()
+            await undone.start()
+            try:
+                yield connection
+            finally:
+                await undone.rollback()
+
     async def ping(self) -> None:
         """Is it there? Sets the clock by it."""
         async with self._connection() as c:
@@ -1076,39 +1158,161 @@ class Catalog:
         if type(self.clock) is Clock:
             self.clock.set(now)
 
+    @contextlib.contextmanager
+    def _translated(self, *, connecting: bool = False) -> Iterator[None]:
+        """Turns what has its cause outside of us into CatalogDown, of the class that tells whose it is."""
+        try:
+            yield
+        except CatalogDown:
+            raise
+        except Exception as error:
+            down = self._down(error, connecting=connecting)
+            if down is None:
+                raise
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # asyncpg may answer a cancellation with a time-out; swallowed, it would keep a stop waiting for ever.
+                raise asyncio.CancelledError from error
+            down.lost = self._proven
+            raise down from error
+
+    def _down(self, error: Exception, *, connecting: bool) -> CatalogDown | None:
+        """What it says of the database; None: nothing, it is a defect of ours."""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        found = sqlstates.meaning(error, connecting=connecting)
+        if found is not None:
+            if found.kind is CatalogMisfit and self._other is not None:
+                return other_version(self._other)
+            return found.kind(f"{_WORDS[found.kind]}: {reason}", found.remedy)
+        if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+            return CatalogReadOnly("no host of [database] url is as target_session_attrs wants it")
+        if connecting and isinstance(error, ValueError):
+            # Its text quotes the URL, password included, where it is not asyncpg's own.
+            ours = isinstance(error, asyncpg.ClientConfigurationError)
+            return CatalogRefused(
+                f"[database] url can't be used: {reason}"
+                if ours
+                else "database.url can't be read; a password's special characters are %-encoded"
+            )
+        if isinstance(error, TimeoutError):
+            return CatalogDown("the database can't be reached: it did not answer in time")
+        return CatalogDown(f"the database can't be reached: {reason}") if isinstance(error, _LOST) else None
+
     # -- schema -----------------------------------------------------------------------------------------------------
 
     async def version(self) -> int:
         """The schema's version; 0 where there is none."""
         async with self._connection() as c:
-            if await c.fetchval("SELECT to_regclass('schema_version')") is None:
-                return 0
-            return int(await c.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))
+            return await _version(c)
 
-    async def migrate(self) -> list[str]:
+    async def ready(self, need: Need, tell: Callable[[str, float], None] | None = None) -> None:
+        """See that the tables are as what follows needs them. Raises CatalogDown, of the class that tells why not.
+
+        ``tell``: as for :meth:`migrate`.
+        """
+        if need is not Need.READABLE:
+            await self.prove_locks()
+        version = await self.version()
+        if need is Need.MIGRATED or (need is Need.MADE and not version):
+            await self.migrate(tell)
+        elif not version:
+            empty = CatalogMisfit("the database has no tables yet", "`archiver run`, `sync` or `migrate` makes them")
+            # As good as not there.
+            empty.lasting = False
+            raise empty
+        elif version != newest():
+            self._other = version
+            if need is not Need.READABLE:
+                raise other_version(version)
+            log.warning("schema.other", error=with_advice(other_version(version)))
+        if need is not Need.READABLE:
+            await self.prove()
+        self._proven = True
+
+    async def prove(self) -> None:
+        """Try what archiving needs: our tables, our rights, a small write that is undone. Raises CatalogDown."""
+        async with self._undone() as c:
+            if (version := await _version(c)) != newest():
+                raise other_version(version)
+            if lacking := [row[0] for row in await c.fetch(LACKING_TABLES, tables())]:
+                raise CatalogMisfit(f"the database lacks tables of ours: {', '.join(lacking)}")
+            if forbidden := [row[0] for row in await c.fetch(FORBIDDEN_TABLES, tables())]:
+                raise CatalogForbidden(f"{_WORDS[CatalogForbidden]}: it may not read and write {', '.join(forbidden)}")
+            await c.execute(TRY_WRITE, uuid4())
+
+    async def check(self) -> str:
+        """Try all that archiving needs, longer than :meth:`prove` does; what was found. Raises CatalogDown."""
+        await self.prove_locks()
+        version = await self.version()
+        if not version:
+            # All is made, and undone: rights and the server's age show.
+            async with self._undone() as c:
+                for _, _, text in migrations():
+                    await c.execute(text, timeout=60)
+            return "still empty"
+        if version > newest():
+            raise other_version(version)
+        if version < newest():
+            async with self._undone() as c:
+                if foreign := [row[0] for row in await c.fetch(FOREIGN_TABLES, tables())]:
+                    raise CatalogForbidden(f"{_WORDS[CatalogForbidden]}: others own {', '.join(foreign)}")
+                await c.execute("CREATE TABLE archiver_probe (); DROP TABLE archiver_probe")
+            return f"schema version {version}; `archiver run` or `migrate` brings it to {newest()}"
+        await self.prove()
+        async with self._undone() as c:
+            for name, statement in statements().items():
+                try:
+                    await c.prepare(statement)
+                except asyncpg.SyntaxOrAccessError as error:
+                    raise CatalogMisfit(f"a table is not as version {version} has it ({name}): {error}") from error
+        return f"schema version {version}"
+
+    async def prove_locks(self) -> None:
+        """A lock must hold for as long as its connection: behind some poolers it does not. Raises CatalogPooled."""
+        what = str(uuid4())
+        async with self._own() as one, self._own() as other:
+            first = await one.fetchval("SELECT pg_backend_pid()")
+            await one.fetchval("SELECT pg_advisory_lock(hashtextextended($1, 8410))", what)
+            for _ in range(2):
+                async with other.transaction():
+                    # The pooler may give it the very session that the first has just left.
+                    taken = await other.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 8410))", what)
+                    same = await one.fetchval("SELECT pg_backend_pid()") == first
+                if taken or not same:
+                    raise CatalogPooled(
+                        "locks do not hold in this database: a pooler gives each transaction another session"
+                    )
+
+    async def migrate(self, tell: Callable[[str, float], None] | None = None) -> list[str]:
         """Apply what is missing, each file in one transaction, one process at a time; the names applied.
 
+        It may take as long as it takes; ``tell`` hears now and then which file is at work, and for how many seconds.
         Raises CatalogDown where the schema is newer than this program.
         """
+        if (version := await self.version()) > newest():
+            raise other_version(version)
+        if version == newest():
+            return []
         applied = []
-        known = migrations()
-        if (version := await self.version()) > known[-1][0]:
-            raise CatalogDown(
-                f"the database has schema {version}, and this version knows {known[-1][0]} at most: run the newer"
-                " version, or make the catalog again (archiver rebuild, into an empty database)"
+        # Of its own, for no statement here has a time limit: begun anew it would only take as long again.
+        async with self._own(command_timeout=None) as c:
+            await c.execute(
+                "SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)"
             )
-        for number, name, text in known:
-            async with self._transaction() as c:
-                await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.migrate'))")
-                await c.execute(
-                    "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY, name text NOT NULL,"
-                    " applied_at timestamptz NOT NULL DEFAULT now())"
-                )
-                if await c.fetchval("SELECT true FROM schema_version WHERE version = $1", number):
-                    continue
-                await c.execute(text)
-                await c.execute("INSERT INTO schema_version (version, name) VALUES ($1, $2)", number, name)
+            for number, name, text in migrations():
+                began = time.monotonic()
+                async with c.transaction(), _telling(tell, name):
+                    await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.migrate'))")
+                    await c.execute(
+                        "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY, name text NOT NULL,"
+                        " applied_at timestamptz NOT NULL DEFAULT now())"
+                    )
+                    if await c.fetchval("SELECT true FROM schema_version WHERE version = $1", number):
+                        continue
+                    await c.execute(text)
+                    await c.execute("INSERT INTO schema_version (version, name) VALUES ($1, $2)", number, name)
                 applied.append(name)
+                log.info("schema.migrated", file=name, seconds=round(time.monotonic() - began, 1))
         return applied
 
     # -- locks, shares and rates: over all processes ----------------------------------------------------------------
@@ -1137,14 +1341,11 @@ class Catalog:
 
     async def _lock(self, statement: str, what: str) -> bool:
         async with self._locking:
-            with _translated(self._url):
+            with self._translated():
                 if self._locks is None or self._locks.is_closed():
-                    self._locks = await asyncpg.connect(
-                        self._url,
-                        timeout=10,
-                        command_timeout=30,
-                        server_settings={"application_name": f"archiver {self.process}", **KEEPALIVES},
-                    )
+                    with self._translated(connecting=True):
+                        self._locks = await asyncpg.connect(**self._how(command_timeout=30))
+                        await self._prepare(self._locks)
                     await self._locks.add_listener(LISTED, self._heard)
                     await self._locks.add_listener(SHARED, self._heard_of_share)
                 return bool(await self._locks.fetchval(statement, what))
@@ -2293,13 +2494,73 @@ def migrations() -> list[tuple[int, str, str]]:
     return sorted((int(f.name[:4]), f.name, f.read_text("utf-8")) for f in files if f.name.endswith(".sql"))
 
 
+@functools.cache
+def newest() -> int:
+    """The schema's version that this program knows."""
+    return migrations()[-1][0]
+
+
+@functools.cache
+def tables() -> list[str]:
+    """Names of all tables and sequences that the files of sql/ make and leave."""
+    text = "\n".join(text for _, _, text in migrations())
+    made = re.findall(r"(?m)^CREATE (?:UNLOGGED )?(?:TABLE|SEQUENCE) (?:IF NOT EXISTS )?(\w+)", text)
+    return sorted({*made} - {*re.findall(r"(?m)^DROP (?:TABLE|SEQUENCE) (?:IF EXISTS )?(\w+)", text)})
+
+
+def statements() -> dict[str, str]:
+    """Every statement that can be prepared as it stands, by its name here."""
+    prepared = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
+    found = {name: value for name, value in globals().items() if name.isupper() and isinstance(value, str)}
+    # Parts of others begin with _, and a drill's tables are there while it runs only.
+    return {n: s for n, s in found.items() if not n.startswith(("_", "DRILL")) and prepared.match(s)}
+
+
 async def _nothing(_: Any) -> None:
     """Nothing here outlasts its transaction, so a connection needs no query more before its next user."""
 
 
-async def _prepare(connection: Any) -> None:
-    for kind in ("json", "jsonb"):
-        await connection.set_type_codec(kind, encoder=_dump, decoder=json.loads, schema="pg_catalog")
+async def _version(connection: Any) -> int:
+    if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+        return 0
+    return int(await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))
+
+
+def other_version(version: int) -> CatalogMisfit:
+    """What to raise where the schema is not the one that this program knows."""
+    told = f"the database has schema {version}, and this version knows {newest()}"
+    if version > newest():
+        return CatalogMisfit(
+            f"{told} at most",
+            "run the newer version, or make the catalog again (`archiver rebuild`, into an empty database)",
+        )
+    return CatalogMisfit(told, "stop older daemons, then `archiver migrate` (`run` and `sync` do it themselves)")
+
+
+def _target(url: str) -> libpq.Target:
+    try:
+        return libpq.read(url)
+    except ValueError as error:
+        raise CatalogRefused(f"[database] url: {error}", "mend [database] url, then `archiver check`") from None
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+@asynccontextmanager
+async def _telling(tell: Callable[[str, float], None] | None, name: str) -> AsyncIterator[None]:
+    async def forever() -> None:
+        began = time.monotonic()
+        while tell is not None:
+            await asyncio.sleep(PROGRESS)
+            tell(name, time.monotonic() - began)
+
+    telling = asyncio.create_task(forever())
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 def _dump(value: Any) -> str:
@@ -2354,48 +2615,21 @@ def _text(value: str | None) -> str | None:
     return holdable(value) if value is not None else None
 
 
-class _translated:  # noqa: N801 - reads as a statement
-    """Turns what a lost database raises into CatalogDown."""
+#: Beside what PostgreSQL itself says (sqlstates.py): what its driver says where a connection died.
+_LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, _LOST) and not isinstance(error, _OUR_FAULT):
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # asyncpg may answer a cancellation with a time-out; swallowed, it would keep a stop waiting for ever.
-                raise asyncio.CancelledError from error
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CatalogDown(f"the database can't be reached: {reason}") from error
-
-
-#: Of the same families, but a defect of ours that no waiting mends.
-_OUR_FAULT = (asyncpg.ProtocolViolationError, asyncpg.DataError)
-_LOST: tuple[type[BaseException], ...] = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    # What asyncpg says where a connection died while nobody used it.
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InvalidCatalogNameError,
-    # It takes no connections for now.
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.DiskFullError,
-    asyncpg.QueryCanceledError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
+#: How a message begins.
+_WORDS: dict[type[CatalogDown], str] = {
+    CatalogBusy: "the database has nothing left for archiver",
+    CatalogDamaged: "the database is damaged, or its disk is",
+    CatalogDown: "the database can't be reached",
+    CatalogForbidden: "the role of [database] url lacks rights",
+    CatalogFull: "the disk of the database is full",
+    CatalogMisfit: "the tables of the database are not as this version needs them",
+    CatalogPooled: "a pooler stands before the database, and does not keep a session together",
+    CatalogReadOnly: "the database can only be read",
+    CatalogRefused: "the database refuses [database] url",
+}
 
 
 def _flagged(rows: Sequence[Any]) -> dict[tuple[str, str], tuple[int, int]]:

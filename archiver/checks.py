@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
-from .catalog import Catalog
+from .catalog import Catalog, newest
 from .config import Config, SourceConfig, StoreConfig
 from .errors import ArchiverError, CatalogDown, with_advice
 from .log import redact
@@ -69,14 +69,15 @@ def _shown(result: Result) -> Result:
 async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | None, Result]:
     try:
         catalog, embedded = await open_catalog(config, stack, size=2)
+        found = await catalog.check()
+        if embedded:
+            embedded.check_room()
         version = await catalog.version()
     except CatalogDown as error:
         return None, Result("database", False, with_advice(error))
     kind = f"embedded in {config.data_dir}" if embedded else "given by url"
-    if not version:
-        # Without tables no rate can be kept either.
-        return None, Result("database", True, f"{kind}, still empty")
-    return catalog, Result("database", True, f"{kind}, schema version {version}")
+    # Without our tables no rate can be kept either.
+    return catalog if version == newest() else None, Result("database", True, f"{kind}, {found}")
 
 
 async def _store(outlet: Outlet) -> Result:

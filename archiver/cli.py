@@ -109,5 +109,8 @@ def _fail(error: BaseException) -> None:
         sys.exit(INCOMPLETE)
     if isinstance(error, ArchiverError):
         click.echo(plain(redact(f"archiver: {with_advice(error)}")), err=True)
-        sys.exit(UNREACHABLE if isinstance(error, CatalogDown | StoreError | SourceError) else INCOMPLETE)
+        if isinstance(error, CatalogDown):
+            # What waiting does not mend is as good as a wrong config: systemd is not to start it again.
+            sys.exit(USAGE if error.lasting else INCOMPLETE if error.lost else UNREACHABLE)
+        sys.exit(UNREACHABLE if isinstance(error, StoreError | SourceError) else INCOMPLETE)
     raise error

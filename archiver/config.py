@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
+from . import libpq
 from .errors import ConfigError
 from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
@@ -244,6 +245,8 @@ def warnings(config: Config) -> list[str]:
     for source in config.sources.values():
         if source.options.start is not None and source.options.start > now:
             said.append(f"{name}: sources.{source.name}.start lies in the future: nothing is archived until then")
+    url = config.database_url.get_secret_value()
+    said += [f"{name}: database.url: leave out {ignored}" for ignored in libpq.read(url).ignored]
     email = config.alerts.email
     if email is not None and email.tls == "none" and email.password is not None:
         said.append(f"{name}: alerts.email.tls is none: the password goes to the mail server in the clear")
@@ -296,6 +299,8 @@ def _mailbox(value: Any) -> Any:
 def _database(value: Any) -> Any:
     if _is_text(value) and value != "embedded" and not re.match(r"postgres(ql)?://\S", value):
         raise ValueError('is neither "embedded" nor like "postgresql://user@host/database"')
+    if _is_text(value) and value != "embedded":
+        libpq.read(value)
     return value
 
 

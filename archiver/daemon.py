@@ -8,7 +8,6 @@ import ctypes
 import gc
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -22,8 +21,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from . import config, live, reload, report, sync, wiring
 from . import log as logs
+from .catalog import newest, other_version
 from .config import Stamp
 from .errors import CatalogDown, ConfigError, Refused, SourceError
+from .journal import notify
 from .model import utc_text
 from .schedule import next_poll, period, trigger
 from .sync import Feed, Outlet, using
@@ -252,7 +253,7 @@ class Daemon:
         schedule = f"schedule {name}"
         try:
             while True:
-                # It moves again when the next poll is due: one that is not rung by then hangs, and the watchdog sees it.
+                # It moves again when the next poll is due: not rung by then it hangs, and the watchdog sees it.
                 self.watch.beat(schedule, next_poll(poll, now := datetime.now(UTC)) - now)
                 await beat.wait()
                 beat.clear()
@@ -361,17 +362,10 @@ class Daemon:
                     await database.start()
             if time.monotonic() - checked > 30:
                 checked = time.monotonic()
+                version = 0
                 with contextlib.suppress(CatalogDown):
                     await self.archive.catalog.ping()
-
-
-def notify(message: str) -> None:
-    """sd_notify(3): tell systemd; nothing where it is not there."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
-        # Whoever does not read may not hold up the loop.
-        s.settimeout(0.2)
-        s.connect("\0" + address[1:] if address.startswith("@") else address)
-        s.sendall(message.encode())
+                    version = await self.archive.catalog.version()
+                if version > newest():
+                    # A newer version has taken the tables over: what they mean now this one can't know.
+                    raise other_version(version)

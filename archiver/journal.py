@@ -1,17 +1,20 @@
-"""systemd's journal, where standard error leads there: a log event with fields of its own to search by.
+"""What systemd hears: its journal, where standard error leads there, and sd_notify.
+
+A log event goes there with fields of its own to search by.
 
 The native protocol is documented in systemd's "Native Journal Protocol" (JOURNAL_NATIVE_PROTOCOL).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["SOCKET", "fields", "is_stderr", "send"]
+__all__ = ["SOCKET", "fields", "is_stderr", "notify", "send"]
 
 SOCKET = Path("/run/systemd/journal/socket")
 #: As syslog(3) numbers them.
@@ -47,3 +50,15 @@ def _field(name: str, value: str) -> bytes:
     if b"\n" in data:
         return b"%b\n%b%b\n" % (name.encode(), len(data).to_bytes(8, "little"), data)
     return b"%b=%b\n" % (name.encode(), data)
+
+
+def notify(message: str) -> None:
+    """sd_notify(3): tell systemd; nothing where it is not there."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        # Whoever does not read may not hold up the loop.
+        s.settimeout(0.2)
+        s.connect("\0" + address[1:] if address.startswith("@") else address)
+        s.sendall(message.encode())

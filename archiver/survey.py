@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .catalog import Numbers
 from .engine import Engine
-from .errors import CatalogDown
+from .errors import CatalogDown, with_advice
 from .model import State, Window
 from .schedule import next_poll
 from .sync import Feed, Outlet
@@ -166,10 +166,13 @@ class Surveyor:
         catalog = self.archive.catalog
         try:
             async with asyncio.timeout(PATIENCE):
+                await catalog.prove()
+                if self.archive.database is not None:
+                    self.archive.database.check_room()
                 self._numbers = await catalog.numbers(list(self.archive.feeds), list(self.archive.outlets))
             self._database = None
         except CatalogDown as error:
-            self._database = str(error)
+            self._database = with_advice(error)
         except TimeoutError:
             self._database = f"the database did not answer within {PATIENCE:g} s"
         took = time.monotonic() - began

@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
-from .catalog import Catalog
+import structlog
+
+from .catalog import Catalog, Need
 from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
 from .engine import Engine
 from .errors import ConfigError, StoreError
 from .http import Client, Gate
+from .journal import notify
 from .pace import Pace
 from .spool import Spool
 from .sync import Feed, Outlet, describe_changes, tell_ledgers
 from .traces import exporting
 from .verify import Verifier
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,20 +120,26 @@ def make_outlet(store: StoreConfig, stack: AsyncExitStack) -> Outlet:
 
 
 @asynccontextmanager
-async def read_only(config: Config) -> AsyncIterator[Catalog]:
-    """The catalog alone, migrated; for commands that only read. Raises CatalogDown."""
+async def opened_catalog(config: Config, need: Need = Need.READABLE) -> AsyncIterator[Catalog]:
+    """The catalog alone. Raises CatalogDown."""
     async with AsyncExitStack() as stack:
         catalog, _ = await open_catalog(config, stack, size=2)
-        await catalog.migrate()
+        await catalog.ready(need, _migrating)
         yield catalog
 
 
+def _migrating(file: str, seconds: float) -> None:
+    """A big catalog takes its time. Nobody may take that for a hang: systemd would end it, and it would begin anew."""
+    log.warning("schema.migrating", file=file, seconds=round(seconds))
+    notify(f"EXTEND_TIMEOUT_USEC={60_000_000}")
+
+
 @asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Archive]:
-    """Database (migrated), stores and enabled sources. Raises CatalogDown; stores and sources are not asked yet."""
+async def opened(config: Config, need: Need = Need.MIGRATED) -> AsyncIterator[Archive]:
+    """Database, stores and enabled sources. Raises CatalogDown; stores and sources are not asked yet."""
     async with exporting(config.traces_endpoint), AsyncExitStack() as stack:
         catalog, database = await open_catalog(config, stack)
-        await catalog.migrate()
+        await catalog.ready(need, _migrating)
         spool = Spool(config.data_dir / "spool", config.memory)
         spool.clear()
         archive = Archive(config=config, catalog=catalog, database=database, outlets={}, feeds={}, spool=spool)

@@ -1,12 +1,13 @@
 #!/bin/sh
-# What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), openssl, setpriv, systemd-analyze
-# and Prometheus's promtool.
+# What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), pgbouncer, openssl, setpriv,
+# systemd-analyze and Prometheus's promtool.
 set -eu
 cd "$(dirname "$0")/.."
 as_root=""
 [ "$(id -u)" = 0 ] || as_root="sudo"
 missing=""
 [ -x /usr/sbin/apache2 ] || missing="$missing apache2"
+[ -x /usr/sbin/pgbouncer ] || missing="$missing pgbouncer"
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v setpriv >/dev/null || missing="$missing util-linux"
 command -v systemd-analyze >/dev/null || missing="$missing systemd"

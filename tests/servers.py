@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -394,6 +395,45 @@ class Postgres(Server):
         self._end(signal.SIGQUIT)
 
 
+class Bouncer(Server):
+    """PgBouncer before a PostgreSQL that is reached by a Unix socket."""
+
+    def __init__(self, folder: Path, url: str, pool_mode: str, *settings: str) -> None:
+        super().__init__("pgbouncer", folder)
+        (self._port,) = free_ports(1)
+        parts = urllib.parse.urlsplit(url)
+        self._database = parts.path[1:]
+        where = dict(urllib.parse.parse_qsl(parts.query))
+        sockets = Path(where["host"])
+        if os.geteuid() == 0:
+            # It refuses root, and only the server's own account may enter.
+            owner = sockets.stat()
+            self._how = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        (folder / "pgbouncer.ini").write_text(f"""[databases]
+* = host={sockets} port={where["port"]} user={parts.username}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self._port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {pool_mode}
+default_pool_size = 20
+server_round_robin = 0
+{chr(10).join(settings)}
+""")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://archiver@127.0.0.1:{self._port}/{self._database}"
+
+    def _command(self) -> list[str]:
+        return ["/usr/sbin/pgbouncer", str(self.folder / "pgbouncer.ini")]
+
+    def _is_ready(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+
 def _signal_with_parent(number: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
@@ -441,6 +481,13 @@ def seaweed() -> Iterator[Seaweed]:
 def apache() -> Iterator[Apache]:
     """An Apache of one's own, started at once."""
     with _serving(Apache) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def bouncer(url: str, pool_mode: str, *settings: str) -> Iterator[Bouncer]:
+    """A PgBouncer before the database of that URL, started at once."""
+    with _serving(lambda folder: Bouncer(folder, url, pool_mode, *settings)) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 import archiver.catalog as module
-from archiver.catalog import Catalog, Query, Reading, _translated, migrations, with_results
+from archiver.catalog import Catalog, Query, Reading, migrations, with_results
 from archiver.errors import CatalogDown
 from archiver.model import (
     Availability,
@@ -1925,7 +1925,7 @@ class TestLostDatabase:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                with _translated("postgresql://x"):
+                with Catalog("postgresql://x", ManualClock())._translated():
                     raise TimeoutError from None
 
         task = asyncio.create_task(cancelled())

@@ -157,6 +157,24 @@ async def test_many_scrapes_at_once_ask_the_database_once(tmp_path, database, cl
         assert asked == 1
 
 
+async def test_readyz_finds_what_a_read_does_not(tmp_path, database, clock):
+    """A table of which no number is made is gone, and nothing is written to it just now."""
+    async with archiving(tmp_path, database, a_recorder(), clock=clock, top={"http": HTTP}) as rig, rig.running() as at:
+        at.watch.surveyor.keep = timedelta()
+
+        async def ready(wanted: int) -> bool:
+            return at.watch.address() is not None and (await page(at, "/readyz"))[0] == wanted
+
+        await eventually(lambda: ready(200))
+        async with rig.catalog._connection() as c:
+            await c.execute("ALTER TABLE lookups RENAME TO mislaid")
+        await eventually(lambda: ready(503))
+        assert "lacks tables of ours: lookups → " in (await at.watch.surveyor.look()).database
+        async with rig.catalog._connection() as c:
+            await c.execute("ALTER TABLE mislaid RENAME TO lookups")
+        await eventually(lambda: ready(200))
+
+
 # -- systemd ---------------------------------------------------------------------------------------------------------
 
 

@@ -117,9 +117,10 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
 def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bool) -> None:
     """List, print what the backfill would take, exit by whether it was all listed."""
     from .. import once, wiring
+    from ..catalog import Need
 
     async def work() -> once.Cost:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.MADE) as archive:
             with progress.bar("listed windows") as shown:
                 return await once.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
 
@@ -150,7 +151,7 @@ def retry(source: str | None, state: str, as_json: bool) -> None:
         chosen(config, (source,))
 
     async def work() -> int:
-        async with catalog_of(config) as catalog:
+        async with catalog_of(config, "SAME") as catalog:
             return await catalog.retry(source, State(state))
 
     number = run(work())

@@ -138,11 +138,12 @@ def console(*, err: bool = False) -> Any:
 
 
 @asynccontextmanager
-async def catalog_of(config: Config) -> AsyncIterator[Catalog]:
-    """The catalog alone, for commands that only read."""
-    from ..wiring import read_only
+async def catalog_of(config: Config, need: str = "READABLE") -> AsyncIterator[Catalog]:
+    """The catalog alone. ``need``: of catalog.Need."""
+    from ..catalog import Need
+    from ..wiring import opened_catalog
 
-    async with read_only(config) as catalog:
+    async with opened_catalog(config, Need[need]) as catalog:
         yield catalog
 
 

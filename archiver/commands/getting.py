@@ -60,6 +60,7 @@ def get(
     Encrypted media are decrypted where the source's options hold the key (--raw: not even then).
     """
     from .. import wiring
+    from ..catalog import Need
 
     folder = Path(output) if output != "-" and (output.endswith("/") or Path(output).is_dir()) else None
     if listed is not None:
@@ -75,7 +76,7 @@ def get(
     async def work() -> list[str]:
         if folder is not None:
             folder.mkdir(exist_ok=True)
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.READABLE) as archive:
             with progress.bar("recordings", total=len(wanted)) as shown:
                 return [p async for p in _got(archive, wanted, media_id, folder or output, shown, raw=raw)]
 

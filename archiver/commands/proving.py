@@ -30,6 +30,7 @@ def verify(
 ) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
     from .. import render, wiring
+    from ..catalog import Need
     from ..options import size as parsed
     from ..sync import tell_verified
 
@@ -48,7 +49,7 @@ def verify(
         return
 
     async def work() -> dict[str, Any]:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.SAME) as archive:
             engine, left, found = archive.engine(), limit, {}
             outlets = [name for name in archive.outlets if store in {None, name}]
             totals = (await archive.catalog.totals()).items()
@@ -79,9 +80,10 @@ def verify(
 def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
     """Exit code 1 where bytes are left that nothing describes."""
     from .. import orphans, wiring
+    from ..catalog import Need
 
     async def work() -> dict[str, orphans.Orphans]:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.SAME) as archive:
             return {
                 name: await orphans.find(archive.catalog, outlet, archive.feeds, archive.spool)
                 for name, outlet in archive.outlets.items()
@@ -123,6 +125,7 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
     from .. import manifests, wiring
+    from ..catalog import Need
     from ..rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
@@ -136,7 +139,7 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
         return
 
     async def work() -> Any:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.MADE) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
             outlet = archive.outlets[store]
             with progress.bar("read manifests") as shown:
@@ -170,6 +173,7 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
 def copy(store: str, source: str | None, start: datetime | None, end: datetime | None, as_json: bool) -> None:
     """Bring what is archived elsewhere into a store that came later; run again it goes on where it stopped."""
     from .. import render, wiring
+    from ..catalog import Need
     from ..copying import Copier
 
     config = load(quiet=sys.stderr.isatty())
@@ -178,7 +182,7 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
     meant = {name for name, of in config.sources.items() if store in of.stores}
 
     async def work() -> Any:
-        async with wiring.opened(config) as archive, archive.catalog.only_one(f"copy:{store}") as mine:
+        async with wiring.opened(config, Need.SAME) as archive, archive.catalog.only_one(f"copy:{store}") as mine:
             if not mine:
                 return None
             copier = Copier(
@@ -217,10 +221,11 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
 def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
     """Exit code 1 where a rebuild would differ from the live catalog."""
     from .. import wiring
+    from ..catalog import Need
     from ..rebuild import drill as rebuild_beside
 
     async def work() -> Any:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.SAME) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
             return await rebuild_beside(archive.catalog, archive.outlets[store], keys, archive.spool, sample=sample)
 
@@ -253,6 +258,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
     Exits with 1 where something is at the source and not here, changed, or gone from there before it was archived.
     """
     from .. import wiring
+    from ..catalog import Need
     from ..model import Window
     from ..reconcile import reconcile as compare
 
@@ -263,7 +269,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
         raise click.UsageError("--from must lie before --to and before now (less the source's settle time)")
 
     async def work() -> Any:
-        async with wiring.opened(config) as archive:
+        async with wiring.opened(config, Need.SAME) as archive:
             engine, options = archive.engine([source]), config.sources[source].options
             default = archive.catalog.clock.now() - timedelta(hours=24)
             await archive.catalog.source(source, options.kind, default_start=default, start=options.start)

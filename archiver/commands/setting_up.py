@@ -41,7 +41,7 @@ def migrate(as_json: bool) -> None:
     config = load()
 
     async def work() -> int:
-        async with catalog_of(config) as catalog:
+        async with catalog_of(config, "MIGRATED") as catalog:
             return await catalog.version()
 
     version = run(work())
