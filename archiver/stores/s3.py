@@ -2,8 +2,8 @@
 
 An object goes up in one signed request that carries its SHA-256 twice: ``x-amz-content-sha256`` signs
 it, ``x-amz-checksum-sha256`` makes the server check and keep it. ``If-None-Match: *`` keeps the server
-from overwriting. Neither is believed: a canary with a wrong hash, and one sent twice, show per process
-what this server really does; where it falls short we read back, or look before we write.
+from overwriting. Neither is believed: canaries show per process what this server really takes and does;
+what it refuses is left out, and where it falls short we read back, or look before we write.
 
 https://docs.aws.amazon.com/AmazonS3/latest/API/ – PutObject, HeadObject, ListObjectsV2, UploadPart …
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
@@ -17,9 +17,9 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,7 +42,7 @@ from ..model import CHUNK, Body, Receipt
 from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
 from ..transport import Answer
-from .canary import canary_key, clear_canaries, prove
+from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .sigv4 import Signer
 from .wire import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
 
@@ -52,6 +52,12 @@ _PARTS = 10_000
 _HELD_PAGES = 10
 #: The lock of an object counts from a moment shortly before its copy does, by another clock.
 _LOCK_SLACK = timedelta(hours=1)
+#: The shortest part that is not the last one, by Amazon's rule.
+_PART = 5 << 20
+#: Longer than this a rehearsal does not wait for two parts.
+_PATIENCE = 10.0
+#: Locks of a canary; a policy may ask for days. The clocks of server and client may differ by some seconds.
+_SHORT_LOCKS = (timedelta(minutes=1), timedelta(days=1))
 #: botocore renews what expires; asked this often, it does so well before the end.
 _CREDENTIALS_LAST = 60.0
 
@@ -162,6 +168,17 @@ class _Traits:
     verifies: bool
     #: It honours If-None-Match: * on PUT.
     conditional: bool
+    #: It takes x-amz-checksum-sha256.
+    checksums: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What a put asks for beside its bytes."""
+
+    storage_class: str | None = None
+    #: Locked until then.
+    until: datetime | None = None
 
 
 class _Problem(Exception):  # carries an answer to the place that knows what it means
@@ -173,6 +190,18 @@ class _Problem(Exception):  # carries an answer to the place that knows what it 
         self.code = code
         self.message = message
         self.region = region
+
+    @property
+    def is_of_a_header(self) -> bool:
+        """May another request without some header do? Not where account or bucket are wrong, nor while it is busy."""
+        return self.status not in {401, 404, 408, 429, 503, 507} and (
+            self.code not in _REMEDIES or self.code in {"AccessDenied", "SignatureDoesNotMatch"}
+        )
+
+    @property
+    def is_refusal(self) -> bool:
+        """It did not like what it was sent (whatever the status says beside), and is not just busy."""
+        return 400 <= self.status < 500 and self.status not in {401, 404, 408, 429}
 
     def error(self, what: str) -> StoreError:
         said = ": ".join(filter(None, [self.code or f"status {self.status}", self.message]))
@@ -217,7 +246,8 @@ class S3Store:
         self._traits: _Traits | None = None
         self._probing = asyncio.Lock()
         self._sorted: bool | None = None
-        self._lock_seen = options.object_lock is None
+        #: Whether a put in one request keeps its lock, once that is known.
+        self._keeps_lock: bool | None = None
 
     def location(self, key: str) -> dict[str, str]:
         return {"kind": "s3", "bucket": self.options.bucket, "key": key}
@@ -227,31 +257,27 @@ class S3Store:
             await self._wire.close()
 
     async def check(self) -> str:
-        """Put, get, compare, list and delete a canary, and old ones; find out what the server verifies.
+        """Find out what the server does, then put what a recording's put looks like: class, lock, name, parts.
 
-        The canary carries no lock of ours; in a bucket with a default retention its old version stays
+        A canary with a lock stays until a check a day later; in a bucket with a default retention its version stays
         for that long.
         """
-        self._traits = None
+        self._traits, self._keeps_lock = None, None
+        if self.options.object_lock is not None:
+            await self._check_lock()
         traits = await self._known()
-        body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = canary_key(self.options.prefix)
-        await self._put_whole(key, body, traits, kept=False)
-        if await self._digest(key) != (body.length, body.sha256):
-            raise StoreDown("the canary came back with other bytes")
-        if [receipt.key async for receipt in self.list(key)] != [key]:
-            raise StoreRefused("the listing does not show an object that was just put; is this an S3 bucket?")
-        deletes = await self._try_delete(key)
-        if deletes:
-            await clear_canaries(self, self.options.prefix)
+        if self.options.storage_class in _COLD and not traits.verifies:
+            raise StoreRefused(
+                f"storage_class {self.options.storage_class} can't be read back, and this server verifies no SHA-256: "
+                "nobody could tell what it holds; take another class"
+            )
+        rehearsal = _Rehearsal(self, traits)
         notes = [f"bucket {self.options.bucket}: put, get, list and compare work"]
         notes.append("verifies SHA-256" if traits.verifies else "verifies no SHA-256: reading back")
         notes.append("never overwrites" if traits.conditional else "no conditional writes: looking before each put")
-        if not deletes:
-            notes.append("this account may not delete")
-        if self.options.object_lock is not None:
-            await self._check_lock()
-            notes.append(f"object lock on, {self.options.object_lock.mode} {self.options.object_lock.days} days")
+        with of_the_store():
+            notes += await rehearsal.run()
+            await clear_canaries(self, self.options.prefix, delete=self._forget)
         if not self.options.verify_tls:
             notes.append("TLS is NOT verified")
         return "; ".join(notes)
@@ -263,25 +289,36 @@ class S3Store:
         traits = self._traits or await self._known()
 
         async def put(key: str, body: Body) -> Receipt:
-            return await self._put_whole(key, body, traits, kept=False)
+            return await self._put_whole(key, body, traits, _How(self.options.storage_class))
 
-        await prove(self, self.options.prefix, put=put)
+        reads = self.options.storage_class not in _COLD
+        await prove(self, self.options.prefix, put=put, delete=self._forget, reads=reads)
 
     async def put(self, key: str, body: Body) -> Receipt:
         """One request where the body is short and the server is good; see :class:`..ports.Store`."""
         traits = self._traits or await self._known()
+        lock = self.options.object_lock
+        until = datetime.now(UTC) + timedelta(days=lock.days) if lock is not None else None
+        # Manifests and the like are read again by archiver itself, and from a cold class nothing is.
+        ours = key.startswith(f"{self.options.prefix}_")
+        how = _How(None if ours else self.options.storage_class, until)
         if body.length > self.options.multipart_threshold:
-            return await self._put_parts(key, body, traits)
-        return await self._put_whole(key, body, traits)
+            return await self._put_parts(key, body, traits, how)
+        return await self._put_whole(key, body, traits, how)
 
     async def stat(self, key: str) -> Receipt | None:
-        try:
-            async with self._ask("HEAD", key, headers={"x-amz-checksum-mode": "ENABLED"}) as response:
-                return _receipt(key, response)
-        except _Problem as problem:
-            if problem.status == 404:
-                return None
-            raise problem.error(f"can't look at {key}") from None
+        # Who takes no checksum takes no question for one either; nothing is put to find that out.
+        asks = self._traits is None or self._traits.checksums
+        for headers in ({"x-amz-checksum-mode": "ENABLED"}, {}) if asks else ({},):
+            try:
+                async with self._ask("HEAD", key, headers=headers) as response:
+                    return _receipt(key, response)
+            except _Problem as problem:
+                if problem.status == 404:
+                    break
+                if not headers or not problem.is_of_a_header:
+                    raise problem.error(f"can't look at {key}") from None
+        return None
 
     async def get(self, key: str, into: Sink) -> None:
         try:
@@ -336,58 +373,49 @@ class S3Store:
         lock = self.options.object_lock
         if lock is None or (wanted := since + timedelta(days=lock.days)) <= datetime.now(UTC):
             return None
-        mode, until = await self._lock_of(key)
-        if mode is None or until is None:
-            return "not locked against deletion"
-        if mode != lock.mode and mode != "COMPLIANCE":
-            return f"locked as {printable(mode, 20)} in place of {lock.mode}"
-        if until < wanted - _LOCK_SLACK:
-            return f"locked until {until:%Y-%m-%d} in place of {wanted:%Y-%m-%d}"
-        return None
+        return await self._lock_fault(key, wanted)
 
     async def lock(self, key: str, since: datetime) -> None:
-        lock = self.options.object_lock
-        assert lock is not None
-        until = since + timedelta(days=lock.days)
-        retention = Element("Retention", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
-        SubElement(retention, "Mode").text = lock.mode
-        SubElement(retention, "RetainUntilDate").text = until.strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = Body.of(tostring(retention))
-        headers = {"x-amz-checksum-sha256": _base64(body.sha256)}
-        upload = Upload(body)
-        try:
-            async with self._ask(
-                "PUT", key, query={"retention": ""}, headers=headers, upload=upload, sha256=body.sha256
-            ):
-                pass
-        except _Problem as problem:
-            raise problem.error(f"can't lock {key}") from None
+        assert self.options.object_lock is not None
+        await self._retain(key, since + timedelta(days=self.options.object_lock.days))
 
-    async def _put_whole(self, key: str, body: Body, traits: _Traits, *, kept: bool = True) -> Receipt:
-        if not traits.conditional and (there := await self._already(key, body, traits)):
+    async def _put_whole(self, key: str, body: Body, traits: _Traits, how: _How) -> Receipt:
+        if not traits.conditional and (there := await self._already(key, body, traits, how)):
             return there
-        headers = self._headers(key, body.sha256, kept=kept)
-        headers["x-amz-checksum-sha256"] = _base64(body.sha256)
+        headers = self._headers(key, body.sha256, how)
+        if traits.checksums:
+            headers["x-amz-checksum-sha256"] = _base64(body.sha256)
         if traits.conditional:
             headers["If-None-Match"] = "*"
+        if how.until is not None:
+            headers["Content-MD5"] = await asyncio.to_thread(_md5, body)
         upload = Upload(body)
+        damaged = False
         for attempt in range(4):
             try:
                 async with self._ask("PUT", key, headers=headers, upload=upload, sha256=body.sha256):
                     break
             except _Problem as problem:
-                if problem.status == 412:
-                    return await self._already(key, body, traits) or await self._vanished(key)
                 # Amazon: another conditional write to this key was under way.
-                if problem.code != "ConditionalRequestConflict" or attempt == 3:
-                    raise problem.error(f"can't put {key}") from None
-                await asyncio.sleep(0.05 * 2**attempt)
-        return await self._settled(key, body, traits, kept=kept)
+                if problem.code == "ConditionalRequestConflict" and attempt < 3:
+                    await asyncio.sleep(0.05 * 2**attempt)
+                elif problem.code in _DAMAGED and not damaged:
+                    damaged = True
+                elif problem.code in _DAMAGED:
+                    raise ObjectFailed(
+                        f"can't put {key}: its bytes were refused twice ({problem.code}); "
+                        "they were damaged on the way, or since they were fetched"
+                    ) from None
+                else:
+                    return await self._taken(key, body, traits, how, problem, f"can't put {key}")
+        return await self._settled(key, body, how, verified=traits.verifies, whole=True)
 
-    async def _put_parts(self, key: str, body: Body, traits: _Traits) -> Receipt:
-        if there := await self._already(key, body, traits):
+    async def _put_parts(self, key: str, body: Body, traits: _Traits, how: _How, *, size: int | None = None) -> Receipt:
+        if there := await self._already(key, body, traits, how):
             return there
-        headers = {**self._headers(key, body.sha256, kept=True), "x-amz-checksum-algorithm": "SHA256"}
+        headers = self._headers(key, body.sha256, how)
+        if traits.checksums:
+            headers["x-amz-checksum-algorithm"] = "SHA256"
         try:
             async with self._ask("POST", key, query={"uploads": ""}, headers=headers) as response:
                 upload_id = read_xml(await limited(response, _XML_LIMIT)).findtext("UploadId")
@@ -396,35 +424,43 @@ class S3Store:
         if not upload_id:
             raise StoreDown("the server began an upload without an id")
         try:
-            parts, verified = await self._send_parts(key, body, upload_id)
-            completed = await self._complete(key, upload_id, parts, traits)
-        except BaseException:
+            size = max(size or self.options.part_size, -(-body.length // _PARTS))
+            parts, verified = await self._send_parts(key, body, upload_id, traits, how, size)
+            await self._complete(key, upload_id, parts, traits)
+        except BaseException as error:
             with contextlib.suppress(StoreError, _Problem):
                 async with self._ask("DELETE", key, query={"uploadId": upload_id}):
                     pass
+            if isinstance(error, _Problem):
+                return await self._taken(key, body, traits, how, error, f"can't finish {key}")
             raise
-        if not completed:
-            return await self._already(key, body, traits) or await self._vanished(key)
-        return await self._settled(key, body, replace(traits, verifies=traits.verifies and verified), kept=True)
+        return await self._settled(key, body, how, verified=traits.verifies and verified, whole=False)
 
-    async def _send_parts(self, key: str, body: Body, upload_id: str) -> tuple[Element, bool]:
+    async def _send_parts(
+        self, key: str, body: Body, upload_id: str, traits: _Traits, how: _How, size: int
+    ) -> tuple[Element, bool]:
         """Each part with its own hash; the parts' bytes together must have the body's.
 
         The canary says nothing about parts: True where the server named the hash of each.
         """
-        size = max(self.options.part_size, -(-body.length // _PARTS))
         whole = hashlib.sha256()
         verified = True
         manifest = Element("CompleteMultipartUpload", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
         for number, offset in enumerate(range(0, body.length, size), start=1):
             length = min(size, body.length - offset)
-            sha256 = await asyncio.to_thread(_hash_part, body, offset, length, whole)
+            part, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+            digests = [part, whole, *([md5] if how.until is not None else [])]
+            await asyncio.to_thread(_hash, body, offset, length, digests)
+            sha256 = part.hexdigest()
+            headers = {"x-amz-checksum-sha256": _base64(sha256)} if traits.checksums else {}
+            if how.until is not None:
+                headers["Content-MD5"] = base64.b64encode(md5.digest()).decode()
             try:
                 async with self._ask(
                     "PUT",
                     key,
                     query={"partNumber": str(number), "uploadId": upload_id},
-                    headers={"x-amz-checksum-sha256": _base64(sha256)},
+                    headers=headers,
                     upload=Upload(body, offset, length),
                     sha256=sha256,
                 ) as response:
@@ -432,48 +468,62 @@ class S3Store:
                     verified &= response.headers.get("x-amz-checksum-sha256") == _base64(sha256)
             except _Problem as problem:
                 raise problem.error(f"can't put part {number} of {key}") from None
-            part = SubElement(manifest, "Part")
-            SubElement(part, "PartNumber").text = str(number)
-            SubElement(part, "ETag").text = etag
-            SubElement(part, "ChecksumSHA256").text = _base64(sha256)
+            told = SubElement(manifest, "Part")
+            SubElement(told, "PartNumber").text = str(number)
+            SubElement(told, "ETag").text = etag
+            if traits.checksums:
+                SubElement(told, "ChecksumSHA256").text = _base64(sha256)
         if whole.hexdigest() != body.sha256:
-            raise StoreDown(f"the bytes of {key} do not have the hash they were announced with; nothing was put")
+            raise ObjectFailed(f"the bytes of {key} do not have the hash they were announced with; nothing was put")
         return manifest, verified
 
-    async def _complete(self, key: str, upload_id: str, parts: Element, traits: _Traits) -> bool:
-        """Make the parts one object; False where the key is taken."""
+    async def _complete(self, key: str, upload_id: str, parts: Element, traits: _Traits) -> None:
+        """Make the parts one object. Raises _Problem."""
         text = tostring(parts)
         headers = {"If-None-Match": "*"} if traits.conditional else {}
-        try:
-            async with self._ask(
-                "POST",
-                key,
-                query={"uploadId": upload_id},
-                headers=headers,
-                upload=Upload(Body.of(text)),
-                sha256=hashlib.sha256(text).hexdigest(),
-            ) as response:
-                answer = read_xml(await limited(response, _XML_LIMIT))
-        except _Problem as problem:
-            if problem.status == 412:
-                return False
-            raise problem.error(f"can't finish {key}") from None
+        async with self._ask(
+            "POST",
+            key,
+            query={"uploadId": upload_id},
+            headers=headers,
+            upload=Upload(Body.of(text)),
+            sha256=hashlib.sha256(text).hexdigest(),
+        ) as response:
+            answer = read_xml(await limited(response, _XML_LIMIT))
         # A status of 200 may still carry an error: the server answers before it is done.
         if answer.tag == "Error":
-            raise _problem(200, answer, None).error(f"can't finish {key}")
-        return True
+            raise _problem(200, answer, None)
 
-    async def _settled(self, key: str, body: Body, traits: _Traits, *, kept: bool) -> Receipt:
-        """What was just put, believed only where the server verifies."""
-        if not traits.verifies and await self._digest(key) != (body.length, body.sha256):
+    async def _taken(self, key: str, body: Body, traits: _Traits, how: _How, problem: _Problem, what: str) -> Receipt:
+        """A put was refused: success where the same bytes lie there. Raises StoreConflict for others, else the error.
+
+        412 is the answer by the book; some servers say otherwise that a name is taken, or locked.
+        """
+        if problem.status == 412:
+            return await self._already(key, body, traits, how) or await self._vanished(key)
+        if problem.is_refusal and problem.code not in _OF_THE_OBJECT:
+            try:
+                if there := await self._already(key, body, traits, how):
+                    return there
+            except StoreConflict:
+                raise
+            except StoreError:
+                pass
+        raise problem.error(what)
+
+    async def _settled(self, key: str, body: Body, how: _How, *, verified: bool, whole: bool) -> Receipt:
+        """What was just put, believed only where the server verified it."""
+        if not verified and await self._digest(key) != (body.length, body.sha256):
             await self._try_delete(key)
             raise StoreDown(f"{key} came back with other bytes than were put")
-        if kept and not self._lock_seen:
-            await self._see_lock(key)
-            self._lock_seen = True
+        # Some servers keep the lock of a put in one request, and drop that of an upload in parts.
+        if how.until is not None and not (whole and self._keeps_lock):
+            kept = await self._locked(key, how.until)
+            if whole:
+                self._keeps_lock = kept
         return Receipt(key=key, size=body.length, sha256=body.sha256)
 
-    async def _already(self, key: str, body: Body, traits: _Traits) -> Receipt | None:
+    async def _already(self, key: str, body: Body, traits: _Traits, how: _How) -> Receipt | None:
         """The object where it holds the same bytes, None where there is none. Raises StoreConflict."""
         there = await self.stat(key)
         if there is None:
@@ -485,8 +535,8 @@ class S3Store:
             same = there.sha256 == body.sha256
         if not same:
             raise StoreConflict(f"{key} holds other bytes ({there.size} of them) and is not overwritten")
-        if self.options.object_lock is not None:
-            await self._see_lock(key)
+        if how.until is not None:
+            await self._locked(key, how.until, any_end=True)
         return Receipt(key=key, size=body.length, sha256=body.sha256)
 
     async def _vanished(self, key: str) -> Receipt:
@@ -509,49 +559,71 @@ class S3Store:
             return False
         return True
 
+    async def _forget(self, key: str) -> bool:
+        """Delete a canary with its version, so that a bucket with versions keeps nothing of it; False: may not be."""
+        try:
+            async with self._ask("HEAD", key) as response:
+                version = response.headers.get("x-amz-version-id", "null")
+            if version != "null":
+                async with self._ask("DELETE", key, query={"versionId": version}):
+                    return True
+        except _Problem as problem:
+            if problem.status == 404:
+                return True
+            # A mark of deletion would hide what a lock keeps for a while.
+            if problem.status < 500 and self.options.object_lock is not None:
+                return False
+        return await self._try_delete(key)
+
     async def _known(self) -> _Traits:
-        """Once per process: does the server refuse a wrong hash, and a second write?"""
+        """Once per process: what it takes, and whether it refuses a second write and a wrong hash."""
         async with self._probing:
             if self._traits is None:
-                self._traits = _Traits(verifies=await self._refuses_damage(), conditional=await self._refuses_again())
+                keys = canary_key(self.options.prefix), canary_key(self.options.prefix)
+                try:
+                    self._traits = await self._probe(*keys)
+                finally:
+                    for key in keys:
+                        with contextlib.suppress(StoreError):
+                            await self._forget(key)
             return self._traits
 
-    async def _refuses_damage(self) -> bool:
-        key, told = canary_key(self.options.prefix), Body.of(b"archiver canary, told")
-        sent = Upload(Body.of(b"archiver canary, sent"))
-        headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
-        try:
-            async with self._ask("PUT", key, headers=headers, upload=sent, sha256=told.sha256):
-                pass
-        except _Problem as problem:
-            if problem.status == 400 and (problem.code in _DAMAGED or problem.code == "InvalidRequest"):
-                return True
-            raise problem.error("can't put a canary") from None
-        await self._try_delete(key)
-        return False
+    async def _probe(self, key: str, other: str) -> _Traits:
+        """The true canary first: whatever comes of the deliberately wrong ones is then their own."""
+        first, again = Body.of(b"archiver canary, first"), Body.of(b"archiver canary, again")
+        for checksums, conditional in ((True, True), (False, True), (True, False), (False, False)):
+            trial = _Traits(verifies=False, conditional=conditional, checksums=checksums)
+            problem = await self._try_put(key, first, first, trial)
+            if problem is None or not problem.is_of_a_header:
+                break
+        if problem is not None:
+            raise problem.error("can't put a canary")
+        if conditional:
+            problem = await self._try_put(key, again, again, trial)
+            conditional = problem is not None and problem.is_refusal
+        verifies = False
+        if checksums:
+            told, sent = Body.of(b"archiver canary, told"), Body.of(b"archiver canary, sent")
+            for _ in range(2):
+                try:
+                    problem = await self._try_put(other, sent, told, trial)
+                except StoreDown:
+                    break
+                # An answer of 500 may be a refusal, or an accident: not twice.
+                verifies = problem is not None
+                if problem is None or problem.is_refusal:
+                    break
+        return _Traits(verifies=verifies, conditional=conditional, checksums=checksums)
 
-    async def _refuses_again(self) -> bool:
-        key = canary_key(self.options.prefix)
+    async def _try_put(self, key: str, sent: Body, told: Body, trial: _Traits) -> _Problem | None:
+        headers = {"If-None-Match": "*"} if trial.conditional else {}
+        if trial.checksums:
+            headers["x-amz-checksum-sha256"] = _base64(told.sha256)
         try:
-            for body in (Body.of(b"archiver canary, first"), Body.of(b"archiver canary, again")):
-                async with self._ask(
-                    "PUT",
-                    key,
-                    headers={"If-None-Match": "*", "x-amz-checksum-sha256": _base64(body.sha256)},
-                    upload=Upload(body),
-                    sha256=body.sha256,
-                ):
-                    pass
+            async with self._ask("PUT", key, headers=headers, upload=Upload(sent), sha256=told.sha256):
+                return None
         except _Problem as problem:
-            if problem.status == 412:
-                return True
-            if problem.status == 501 or problem.code == "NotImplemented":
-                return False
-            raise problem.error("can't put a canary") from None
-        finally:
-            with contextlib.suppress(StoreError):
-                await self.delete(key)
-        return False
+            return problem
 
     async def _sorts(self) -> bool:
         """Does the server list in the order of keys? Once per process; without leave to write: assume not."""
@@ -572,7 +644,7 @@ class S3Store:
             finally:
                 for key in keys:
                     with contextlib.suppress(StoreError):
-                        await self.delete(key)
+                        await self._forget(key)
         return self._sorted
 
     async def _pages(self, prefix: str, after: str) -> AsyncIterator[Sequence[Receipt]]:
@@ -634,14 +706,55 @@ class S3Store:
         if answer.findtext("ObjectLockEnabled") != "Enabled":
             raise StoreRefused(f"object lock is not enabled on bucket {self.options.bucket}")
 
-    async def _see_lock(self, key: str) -> None:
+    async def _locked(self, key: str, until: datetime, *, any_end: bool = False) -> bool:
+        """See to it that an object is locked until then (``any_end``: locked at all).
+
+        True where it was already. Raises StoreError where it can't be.
+        """
+        wanted = datetime.min.replace(tzinfo=UTC) if any_end else until
+        if (fault := await self._lock_fault(key, wanted)) is None:
+            return True
+        try:
+            # A server that knows no locks may take the request for an object of that name.
+            await self._check_lock()
+            await self._retain(key, until)
+            again = await self._lock_fault(key, wanted)
+        except StoreRefused as error:
+            raise StoreRefused(f"{key} is {fault}, and that can't be mended: {error}") from None
+        if again is not None:
+            raise StoreRefused(f"{key} is {again}, though it was put and set with the lock that object_lock asks for")
+        return False
+
+    async def _lock_fault(self, key: str, wanted: datetime) -> str | None:
+        """What is wrong with an object's lock, or None."""
         lock = self.options.object_lock
         assert lock is not None
         mode, until = await self._lock_of(key)
-        if mode != lock.mode or until is None:
-            raise StoreRefused(
-                f"{key} is not locked as object_lock says; does bucket {self.options.bucket} have object lock?"
-            )
+        if mode is None or until is None:
+            return "not locked against deletion"
+        if mode not in {lock.mode, "COMPLIANCE"}:
+            return f"locked as {printable(mode, 20)} in place of {lock.mode}"
+        if wanted - until > _LOCK_SLACK:
+            return f"locked until {until:%Y-%m-%d} in place of {wanted:%Y-%m-%d}"
+        return None
+
+    async def _retain(self, key: str, until: datetime) -> None:
+        lock = self.options.object_lock
+        assert lock is not None
+        retention = Element("Retention", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
+        SubElement(retention, "Mode").text = lock.mode
+        SubElement(retention, "RetainUntilDate").text = f"{until:%Y-%m-%dT%H:%M:%SZ}"
+        body = Body.of(tostring(retention))
+        headers = {"Content-MD5": _md5(body)}
+        if self._traits is None or self._traits.checksums:
+            headers["x-amz-checksum-sha256"] = _base64(body.sha256)
+        try:
+            async with self._ask(
+                "PUT", key, query={"retention": ""}, headers=headers, upload=Upload(body), sha256=body.sha256
+            ):
+                pass
+        except _Problem as problem:
+            raise problem.error(f"can't lock {key}") from None
 
     async def _lock_of(self, key: str) -> tuple[str | None, datetime | None]:
         """Mode and end of an object's lock, as a read-back tells them."""
@@ -657,17 +770,17 @@ class S3Store:
             moment = None
         return mode, moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
 
-    def _headers(self, key: str, sha256: str, *, kept: bool) -> dict[str, str]:
+    def _headers(self, key: str, sha256: str, how: _How) -> dict[str, str]:
         headers = {
             "Content-Type": _CONTENT_TYPES.get(PurePosixPath(key).suffix, "application/octet-stream"),
             "x-amz-meta-sha256": sha256,
         }
-        if self.options.storage_class is not None and kept:
-            headers["x-amz-storage-class"] = self.options.storage_class
-        if self.options.object_lock is not None and kept:
-            until = datetime.now(UTC) + timedelta(days=self.options.object_lock.days)
+        if how.storage_class is not None:
+            headers["x-amz-storage-class"] = how.storage_class
+        if how.until is not None:
+            assert self.options.object_lock is not None
             headers["x-amz-object-lock-mode"] = self.options.object_lock.mode
-            headers["x-amz-object-lock-retain-until-date"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+            headers["x-amz-object-lock-retain-until-date"] = f"{how.until:%Y-%m-%dT%H:%M:%SZ}"
         return headers
 
     @asynccontextmanager
@@ -751,20 +864,138 @@ class S3Store:
         return frozen.access_key, frozen.secret_key, frozen.token
 
 
-def _hash_part(body: Body, offset: int, length: int, whole: Any) -> str:
-    part = hashlib.sha256()
+class _Rehearsal:
+    """The part of S3Store.check that puts what a recording's put looks like."""
+
+    def __init__(self, store: S3Store, traits: _Traits) -> None:
+        self._store = store
+        self._options = store.options
+        self._traits = traits
+        self._deletes = True
+        #: It answered that it lies in a cold class.
+        self._cold = store.options.storage_class in _COLD
+        self._lock_for: timedelta | None = None
+
+    async def run(self) -> list[str]:
+        """What there is to say. Raises StoreError."""
+        notes: list[str] = []
+        options = self._options
+        await self._as_configured()
+        if note := await rehearse_names(options.prefix, self._named):
+            notes.append(note)
+        if options.object_lock is not None:
+            notes.append(f"object lock on, {options.object_lock.mode} {options.object_lock.days} days")
+            if self._store._keeps_lock is False:
+                notes.append("it drops the lock of a put: each is locked by a second request")
+        if options.storage_class is not None:
+            notes.append(f"storage class {options.storage_class} is taken")
+        if self._cold:
+            notes.append(
+                "WARNING: what lies in that class can't be read until it is restored: get, verify and repair fail on it"
+            )
+        notes.append(await self._parts())
+        if not self._deletes:
+            notes.append("this account may not delete")
+        return notes
+
+    async def _as_configured(self) -> None:
+        """With class and lock: the shortest lock that the server takes, since what is tried now stays for that long."""
+        lock = self._options.object_lock
+        spans = [None] if lock is None else [*_SHORT_LOCKS, timedelta(days=lock.days)]
+        for span in spans:
+            self._lock_for = span
+            try:
+                await self._whole(canary_key(self._options.prefix), self._how())
+            except (ObjectFailed, StoreRefused):
+                if span == spans[-1]:
+                    raise
+            else:
+                return
+
+    async def _named(self, key: str) -> None:
+        await self._whole(key, _How())
+
+    async def _whole(self, key: str, how: _How) -> None:
+        body = Body.of(b"archiver canary " + secrets.token_bytes(32))
+        await self._around(key, body, how, lambda: self._store._put_whole(key, body, self._traits, how))
+
+    async def _parts(self) -> str:
+        """Two parts where that costs nothing that stays, else a single small one."""
+        options = self._options
+        if options.multipart_threshold >= 5 << 30:
+            return "did not try uploads in parts (no recording is longer than multipart_threshold)"
+        small = options.endpoint_url is None or options.storage_class is not None or not self._deletes
+        small = small or self._lock_for is not None
+        body = Body.of(secrets.token_bytes(48 if small else _PART + 48))
+        key = f"{canary_key(options.prefix)}-parts.wav"
+
+        how = self._how()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._around(
+                    key, body, how, lambda: self._store._put_parts(key, body, self._traits, how, size=_PART)
+                )
+        except TimeoutError:
+            return f"did not try two parts: {_PART >> 20} MiB took longer than {_PATIENCE:g} s"
+        except StoreError as error:
+            # What is shorter can be kept all the same.
+            return (
+                f"WARNING: uploads in parts fail, which what is longer than multipart_threshold needs ({error}); "
+                'mend that, or set multipart_threshold = "5GiB", then nothing goes up in parts'
+            )
+        return "uploads in parts work" + (" (tried with a single small one)" if small else "")
+
+    async def _around(self, key: str, body: Body, how: _How, put: Callable[[], Awaitable[Receipt]]) -> None:
+        store = self._store
+        try:
+            await put()
+            if not (self._cold and how.storage_class):
+                await self._compare(key, body)
+            if [receipt.key async for receipt in store.list(key)] != [key]:
+                raise StoreRefused("the listing does not show an object that was just put; is this an S3 bucket?")
+        finally:
+            # What is locked stays visible, so that a later check can delete it.
+            if how.until is None:
+                with contextlib.suppress(StoreDown):
+                    self._deletes = await store._forget(key)
+
+    async def _compare(self, key: str, body: Body) -> None:
+        digest = Digest()
+        try:
+            async with self._store._ask("GET", key) as response:
+                await self._store._served().receive(response, digest)
+        except _Problem as problem:
+            if problem.code != "InvalidObjectState":
+                raise problem.error(f"can't get {key}") from None
+            self._cold = True
+        else:
+            if (digest.length, digest.sha256) != (body.length, body.sha256):
+                raise StoreDown("the canary came back with other bytes")
+
+    def _how(self) -> _How:
+        until = None if self._lock_for is None else datetime.now(UTC) + self._lock_for
+        return _How(self._options.storage_class, until)
+
+
+def _md5(body: Body) -> str:
+    """As Content-MD5 tells it (RFC 1864). Blocking."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    _hash(body, 0, body.length, [md5])
+    return base64.b64encode(md5.digest()).decode()
+
+
+def _hash(body: Body, offset: int, length: int, digests: Sequence[Any]) -> None:
+    """Take a part of it into each digest. Blocking."""
     if body.data is not None:
-        piece = memoryview(body.data)[offset : offset + length]
-        part.update(piece)
-        whole.update(piece)
+        for digest in digests:
+            digest.update(memoryview(body.data)[offset : offset + length])
     elif body.path is not None:
         with body.path.open("rb") as file:
             file.seek(offset)
             while length and (chunk := file.read(min(length, 4 * CHUNK))):
                 length -= len(chunk)
-                part.update(chunk)
-                whole.update(chunk)
-    return part.hexdigest()
+                for digest in digests:
+                    digest.update(chunk)
 
 
 def _key(text: str | None, encoded: bool) -> str:

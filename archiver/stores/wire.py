@@ -122,7 +122,9 @@ class Wire:
         with translated(self._origin, self._options.timeout):
             transport = self._transport or await self._open()
             async with await transport.send(method, self._origin, target, headers, data) as answer:
-                if 300 <= answer.status < 400 and answer.status != 304:
+                if 300 <= answer.status < 400 and "Location" in answer.headers:
+                    if answer.headers["Location"].partition("?")[0].endswith(f"{target}/"):
+                        raise ObjectFailed("a folder lies under that name")
                     raise StoreRefused(
                         f"it redirects to {self._elsewhere(answer)} ({answer.status}); nothing is sent there: "
                         "if that is the right server, put its address into the config"

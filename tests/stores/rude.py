@@ -1,9 +1,13 @@
 """Tiny servers without manners: what real ones do on their worst days, on demand."""
 
 import asyncio
+import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, unquote
+from xml.etree import ElementTree
 
 from aiohttp import web
 
@@ -38,7 +42,7 @@ class Rude:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
-        body = await request.read()
+        body = await request.content.read()
         if self.next:
             return web.Response(status=self.next.pop(0))
         return await self.answer(request, request.rel_url.raw_path, body)
@@ -84,32 +88,139 @@ class RudeS3(Rude):
         #: yes, ignored, or refused (501).
         self.conditional = conditional
         self.says: web.Response | None = None
+        #: What it answers to a wrong hash.
+        self.on_damage = (400, "XAmzContentSHA256Mismatch")
+        #: What it answers to what is there already.
+        self.on_taken = (412, "PreconditionFailed")
+        #: What it answers to any header of this beginning.
+        self.refuses: dict[str, tuple[int, str]] = {}
+        #: Locks that are asked for in a put are kept: in whole puts, in uploads in parts.
+        self.locks = {"whole", "parts"}
+        self.knows_retention = True
+        #: No lock is shorter.
+        self.shortest_lock = timedelta()
+        self.wants_md5 = False
+        self.has_parts = True
+        self.classes = {"STANDARD", "STANDARD_IA", "GLACIER"}
+        #: The name under which something is kept.
+        self.named: Callable[[str], str] = lambda path: path
+        self.about: dict[str, dict[str, str]] = {}
+        self.uploads: dict[str, tuple[dict[str, str], dict[str, bytes]]] = {}
+        self.headers: list[tuple[str, str, dict[str, str]]] = []
 
     async def answer(self, request, path, body):
-        if self.says is not None:
-            return self.says
+        self.headers.append((request.method, request.path_qs, dict(request.headers)))
+        path = self.named(path)
+        query = request.query
+        if refused := self.refused(request, path, body):
+            return refused
+        if "retention" in query and self.knows_retention:
+            if path in self.objects:
+                root = ElementTree.fromstring(body)
+                mode, until = (root.find(f"{{*}}{name}").text for name in ("Mode", "RetainUntilDate"))
+                self.about[path] |= {"x-amz-object-lock-mode": mode, "x-amz-object-lock-retain-until-date": until}
+            return web.Response()
+        if "object-lock" in query and self.knows_retention:
+            return document(
+                "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>"
+            )
+        if "uploads" in query or "uploadId" in query:
+            return self.parts(request, path, body)
+        return await self.whole(request, path, body)
+
+    async def whole(self, request, path, body):
+        query = request.query
         match request.method:
             case "PUT":
-                if self.verifies and request.headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest():
-                    return error(400, "XAmzContentSHA256Mismatch")
-                if "If-None-Match" in request.headers:
-                    if self.conditional == "refused":
-                        return error(501, "NotImplemented")
-                    if self.conditional == "yes" and path in self.objects:
-                        return error(412, "PreconditionFailed")
-                self.keep(path, body)
+                self.put(path, body, self.told(request, "whole"))
                 return web.Response()
             case "HEAD" if path in self.objects:
-                return web.Response(headers={"Content-Length": str(len(self.objects[path]))})
+                return web.Response(headers={"Content-Length": str(len(self.objects[path]))} | self.about[path])
             case "GET" if path in self.objects:
+                if self.about[path].get("x-amz-storage-class") == "GLACIER":
+                    return error(403, "InvalidObjectState")
                 return await self.send(request, self.objects[path])
+            case "GET" if "list-type" in query:
+                bucket = path.rstrip("/") + "/"
+                keys = [unquote(at.removeprefix(bucket)) for at in self.objects]
+                found = "".join(
+                    f"<Contents><Key>{quote(key)}</Key><Size>1</Size></Contents>"
+                    for key in sorted(keys)
+                    if key.startswith(query.get("prefix", ""))
+                )
+                return document(f"<ListBucketResult><EncodingType>url</EncodingType>{found}</ListBucketResult>")
             case "DELETE":
                 self.objects.pop(path, None)
                 return web.Response(status=204)
         return error(404, "NoSuchKey")
 
+    def refused(self, request, path, body):
+        headers = request.headers
+        if self.says is not None:
+            # An answer can be sent once.
+            return web.Response(status=self.says.status, body=self.says.body, content_type=self.says.content_type)
+        for beginning, said in self.refuses.items():
+            if any(name.lower().startswith(beginning) for name in headers):
+                return error(*said)
+        return self.refused_put(request, path, body) if request.method in {"PUT", "POST"} else None
+
+    def refused_put(self, request, path, body):
+        headers = request.headers
+        if self.verifies and headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest():
+            return error(*self.on_damage)
+        if self.wants_md5 and ("x-amz-object-lock-mode" in headers or "retention" in request.query):
+            md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+            if "uploads" not in request.query and headers.get("Content-MD5") != md5:
+                return error(400, "InvalidRequest", "Content-MD5 is required with Object Lock parameters")
+        if "x-amz-object-lock-mode" in headers:
+            until = datetime.fromisoformat(headers["x-amz-object-lock-retain-until-date"])
+            if until < datetime.now(UTC) + self.shortest_lock - timedelta(seconds=5):
+                return error(403, "AccessDenied")
+        if headers.get("x-amz-storage-class", "STANDARD") not in self.classes:
+            return error(400, "InvalidStorageClass")
+        if "If-None-Match" in headers:
+            if self.conditional == "refused":
+                return error(501, "NotImplemented")
+            if self.conditional == "yes" and path in self.objects:
+                return error(*self.on_taken)
+        return None
+
+    def told(self, request, how):
+        kept = ["x-amz-storage-class"]
+        if how in self.locks:
+            kept += ["x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"]
+        return {name: request.headers[name] for name in kept if name in request.headers}
+
+    def put(self, path, body, about):
+        self.keep(path, body)
+        self.about[path] = about
+
+    def parts(self, request, path, body):
+        if not self.has_parts:
+            return error(501, "NotImplemented")
+        upload = request.query.get("uploadId", "")
+        match request.method:
+            case "POST" if "uploads" in request.query:
+                upload = str(len(self.uploads))
+                self.uploads[upload] = self.told(request, "parts"), {}
+                return document(f"<Started><UploadId>{upload}</UploadId></Started>")
+            case "PUT":
+                self.uploads[upload][1][request.query["partNumber"]] = body
+                sent = request.headers.get("x-amz-checksum-sha256")
+                return web.Response(headers={"ETag": "e"} | ({"x-amz-checksum-sha256": sent} if sent else {}))
+            case "POST":
+                about, parts = self.uploads.pop(upload)
+                self.put(path, b"".join(parts[number] for number in sorted(parts, key=int)), about)
+                return document("<Done/>")
+        self.uploads.pop(upload, None)
+        return web.Response(status=204)
+
     def held(self) -> dict[str, bytes]:
         return {path: body for path, body in self.objects.items() if "_canary" not in path}
+
+
+def document(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/xml")
 
 
 class RudeDav(Rude):

@@ -7,6 +7,7 @@ import secrets
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -16,7 +17,15 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from pydantic import ValidationError
 
-from archiver.errors import ObjectFailed, StoreConflict, StoreDown, StoreFull, StoreMissing, StoreRefused
+from archiver.errors import (
+    ObjectFailed,
+    StoreConflict,
+    StoreDown,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreRefused,
+)
 from archiver.model import Body
 from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
 from archiver.stores.sigv4 import Signer
@@ -363,9 +372,12 @@ async def test_a_body_of_the_spool_is_streamed(seaweed, bucket, tmp_path):
 
 # Servers without manners
 
+LOCK = {"mode": "COMPLIANCE", "days": 1}
+
 
 @asynccontextmanager
-async def rude(*, object_lock=None, **how):
+async def rude(*, changes=None, **how):
+    """``changes``: of the options."""
     server = RudeS3(**how)
     async with server.serving():
         options = S3Options(
@@ -375,7 +387,7 @@ async def rude(*, object_lock=None, **how):
             access_key_id="key-id",
             secret_access_key="secret-key",
             timeout="300ms",
-            object_lock=object_lock,
+            **({"multipart_threshold": "5GiB"} | (changes or {})),
         )
         store = S3Store("main", options)
         yield server, store
@@ -394,7 +406,8 @@ async def test_a_server_that_keeps_fewer_bytes_is_found_out():
 
 
 async def test_a_server_that_ignores_the_lock_is_found_out():
-    async with rude(object_lock={"mode": "COMPLIANCE", "days": 1}) as (_, store):
+    async with rude(changes={"object_lock": LOCK}) as (server, store):
+        server.locks, server.knows_retention = set(), False
         for _ in range(2):
             with pytest.raises(StoreRefused, match="not locked"):
                 await store.put("a/b", Body.of(b"x"))
@@ -478,7 +491,7 @@ async def test_connections_cut_in_the_midst_are_down():
 @pytest.mark.parametrize(
     ("says", "expected", "word"),
     [
-        (error(400, "BadDigest"), StoreDown, "damaged"),
+        (error(400, "BadDigest"), ObjectFailed, "damaged"),
         (error(403, "RequestTimeTooSkewed"), StoreRefused, "clock"),
         (error(403, "SignatureDoesNotMatch"), StoreRefused, "secret_access_key"),
         (error(403, "AccessDenied", "no way, key-id"), StoreRefused, "allow the account"),
@@ -564,3 +577,270 @@ async def test_what_fails_for_a_canary_is_the_store_s():
         with pytest.raises(StoreRefused):
             await store.alive()
         assert server.held() == {}
+
+
+async def test_bytes_that_are_refused_twice_are_of_no_concern_to_others():
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"x"))
+        answer, left = server.answer, [2]
+
+        async def damaging(request, path, body):
+            if request.method == "PUT" and path.endswith("/a/c") and left[0]:
+                left[0] -= 1
+                return error(400, "BadDigest")
+            return await answer(request, path, body)
+
+        server.answer = damaging
+        with pytest.raises(ObjectFailed, match="refused twice"):
+            await store.put("a/c", Body.of(b"y"))
+        left[0] = 1
+        await store.put("a/c", Body.of(b"y"))
+        assert server.held() == {"/calls/a/b": b"x", "/calls/a/c": b"y"}
+
+
+# What check finds out, and what becomes of it
+
+
+async def all_of_it(server, store, said):
+    """A store proved like that keeps what it is given, and nothing else."""
+    assert server.objects == {}, said
+    await store.put("a/b", Body.of(b"x"))
+    await store.put("a/b", Body.of(b"x"))
+    with pytest.raises(StoreConflict):
+        await store.put("a/b", Body.of(b"y"))
+    assert await read(store, "a/b") == b"x"
+    await store.alive()
+    assert server.objects == {"/calls/a/b": b"x"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, "InvalidArgument"), (400, "InvalidRequest"), (400, ""), (501, "NotImplemented"), (403, "AccessDenied"),
+        (403, "SignatureDoesNotMatch"), (500, "InternalError"), (405, "MethodNotAllowed"),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("conditional", ["yes", "ignored", "refused"])
+async def test_where_a_header_with_the_hash_is_refused_it_is_left_out_and_the_bytes_are_read_back(answer, conditional):
+    async with rude(conditional=conditional) as (server, store):
+        server.refuses["x-amz-checksum"] = answer
+        said = await store.check()
+        assert "reading back" in said
+        assert ("never overwrites" in said) == (conditional == "yes")
+        await all_of_it(server, store, said)
+        server.requests.clear()
+        await store.put("a/c", Body.of(b"z"))
+        assert ("GET", "/calls/a/c") in server.requests
+
+
+@pytest.mark.parametrize("answer", [(400, "InvalidArgument"), (501, "NotImplemented"), (403, "AccessDenied")], ids=str)
+async def test_a_condition_that_is_refused_is_left_out(answer):
+    async with rude() as (server, store):
+        server.refuses["if-none-match"] = answer
+        said = await store.check()
+        assert "verifies SHA-256" in said
+        assert "looking before each put" in said
+        await all_of_it(server, store, said)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(400, "BadDigest"), (400, "Odd"), (403, "SignatureDoesNotMatch"), (403, ""), (422, ""), (500, "Odd"), (502, "")],
+    ids=str,
+)
+async def test_however_it_refuses_a_wrong_hash_it_refuses_it(answer):
+    async with rude() as (server, store):
+        server.on_damage = answer
+        said = await store.check()
+        assert "verifies SHA-256" in said
+        await all_of_it(server, store, said)
+
+
+async def test_a_server_that_is_down_for_a_moment_is_not_taken_for_one_that_verifies():
+    async with rude(verifies=False) as (server, store):
+        answer, left = server.answer, [1]
+
+        async def sometimes(request, path, body):
+            if body == b"archiver canary, sent" and left[0]:
+                left[0] -= 1
+                return error(503, "SlowDown")
+            return await answer(request, path, body)
+
+        server.answer = sometimes
+        assert "reading back" in await store.check()
+
+
+@pytest.mark.parametrize(
+    "answer", [(403, "AccessDenied"), (409, "ObjectAlreadyExists"), (400, "InvalidRequest")], ids=str
+)
+async def test_however_it_refuses_what_is_there_already_the_key_is_looked_at(answer):
+    async with rude() as (server, store):
+        server.on_taken = answer
+        said = await store.check()
+        assert "never overwrites" in said
+        await all_of_it(server, store, said)
+
+
+async def test_check_puts_with_the_class_that_a_recording_gets():
+    async with rude(changes={"storage_class": "NO_SUCH"}) as (server, store):
+        for use in (store.check, store.alive):
+            with pytest.raises(StoreRefused, match=r"InvalidStorageClass.*correct storage_class"):
+                await use()
+        assert server.objects == {}
+    async with rude(changes={"storage_class": "STANDARD_IA"}) as (server, store):
+        said = await store.check()
+        assert "storage class STANDARD_IA is taken" in said
+        assert "WARNING" not in said
+        await all_of_it(server, store, said)
+
+
+async def test_a_class_that_can_not_be_read_at_once_is_warned_of():
+    async with rude(changes={"storage_class": "GLACIER"}) as (_, store):
+        assert "WARNING: what lies in that class can't be read until it is restored" in await store.check()
+        await store.alive()
+        await store.put("a/b", Body.of(b"x"))
+        with pytest.raises(ObjectFailed, match="restore it first"):
+            await read(store, "a/b")
+        # What archiver must read again itself never goes there.
+        for key in ("_manifests/hq/1.jsonl", "_ledger/hq/1.json", "_verified/hq/1.jsonl"):
+            await store.put(key, Body.of(b"{}"))
+            assert await read(store, key) == b"{}"
+
+
+async def test_a_cold_class_where_nothing_verifies_what_lies_there_is_refused():
+    async with rude(verifies=False, changes={"storage_class": "GLACIER"}) as (server, store):
+        with pytest.raises(StoreRefused, match="take another class"):
+            await store.check()
+        assert server.objects == {}
+
+
+async def test_what_is_locked_carries_its_md5_and_check_says_where_it_must():
+    lock = {"object_lock": LOCK, "multipart_threshold": "5MiB", "part_size": "5MiB", "timeout": "20s"}
+    async with rude(changes=lock) as (server, store):
+        server.wants_md5 = True
+        assert "object lock on, COMPLIANCE 1 days" in await store.check()
+        await store.put("a/b", Body.of(b"x"))
+        server.about["/calls/a/b"].clear()
+        await store.lock("a/b", datetime.now(UTC))
+        assert await store.lock_problem("a/b", datetime.now(UTC)) is None
+        await store.put("a/c", Body.of(bytes(6 << 20)))
+        sent = [headers for method, path, headers in server.headers if method == "PUT" and "partNumber" in path]
+        assert all("Content-MD5" in headers for headers in sent)
+
+
+async def test_the_shortest_lock_is_tried_so_that_little_stays():
+    async with rude(changes={"object_lock": {"mode": "GOVERNANCE", "days": 700}}) as (server, store):
+        await store.check()
+        ends = [about["x-amz-object-lock-retain-until-date"] for about in server.about.values() if len(about) > 1]
+        assert ends
+        assert all(datetime.fromisoformat(end) < datetime.now(UTC) + timedelta(minutes=2) for end in ends)
+        # Where a policy wants more, the whole of it is tried.
+        server.shortest_lock = timedelta(days=365)
+        assert "object lock on" in await store.check()
+        await store.alive()
+        server.shortest_lock = timedelta(days=800)
+        with pytest.raises(StoreRefused, match="AccessDenied"):
+            await store.check()
+
+
+@pytest.mark.parametrize("drops", ["whole", "parts"])
+async def test_a_lock_that_is_dropped_on_the_way_is_set_afterwards(drops):
+    lock = {"object_lock": LOCK, "multipart_threshold": "5MiB", "part_size": "5MiB", "timeout": "20s"}
+    async with rude(changes=lock) as (server, store):
+        server.locks.discard(drops)
+        said = await store.check()
+        assert ("by a second request" in said) == (drops == "whole")
+        for n in range(2):
+            await store.put(f"a/short{n}.wav", Body.of(b"x"))
+            await store.put(f"a/long{n}.wav", Body.of(bytes(6 << 20)))
+        for path in server.held():
+            assert server.about[path]["x-amz-object-lock-mode"] == "COMPLIANCE", path
+        # What another left unlocked is locked when it is put again.
+        server.about["/calls/a/short0.wav"].clear()
+        await store.put("a/short0.wav", Body.of(b"x"))
+        assert server.about["/calls/a/short0.wav"]["x-amz-object-lock-mode"] == "COMPLIANCE"
+
+
+async def test_an_upload_in_parts_that_can_not_be_locked_is_an_error_that_names_it():
+    lock = {"object_lock": LOCK, "multipart_threshold": "5MiB", "part_size": "5MiB", "timeout": "20s"}
+    async with rude(changes=lock) as (server, store):
+        server.locks.discard("parts")
+        await store.put("a/b", Body.of(b"x"))
+        server.refuses["content-md5"] = (403, "AccessDenied")
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"a/long\.wav"):
+                await store.put("a/long.wav", Body.of(bytes(6 << 20)))
+        with pytest.raises(StoreRefused):
+            await store.check()
+
+
+async def test_check_tries_uploads_in_parts():
+    async with rude(changes={"multipart_threshold": "5MiB", "timeout": "20s"}) as (server, store):
+        server.has_parts = False
+        said = await store.check()
+        assert "WARNING: uploads in parts fail" in said
+        assert "multipart_threshold" in said
+        await all_of_it(server, store, said)
+    async with rude() as (server, store):
+        server.has_parts = False
+        assert "did not try uploads in parts" in await store.check()
+    async with rude(changes={"multipart_threshold": "5MiB", "timeout": "20s"}) as (server, store):
+        assert "uploads in parts work" in await store.check()
+        sent = [headers for method, path, headers in server.headers if method == "PUT" and "partNumber" in path]
+        assert [int(headers["Content-Length"]) > 0 for headers in sent] == [True, True]
+        assert server.objects == {}
+        assert server.uploads == {}
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda path: path.replace("%253A", ":"),
+        lambda path: path.replace("%257E", "~").replace("~", "_"),
+        lambda path: path.replace("%2520", "+"),
+        lambda path: unquote(path),
+    ],
+    ids=["colon", "tilde", "space", "twice"],
+)
+async def test_a_server_that_mishandles_names_like_those_of_recordings_fails_the_check(named):
+    async with rude() as (server, store):
+        server.named = named
+        with pytest.raises(StoreRefused, match="names like those of recordings"):
+            await store.check()
+        await store.alive()
+
+
+async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
+    async with rude() as (server, store):
+        answer = server.answer
+
+        async def short(request, path, body):
+            if len(path.rpartition("/")[2]) > 150:
+                return error(400, "KeyTooLongError")
+            return await answer(request, path, body)
+
+        server.answer = short
+        said = await store.check()
+        assert "NO NAMES of 167 letters" in said
+        await all_of_it(server, store, said)
+
+
+async def test_a_bucket_in_another_region_is_named():
+    async with rude() as (server, store):
+        server.says = error(301, "PermanentRedirect")
+        with pytest.raises(StoreRefused, match="region"):
+            await store.put("a/b", Body.of(b"x"))
+
+
+async def test_in_a_bucket_with_versions_nothing_stays_of_a_canary(seaweed):
+    client = a_client(seaweed)
+    name = seaweed.make_bucket(f"versions-{secrets.token_hex(4)}")
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    store = a_store(seaweed, bucket=name)
+    await store.check()
+    await store.alive()
+    left = client.list_object_versions(Bucket=name)
+    client.close()
+    await store.close()
+    assert (left.get("Versions", []), left.get("DeleteMarkers", [])) == ([], [])
