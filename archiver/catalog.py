@@ -399,6 +399,11 @@ CLAIM_EXPIRING = CLAIM.replace("due_at <= $1", "due_at <= $1 AND expires_at IS N
     "ORDER BY due_at", "ORDER BY (NOT urgent), expires_at"
 )
 
+#: And these from the other end.
+CLAIM_EXPIRING_NEWEST = CLAIM_EXPIRING.replace(
+    "ORDER BY (NOT urgent), expires_at", "ORDER BY (NOT urgent) DESC, expires_at DESC"
+)
+
 #: One medium that nobody has in hand, whatever became of it before.
 CLAIM_ONE = f"""
 WITH due AS (
@@ -1728,7 +1733,9 @@ class Catalog:
                 got = Counter(row["source"] for row in rows)
                 return {name: count - got[name] for name, count in wanted.items()}
 
-            rows = await take(CLAIM_NEWEST, {n: count for n, count in wanted.items() if n in newest})
+            other = {n: count for n, count in wanted.items() if n in newest}
+            rows = await take(CLAIM_EXPIRING_NEWEST, {n: count for n, count in other.items() if n in expiring})
+            rows += await take(CLAIM_NEWEST, {n: count for n, count in left(rows).items() if n in other})
             sampled = {row["token"] for row in rows}
             rows += await take(CLAIM_EXPIRING, {n: count for n, count in left(rows).items() if n in expiring})
             rows += await take(CLAIM, left(rows))

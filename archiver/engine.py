@@ -122,6 +122,8 @@ class Lane:
 
     def room_behind(self) -> tuple[int, int]:
         """How many that failed before to claim at the most, and at the least although others wait."""
+        if any(o.health.trying for o in self.feed.outlets.values()):
+            return self.room(), 0
         most = 2 * self.slots_behind() - self.running_behind - len(self.behind)
         return max(0, most), int(most > 0 and not self.running_behind and not self.behind and self._may_spare())
 

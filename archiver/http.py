@@ -69,15 +69,20 @@ class Heard:
         self._head: tuple[int, str] | None = None
         self._length = 0
         self._kept: list[bytes] = []
+        #: When the request was sent, or bytes of its answer last came (monotonic); None: it waits for its turn.
+        self.moved_at: float | None = None
 
     def asked(self) -> None:
         self._head = None
+        self.moved_at = monotonic()
 
     def begun(self, response: Answer) -> None:
+        self.moved_at = monotonic()
         self._head = response.status, _media_type(response.headers.get("Content-Type", "")[:200])
         self._length, self._kept = 0, []
 
     def came(self, chunk: bytes) -> None:
+        self.moved_at = monotonic()
         self._length += len(chunk)
         if self._length <= _KEPT:
             self._kept.append(chunk)

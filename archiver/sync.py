@@ -43,7 +43,7 @@ from .errors import (
     TooSlow,
     TryAgain,
 )
-from .http import Gate, overheard
+from .http import Gate, Heard, overheard
 from .model import (
     Availability,
     Body,
@@ -89,6 +89,11 @@ SHORT_BELOW = 0.2
 MISMATCH = "mismatch"
 #: A recorder that was seen to work so lately is not asked again because of single items.
 ALIVE_FOR = timedelta(seconds=30)
+#: After several failures in a row its queue is taken from the other end for so long, in seconds.
+OTHER_END = 60.0
+#: A first attempt that stands still for so long, in seconds, gives way where others wait; until so many gave way in a
+#: row and nothing came: then the recorder is slow.
+HURRIED, HURRIES = 2.0, 5
 #: Where it asks for fewer requests, it gets none for so long: what it asked for itself, within these bounds.
 SPARED, SPARED_AT_MOST = timedelta(seconds=2), timedelta(minutes=1)
 #: What a store can't take of one object is tried again no sooner.
@@ -211,13 +216,16 @@ class Feed:
     #: taken from the other end of the queue, to see whether all are.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
     refused_newest: set[tuple[str, str, str]] = field(default_factory=set)
+    #: Until when the queue is taken from its other end (monotonic clock), and how many gave way in a row.
+    other_end_until: float = float("-inf")
+    hurries: int = 0
     #: The source, where it delivers many media in one answer.
     batches: FetchesBatches | None = field(init=False)
 
     @property
     def samples(self) -> bool:
-        """Are so many refused that others, from the other end of the queue, are to show whether all are?"""
-        return len(self.refused) >= REFUSALS
+        """Do so many fail in a row that others, from the other end of the queue, are to be tried first?"""
+        return len(self.refused) >= REFUSALS or time.monotonic() < self.other_end_until
 
     def __post_init__(self) -> None:
         # Asked for each medium, and Python looks at every method of a protocol each time.
@@ -404,7 +412,7 @@ def _name_stuck(feed: Feed, report: Polled) -> None:
     if feed.stuck and report.error is None:
         window, stuck = min(feed.stuck.items())
         others = f" (and {len(feed.stuck) - 1} more such windows)" if len(feed.stuck) > 1 else ""
-        report.error = f"{window} can't be listed, everything else is: {stuck.why}{others}"
+        report.error = f"{window}: {stuck.why}{others}"
 
 
 class RecorderLost(Exception):
@@ -759,7 +767,7 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
             with overheard() as heard:
                 if (claim.error or "").startswith(MISMATCH):
                     claim = await _asked_anew(feed, claim, catalog)
-                body, found = await obtain(feed, claim, sink, catalog)
+                body, found = await obtain(feed, claim, sink, catalog, heard)
         except SourceError as error:
             answer = heard.fingerprint(sink.length, sink.sha256)
             return replace(await explain(feed, claim, catalog, error), answer=answer)
@@ -786,7 +794,7 @@ async def _asked_anew(feed: Feed, claim: Claim, catalog: Catalog) -> Claim:
     return replace(claim, medium=medium) if medium is not None else claim
 
 
-async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog) -> tuple[Body, audio.Audio]:
+async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, heard: Heard) -> tuple[Body, audio.Audio]:
     """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
     for copy in claim.copies:
         outlet = feed.outlets.get(copy.store)
@@ -804,10 +812,44 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog) ->
     if claim.medium.ref.get(UNDETAILED):
         raise NotReady("its details could not be read yet")
     with span("download", source=feed.name) as tell:
-        await feed.source.fetch(claim.medium, sink)
+        async with _giving_way(feed, claim, heard):
+            await feed.source.fetch(claim.medium, sink)
         body = await sink.body()
         tell(size=body.length)
     return body, await checked(feed, claim, body, catalog)
+
+
+@contextlib.asynccontextmanager
+async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[None]:
+    """A first attempt that stands still gives way to others that wait for the recorder; the next has all its time.
+
+    Raises TooSlow.
+    """
+    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= HURRIED:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+    try:
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> None:
+                nonlocal timer
+                still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
+                if still > HURRIED and feed.gate.waiting:
+                    limit.reschedule(loop.time())
+                else:
+                    timer = loop.call_later(HURRIED / 4, look)
+
+            timer = loop.call_later(HURRIED, look)
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+    except TimeoutError:
+        feed.hurries += 1
+        raise TooSlow(f"it stood still for {HURRIED:g} s while others waited; the next try has all its time") from None
 
 
 async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog) -> audio.Audio:
@@ -821,6 +863,7 @@ async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog) -> aud
 async def delivered(feed: Feed, catalog: Catalog) -> None:
     """Audio came: the account may have it."""
     feed.health.worked()
+    feed.hurries = 0
     refused, feed.refused, feed.refused_newest = feed.refused, set(), set()
     if len(refused) >= REFUSALS and feed.pauses:
         await catalog.forgive(refused, "refused", catalog.clock.now())
@@ -1093,6 +1136,7 @@ async def _suspect(feed: Feed, catalog: Catalog, error: SourceError) -> None:
         if not works:
             return
         feed.health.failures = 0
+        feed.other_end_until = time.monotonic() + OTHER_END
         if isinstance(error, Busy):
             # It works, and wants fewer requests.
             feed.gate.refused()
@@ -1128,9 +1172,9 @@ async def _refused(
     if claim.newest:
         feed.refused_newest.add(claim.id)
     if len(feed.refused_newest) < SAMPLED:
-        if await catalog.delivered(feed.name):
+        if not feed.samples and await catalog.delivered(feed.name):
             return outcome(State.FAILED, "refused", counts=True)
-        # An account that never got any audio may not be meant to.
+        # An account that never got any audio may not be meant to; and perhaps all are refused now.
         due_at = catalog.clock.now() + next_try(claim.attempts + 1, feed.options.retry, 0.5)
         return outcome(State.PENDING, "refused", due_at, counts=True)
     await pause_source(feed, catalog, f"the account may list recordings, but is refused the audio of each: {error}")

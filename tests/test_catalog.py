@@ -1989,7 +1989,19 @@ class TestPlans:
             "renew": await self.plan(large, module.RENEW, *keys, NOON),
             "release": await self.plan(large, module.RELEASE, *keys),
             "settle": await self.plan(
-                large, module.SETTLE_OTHERS, *keys, ["pending"] * 50, [NOON] * 50, [None] * 50, [0] * 50, [None] * 50
+                large,
+                module.SETTLE_OTHERS,
+                *keys,
+                ["pending"] * 50,
+                [NOON] * 50,
+                [None] * 50,
+                [0] * 50,
+                [None] * 50,
+                [True] * 50,
+                [SHA] * 50,
+                [""] * 50,
+                [None] * 50,
+                NOON,
             ),
             "settle archived": await self.plan(
                 large,
@@ -2003,6 +2015,15 @@ class TestPlans:
                 NOON,
                 [NOON] * 50,
                 [None] * 50,
+                ["gsm"] * 50,
+                [""] * 50,
+                [None] * 50,
+            ),
+            "claim troubled": await self.plan(
+                large, module.CLAIM_TROUBLED, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
+            ),
+            "claim newest": await self.plan(
+                large, module.CLAIM_NEWEST, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
             ),
             "copies": await self.plan(large, module.COPIES_OF, *keys[:3]),
             "uncoded": await self.plan(large, module.UNCODED, *keys[:3]),
@@ -2013,6 +2034,8 @@ class TestPlans:
             with subtests.test(name):
                 assert not re.search(r"Seq Scan on (media|recordings|copies)", plan), plan
         assert "media_due" in plans["claim"]
+        assert "Index Scan Backward using media_due" in plans["claim newest"]
+        assert "media_troubled" in plans["claim troubled"]
         assert "media_due" in plans["due"]
         assert "media_doubtful" in plans["doubtful"]
 

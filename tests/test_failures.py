@@ -129,8 +129,10 @@ async def test_a_broken_download_is_stored_nowhere_and_tried_again_later(tmp_pat
         await rig.sync()
         assert fault.hits == times
         medium = await rig.medium(victim)
-        assert (medium["state"], medium["attempts"], medium["copies"]) == ("pending", 1, [])
-        assert medium["error"].startswith("failed: ")
+        # What may be a recording that is still written is looked at again, and no attempt is counted.
+        what = "cut" if kind == "clean_cut" else "failed"
+        assert (medium["state"], medium["copies"]) == ("pending", [])
+        assert (medium["attempts"], medium["error"].partition(": ")[0]) == (int(what == "failed"), what)
         assert said.lower() in medium["error"].lower()
         assert await rig.states() == {"archived": 2, "pending": 1}
         assert len(await rig.media_keys("disk")) == 2
@@ -139,11 +141,11 @@ async def test_a_broken_download_is_stored_nowhere_and_tried_again_later(tmp_pat
         asked = sim.count("audio")
         await rig.sync()
         assert sim.count("audio") == asked
-        rig.advance(2 * SECOND)
+        rig.advance(2 * SECOND if what == "failed" else HOUR)
         await rig.sync()
         assert sim.count("audio") == asked + 1
         assert await assert_archived(rig) == 3
-        assert await rig.happened(victim) == {"failed": 1}
+        assert await rig.happened(victim) == {what: 1}
 
 
 async def test_other_bytes_than_the_vendor_told_of_are_stored_nowhere(tmp_path, database, clock):
@@ -296,7 +298,6 @@ async def test_a_second_that_can_t_be_listed_is_a_named_gap_and_holds_up_nothing
         polled = await rig.poll()
         assert polled.new == 1
         assert (polled.more, polled.down) == (False, False)
-        assert "can't be listed" in (polled.error or "")
         assert "[2024-05-18T11:00:00.000Z, " in (polled.error or "")
         await rig.transfer()
         await assert_archived(rig)
@@ -306,7 +307,7 @@ async def test_a_second_that_can_t_be_listed_is_a_named_gap_and_holds_up_nothing
         # It is not asked for with each poll, but on its own schedule; and said with each.
         hits = broken.hits
         again = await rig.poll()
-        assert "can't be listed" in (again.error or "")
+        assert again.error == polled.error
         assert broken.hits == hits
         rig.advance(MINUTE)
         await rig.poll()

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from archiver.errors import BadData, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
+from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
 from archiver.http import Client, Gate
 from archiver.options import SourceOptions
 
@@ -164,8 +164,8 @@ class TestStatus:
         wanted = {
             400: BadData, 401: Refused, 402: BadData, 403: Refused, 404: NotReady, 405: BadData, 406: BadData,
             408: TryAgain, 409: BadData, 410: Gone, 411: BadData, 413: BadData, 414: BadData, 416: BadData,
-            418: BadData, 422: BadData, 425: TryAgain, 429: TryAgain, 431: BadData, 451: BadData, 500: TryAgain,
-            501: TryAgain, 502: TryAgain, 503: TryAgain, 504: TooSlow, 507: TryAgain, 599: TryAgain,
+            418: BadData, 422: BadData, 425: TryAgain, 429: Busy, 431: BadData, 451: BadData, 500: TryAgain,
+            501: TryAgain, 502: TryAgain, 503: Busy, 504: TooSlow, 507: TryAgain, 599: TryAgain,
             201: BadData, 202: BadData, 204: BadData, 206: BadData, 300: BadData, 304: BadData,
         }  # fmt: skip
         for status, error in wanted.items():

@@ -347,9 +347,7 @@ async def later(tmp_path: Path, database: str, near, far, calls: int = 12):
 
 
 @pytest.mark.parametrize(("status", "code"), [(413, "EntityTooLarge"), (500, "InternalError"), (403, "AccessDenied")])
-async def test_copy_goes_on_behind_an_object_that_the_target_refuses(
-    tmp_path, database, seaweed, proxy, status, code
-):
+async def test_copy_goes_on_behind_an_object_that_the_target_refuses(tmp_path, database, seaweed, proxy, status, code):
     far = s3_table(seaweed, f"refuses-{status}", endpoint_url=proxy.url)
     async with later(tmp_path, database, folder(tmp_path / "near"), far) as rig:
         key = sorted(await rig.media_keys("near"))[0]
@@ -384,9 +382,7 @@ async def test_copy_ends_where_the_target_takes_nothing_more(tmp_path, database,
         assert len(report.findings) < 60
 
 
-async def test_copy_writes_shorter_manifests_where_the_target_refuses_a_long_one(
-    tmp_path, database, seaweed, proxy
-):
+async def test_copy_writes_shorter_manifests_where_the_target_refuses_a_long_one(tmp_path, database, seaweed, proxy):
     far = s3_table(seaweed, "short-ones", endpoint_url=proxy.url)
     async with later(tmp_path, database, folder(tmp_path / "near"), far, calls=20) as rig:
         proxy.refuse("_manifests", "PUT", status=413, code="EntityTooLarge", longer_than=8000)
