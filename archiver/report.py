@@ -91,6 +91,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
         *(p for name, s in sources.items() for p in problems_of(name, s, config, now)),
         *(p for name, s in stores.items() for p in store_problems(name, s)),
     ]
+    found.sort(key=lambda problem: problem["level"] == "note")
     return {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores, "problems": found}
 
 
@@ -247,9 +248,9 @@ def _poll_trouble(name: str, error: str) -> tuple[str, str, str]:
     if window is None:
         return "warning", f"the last poll had trouble: {error}", "tried again at each poll; `archiver check` tries now"
     start, end, why = window.groups()
-    tries = f"`archiver backfill --source {name} --from {start} --to {end}` tries now"
+    tries = f"`archiver backfill --source {name} --from {start} --to {end} --relist` tries now"
     what = f"its calls from {start} to {end} can't be listed: {why}"
-    return "warning", what, f"tried again at each poll, and a gap until it works; {tries}"
+    return "warning", what, f"tried again at each poll; {tries}"
 
 
 def _reason(name: str, reason: Document) -> tuple[str, str, str]:

@@ -76,7 +76,7 @@ TROUBLE = {
     ),
     "window": (
         {"last_error": "[2024-05-17T01:00:00.000Z, 2024-05-17T02:00:00.000Z): it answered 500"},
-        ["`archiver backfill --source hq --from 2024-05-17T01:00:00.000Z --to 2024-05-17T02:00:00.000Z`"],
+        ["`archiver backfill --source hq --from 2024-05-17T01:00:00.000Z --to 2024-05-17T02:00:00.000Z --relist`"],
     ),
     "short": ({"warnings": [{"kind": "short", "text": "9 of 10"}]}, ["`archiver list --source hq --flag short`"]),
     "flagged": (
