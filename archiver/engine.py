@@ -46,7 +46,7 @@ UNDESCRIBED = timedelta(minutes=10)
 LEDGERS = 3600.0
 #: Claims are for the next so many seconds at the rate of late, where that is more than keeps every slot busy.
 AHEAD = 0.25
-#: What failed before gets one part in so many more of a source's time while others wait.
+#: What failed before gets one turn to so many of others that wait, and as much less of the source's time.
 SPARING = 9
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
@@ -66,6 +66,8 @@ class Lane:
     #: Of these, how many failed before; and from when on one more may take the place of what never did (monotonic).
     running_behind: int = 0
     spared_at: float = 0.0
+    #: How many that never failed were begun since one that did.
+    fresh: int = 0
     #: When a claim last found nothing that never failed (monotonic).
     exhausted_at: float = float("-inf")
     due_at: datetime | None = None
@@ -128,18 +130,20 @@ class Lane:
         return max(0, most), int(most > 0 and not self.running_behind and not self.behind and self._may_spare())
 
     def _may_spare(self) -> bool:
-        return time.monotonic() >= self.spared_at
+        return self.fresh >= SPARING and time.monotonic() >= self.spared_at
 
     def next_claims(self) -> list[Claim]:
         """What to begin next: one claim, or as many fresh ones as the source delivers in one answer; or nothing yet.
 
-        What failed before gets a tenth of the time while others wait, and then half of the slots.
+        What failed before gets a tenth of the turns and of the time while others wait; then half of the slots.
         """
         spared = self.behind and not self.running_behind and self._may_spare()
         if self.queue and not spared:
             claims = [self.queue.popleft()]
+            self.fresh += 1
         elif self.behind and self.running_behind < self.slots_behind():
             self.running_behind += 1
+            self.fresh = 0
             claims = [self.behind.popleft()]
         else:
             return []

@@ -89,8 +89,8 @@ SHORT_BELOW = 0.2
 MISMATCH = "mismatch"
 #: A recorder that was seen to work so lately is not asked again because of single items.
 ALIVE_FOR = timedelta(seconds=30)
-#: After several failures in a row its queue is taken from the other end for so long, in seconds.
-OTHER_END = 60.0
+#: After so many failures in a row a source's queue is taken from its other end, for so long, in seconds.
+OTHER_END_AFTER, OTHER_END = 3, 60.0
 #: A first attempt that stands still for so long, in seconds, gives way where others wait; until so many gave way in a
 #: row and nothing came: then the recorder is slow.
 HURRIED, HURRIES = 2.0, 5
@@ -1121,7 +1121,10 @@ async def _not_there(
 
 async def _suspect(feed: Feed, catalog: Catalog, error: SourceError) -> None:
     """A request failed. After several in a row the recorder itself is asked; that alone opens its breaker."""
-    if not feed.health.suspects():
+    asks = feed.health.suspects()
+    if feed.health.failures >= OTHER_END_AFTER:
+        feed.other_end_until = time.monotonic() + OTHER_END
+    if not asks:
         return
     async with feed.logging_in:
         now = catalog.clock.now()
@@ -1136,7 +1139,6 @@ async def _suspect(feed: Feed, catalog: Catalog, error: SourceError) -> None:
         if not works:
             return
         feed.health.failures = 0
-        feed.other_end_until = time.monotonic() + OTHER_END
         if isinstance(error, Busy):
             # It works, and wants fewer requests.
             feed.gate.refused()
