@@ -1,5 +1,6 @@
 """The story: hours pass, calls come late, change, grow and vanish; peers flap and lie; power is cut at any await;
-clocks jump; the catalog is lost. Afterwards everything that could be listed is archived, or really gone.
+clocks jump; the catalog is lost; single things are bad for ever. Afterwards everything that could be listed is
+archived, or really gone, and no single bad thing kept another from it.
 
 A Hypothesis state machine drives two hosts with the real algorithm over a real PostgreSQL. What they talk to is
 scripted here, so that it can be as rude as the story needs: a recorder, and two stores.
@@ -14,6 +15,7 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,14 +32,26 @@ from structlog.testing import capture_logs
 from archiver import sync
 from archiver.catalog import Catalog
 from archiver.engine import LEASE
-from archiver.errors import Gone, NotReady, Refused, StoreConflict, StoreDown, TryAgain
+from archiver.errors import (
+    Gone,
+    NotReady,
+    ObjectFailed,
+    Refused,
+    StoreConflict,
+    StoreDown,
+    StoreRefused,
+    TryAgain,
+)
 from archiver.http import Gate
-from archiver.model import Body, Listing, ListingKey, Medium, Receipt, Recording, Window
+from archiver.model import Body, Listing, ListingKey, Medium, Receipt, Recording, Rejected, Window
 from archiver.options import Retry, SourceOptions
 from archiver.rebuild import rebuild
+from archiver.scope import canary
 from archiver.simulators import audio
 from archiver.spool import Spool
 from archiver.sync import Feed, Outlet
+from archiver.verify import Verified, Verifier
+from archiver.windows import subtract
 from tests.conftest import Postgres
 from tests.factories import NOON, ManualClock
 
@@ -70,6 +84,10 @@ class Call:
     vanished: bool = False
     #: Says "deleted" for what vanished, or just "not found".
     honest: bool = True
+    #: Its audio is answered with an error, for ever.
+    poison: bool = False
+    #: Its row can't be read, for ever.
+    odd: bool = False
     #: Every content that was ever served, by medium.
     served: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -99,6 +117,11 @@ class World:
         #: What goes wrong next, by place; each once.
         self.troubles: dict[str, list[str]] = defaultdict(list)
         self.refused = False
+        #: Moments that break every listing that holds them.
+        self.breaking: list[datetime] = []
+        #: By store, the recordings of which it takes no object, and those of which it gives none.
+        self.unputtable: dict[str, set[str]] = defaultdict(set)
+        self.ungettable: dict[str, set[str]] = defaultdict(set)
         self.stores: dict[str, dict[str, bytes]] = {"one": {}, "two": {}}
         #: By store, the audio that its manifests tell of.
         self.described: dict[str, set[str]] = {"one": set(), "two": set()}
@@ -149,7 +172,14 @@ class Line:
     async def list(self, window: Window) -> Listing:
         trouble = await self._reach("list")
         found: list[Recording] = []
+        if any(moment in window for moment in self.world.breaking):
+            self.world.reached["a window broke"] += 1
+            raise TryAgain("500")
+        rejected = [Rejected(raw=call.id, reason="odd") for call in self.world.listed(window) if call.odd]
         for call in self.world.listed(window):
+            if call.odd:
+                self.world.reached["an odd row"] += 1
+                continue
             found.append(call.row())
             await asyncio.sleep(0)
             if trouble == "torn" and len(found) > 1:
@@ -158,11 +188,14 @@ class Line:
             raise sync.Overflow("more than one page holds")
         if self.host.dead:
             raise TryAgain("no power")
-        return Listing(found)
+        return Listing(found, rejected)
 
     async def fetch(self, medium: Medium, into: Any) -> None:
         trouble = await self._reach("fetch")
         call = self.world.calls[medium.recording_id]
+        if call.poison:
+            self.world.reached["a poisoned medium"] += 1
+            raise TryAgain("500")
         if call.vanished and call.honest:
             raise Gone("it was deleted")
         if call.vanished or call.ready_at > self.world.now:
@@ -202,6 +235,10 @@ class Shelf:
         trouble = "" if self.host.dead else self.world.trouble(place)
         if self.host.dead or trouble == "away":
             raise StoreDown("unreachable")
+        if any(f"/{name}/" in key for name in self.world.unputtable[self.name]):
+            self.world.reached["an object was refused"] += 1
+            # As servers do: some say what they refuse, of others only a canary shows that they take the rest.
+            raise (ObjectFailed if len(key) % 2 else StoreRefused)("not that one")
         objects, data = self.world.stores[self.name], body.read()
         await asyncio.sleep(0)
         if self.host.dead:
@@ -227,6 +264,9 @@ class Shelf:
         await asyncio.sleep(0)
         if self.host.dead:
             raise StoreDown("no power")
+        if any(f"/{name}/" in key for name in self.world.ungettable[self.name]):
+            self.world.reached["a copy was not given"] += 1
+            raise StoreDown("500")
         await into.write(self.world.stores[self.name][key])
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
@@ -295,9 +335,41 @@ class Host:
     async def transfer(self) -> None:
         if self.feed.paused_until is not None and self.catalog.clock.now() < self.feed.paused_until:
             return
+        if not await self.healed():
+            return
         results = await self.fetch()
         if results:
             await self.commit(results)
+
+    async def healed(self) -> bool:
+        """As the engine does it: nothing is transferred while a breaker is open; then a question decides."""
+        now = self.catalog.clock.now()
+        things = [self.feed, *self.feed.outlets.values()]
+        if any(thing.health.open(now) for thing in things):
+            self.world.reached["a breaker was open"] += 1
+            return False
+        if self.feed.health.probing:
+            await sync.heal(self.feed, self.catalog)
+        for outlet in self.feed.outlets.values():
+            if outlet.health.probing and (error := await canary(outlet.store)) is not None:
+                outlet.health.opens(now, str(error))
+            outlet.health.trying = outlet.health.probing
+        return not any(thing.health.open(now) for thing in things)
+
+    async def verify(self, store: str) -> Verified:
+        @asynccontextmanager
+        async def lend(_: str) -> AsyncIterator[None]:
+            yield
+
+        verifier = Verifier(
+            catalog=self.catalog,
+            outlet=self.feed.outlets[store],
+            outlets=self.feed.outlets,
+            feeds={"pbx": self.feed},
+            spool=self.spool,
+            lend=lend,
+        )
+        return await verifier.stalest()
 
     async def describe(self) -> None:
         await sync.describe_changes({"pbx": self.feed}, self.catalog)
@@ -517,6 +589,22 @@ class Story(RuleBasedStateMachine):
             call.vanished, call.honest = True, honest
             self.reached["vanished"] += 1
 
+    # -- single things that are bad for ever --------------------------------------------------------------------------
+
+    @rule(what=st.sampled_from(("audio", "object", "object", "copy", "second", "row")), ago=st.integers(1, 90))
+    def something_is_bad_for_ever(self, what: str, ago: int) -> None:
+        if what == "second":
+            if len(self.world.breaking) < 3:
+                self.world.breaking.append(self.world.now - ago * MINUTE + timedelta(milliseconds=500))
+            return
+        self.a_call(ago, 0, 0, 0, hashed=what == "copy")
+        call = self.world.calls[f"c{self._made}"]
+        call.poison, call.odd = what == "audio", what == "row"
+        if what == "object":
+            self.world.unputtable["one" if ago % 2 else "two"].add(call.id)
+        elif what == "copy":
+            self.world.ungettable["two"].add(call.id)
+
     # -- peers flap and lie, clocks jump -----------------------------------------------------------------------------
 
     @rule(refused=st.sampled_from((True, False, False)))
@@ -654,6 +742,7 @@ class Story(RuleBasedStateMachine):
         self.pass_by(timedelta())
         while self.held:
             self.the_slow_host_commits()
+        # The same time as without what is bad.
         steps = [SETTLE, LEASE, HOUR, HOUR, 2 * HOUR, 3 * HOUR, 3 * HOUR]
         if any(c.vanished and not c.honest for c in self.world.calls.values()):
             steps += [12 * HOUR] * 8
@@ -667,24 +756,7 @@ class Story(RuleBasedStateMachine):
         self.archived_means_held_and_described_everywhere()
         documents = self.run(self.documents())
         for call in self.world.calls.values():
-            document = documents.pop(call.id, None)
-            if call.vanished and document is None:
-                continue
-            assert document is not None, f"lost: {call}"
-            media = {m["media_id"]: m for m in document["media"]}
-            if call.vanished:
-                # After a rebuild nobody knows that a window once told of it: what is only "not found" stays visible.
-                waiting = {"pending"} if self.made_again and not call.honest else set()
-                assert {m["state"] for m in media.values()} <= {"archived", "gone"} | waiting, (call, media)
-                continue
-            assert document["agent"] == call.agent, (call, document)
-            assert set(media) == set(call.media), (call, document)
-            for name, seed in call.media.items():
-                medium = media[name]
-                assert (medium["state"], medium["error"]) == ("archived", None), (call, medium)
-                assert medium["sha256"] == hashlib.sha256(sound(seed)).hexdigest(), (call, medium)
-                held = {c["store"] for c in medium["copies"] if c["sha256"] == medium["sha256"]}
-                assert held == set(self.world.stores), (call, medium)
+            self.it_is_archived_or_gone(call, documents.pop(call.id, None))
         assert documents == {}, "recordings that no recorder has"
         for name, objects in self.world.stores.items():
             contents = Counter(
@@ -694,11 +766,62 @@ class Story(RuleBasedStateMachine):
             )
             assert set(contents.values()) <= {1}, f"doubled in {name}"
         (ledger,) = self.run(self.hosts[0].catalog.sources(["pbx"]))
-        (covered,) = ledger["covered"]
-        assert covered.start <= NOON - 2 * HOUR
-        assert covered.end == self.clock.now() - SETTLE
+        gaps = subtract([Window(NOON - 2 * HOUR, self.clock.now() - SETTLE)], ledger["covered"])
+        for gap in gaps:
+            assert self.named(gap), f"a gap that nothing bad explains: {gap}"
+        self.all_that_can_be_read_is_verified()
         self.reached["examples"] += 1
         self.reached["calls"] += len(self.world.calls)
+
+    def in_a_gap(self, call: Call) -> bool:
+        """Does it lie in a second of which nothing can be listed?"""
+        return any(moment - timedelta(seconds=1) < call.start <= moment for moment in self.world.breaking)
+
+    def named(self, gap: Window) -> bool:
+        """Is it a second that breaks every listing, or a window of which no row can be read?"""
+        calls = [c for c in self.world.calls.values() if c.start in gap and not self.in_a_gap(c)]
+        breaking = [moment for moment in self.world.breaking if moment in gap]
+        if calls:
+            return all(c.odd or c.vanished for c in calls)
+        return bool(breaking) and gap.length <= timedelta(seconds=len(breaking))
+
+    def all_that_can_be_read_is_verified(self) -> None:
+        self.pass_by(MINUTE)
+        found = self.act(0, lambda host: host.verify("two"))
+        bad = self.world.ungettable["two"]
+        rows = self.run(
+            self.eye.fetch("SELECT recording_id, verified_at, archived_at, bad FROM copies WHERE store = 'two'")
+        )
+        assert found.error is None, found
+        for row in rows:
+            assert (row["bad"] is None) == (row["recording_id"] not in bad), dict(row)
+            assert (row["verified_at"] is not None) or row["recording_id"] in bad, dict(row)
+
+    def it_is_archived_or_gone(self, call: Call, document: dict[str, Any] | None) -> None:
+        if call.poison or call.odd or self.in_a_gap(call) or (call.vanished and document is None):
+            # What was archived before it went bad stays; nothing more is asked of it.
+            return
+        assert document is not None, f"lost: {call}"
+        media = {m["media_id"]: m for m in document["media"]}
+        if call.vanished:
+            # After a rebuild nobody knows that a window once told of it: what is only "not found" stays visible.
+            waiting = {"pending"} if self.made_again and not call.honest else set()
+            assert {m["state"] for m in media.values()} <= {"archived", "gone"} | waiting, (call, media)
+            return
+        assert document["agent"] == call.agent, (call, document)
+        assert set(media) == set(call.media), (call, document)
+        refusing = {name for name, ids in self.world.unputtable.items() if call.id in ids}
+        for name, seed in call.media.items():
+            medium = media[name]
+            held = {c["store"] for c in medium["copies"] if c["sha256"] == medium["sha256"]}
+            if refusing:
+                # The other one has it.
+                assert (medium["state"], held) == ("pending", set(self.world.stores) - refusing), (call, medium)
+                assert "refused this object" in medium["error"], (call, medium)
+                continue
+            assert (medium["state"], medium["error"]) == ("archived", None), (call, medium)
+            assert medium["sha256"] == hashlib.sha256(sound(seed)).hexdigest(), (call, medium)
+            assert held == set(self.world.stores), (call, medium)
 
     async def unfinished(self) -> bool:
         counts = await self.hosts[0].catalog.counts(["pbx"])
@@ -719,6 +842,11 @@ REACHES = (
     {"vanished"},
     {"the clock jumped"},
     {"rebuilt"},
+    {"a poisoned medium"},
+    {"an object was refused"},
+    {"a copy was not given"},
+    {"a window broke"},
+    {"an odd row"},
     {f"list: {what}" for what in ("broken", "torn", "too long")},
     {f"fetch: {what}" for what in ("broken", "page", "half", "other")},
     *({f"{place}: {what}" for what in ("away", "lost answer")} for place in ("one", "two", "one's manifests")),
