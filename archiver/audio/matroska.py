@@ -20,6 +20,8 @@ _TRACKS, _ENTRY, _AUDIO = 0x1654AE6B, 0xAE, 0xE1
 _NUMBER, _TYPE, _CODEC, _PRIVATE, _DELAY, _FRAME = 0xD7, 0x83, 0x86, 0x63A2, 0x56AA, 0x23E383
 _RATE, _CHANNELS, _BITS = 0xB5, 0x9F, 0x6264
 _TIME, _SIMPLE, _BLOCK, _DISCARD = 0xE7, 0xA3, 0xA1, 0x75A2
+_VALUES = {_DOC_TYPE, _SCALE, _DURATION, _NUMBER, _TYPE, _CODEC, _PRIVATE, _DELAY, _FRAME, _RATE, _CHANNELS, _BITS}
+_VALUES |= {_TIME, _DISCARD}
 _MASTERS = {_HEADER, _SEGMENT, _CLUSTER, _GROUP, _INFO, _TRACKS, _ENTRY, _AUDIO}
 #: A day in blocks of 10 ms, and as many again.
 _MOST_ELEMENTS = 20_000_000
@@ -156,9 +158,11 @@ def _real(body: bytes) -> float:
 
 def _number(data: bytes, at: int, *, marked: bool = False) -> tuple[int, int]:
     """A number of variable length and its bytes; no bytes: there is none. ``marked``: an id, which keeps its mark."""
-    if at >= len(data) or not data[at]:
+    if at >= len(data) or not (first := data[at]):
         return 0, 0
-    width = 9 - data[at].bit_length()
+    if first & 0x80:
+        return first if marked else first & 0x7F, 1
+    width = 9 - first.bit_length()
     if at + width > len(data):
         return 0, 0
     number = int.from_bytes(data[at : at + width], "big")
@@ -213,7 +217,7 @@ def _walked(it: Bytes, file: _File) -> Finding:
             return cut(f"the Matroska file is cut, after {it.length} bytes")
         if name in (_SIMPLE, _BLOCK):
             file.block(it.at(start, min(size, 16)), size)
-        elif size <= 4096:
+        elif name in _VALUES:
             file.value(name, it.at(start, min(size, 40)))
         pos = start + size
     else:
