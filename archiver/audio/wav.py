@@ -12,6 +12,7 @@ begin at multiples of eight).
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache
 from struct import Struct, unpack, unpack_from
 from typing import NamedTuple
 
@@ -57,7 +58,9 @@ class _Format(NamedTuple):
     frame: int
 
     @classmethod
+    @lru_cache(maxsize=32)
     def read(cls, fmt: bytes, order: str) -> _Format:
+        """A recorder has one or two, so they are kept."""
         tag, channels, rate, byte_rate, align, bits = unpack_from(order + "HHIIHH", fmt)
         if tag == 0xFFFE and len(fmt) >= 26:
             (tag,) = unpack_from(order + "H", fmt, 24)
