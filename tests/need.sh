@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), pgbouncer, openssl, setpriv,
-# systemd-analyze and Prometheus's promtool.
+# systemd-analyze, the programs that make audio of every coding, and Prometheus's promtool.
 set -eu
 cd "$(dirname "$0")/.."
 as_root=""
@@ -11,6 +11,11 @@ missing=""
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v setpriv >/dev/null || missing="$missing util-linux"
 command -v systemd-analyze >/dev/null || missing="$missing systemd"
+command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
+{ command -v sox >/dev/null && sox --help | grep -q amr-nb; } || missing="$missing sox libsox-fmt-all"
+command -v lame >/dev/null || missing="$missing lame"
+command -v speexenc >/dev/null || missing="$missing speex"
+command -v opusenc >/dev/null || missing="$missing opus-tools"
 if [ -n "$missing" ]; then
     echo "installing$missing"
     $as_root apt-get update -qq

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archiver.audio import Audio, inspect, ogg_checksum, plausible
+from archiver.audio import Audio, inspect, ogg_checksum, plausible, raw_format
+from archiver.audio.wav import W64_RIFF
 from archiver.errors import TryAgain
 from archiver.model import Body, Verdict
 
@@ -151,6 +152,8 @@ def test_an_mp3_that_promises_nothing_is_not_good_unless_it_is_cut_between_two_f
         (b" [1, 2]", "a JSON document"),
         (b"Internal Server Error\r\n", "plain text"),
         ("Erreur interne : clé refusée".encode(), "plain text"),
+        ("Внутренняя ошибка сервера. Повторите попытку позже.".encode(), "plain text"),
+        ("内部エラー".encode() * 60, "plain text"),  # cut within a character
         (b"   \n", "plain text"),
     ],
 )
@@ -199,6 +202,15 @@ def test_unknown_bytes_are_kept_unchecked_or_as_opaque(data):
             look(data, told_type=told)
     assert look(data, opaque=True) == Audio(content_type="application/octet-stream", ext="bin", duration=None)
     assert look(data, opaque=True, told_type="application/pkcs7-mime").content_type == "application/pkcs7-mime"
+
+
+@pytest.mark.parametrize(
+    "told", ["audio/x\r\nEvil: 1", "audio", "audio/ü", "audio/" + "x" * 300, "", 'audio/wav; a="\n"']
+)
+def test_a_type_that_is_none_is_not_repeated(told):
+    for data, opaque in ((bytes(4096), False), (bytes(4096), True), (b"", False)):
+        assert look(data, told_type=told, opaque=opaque).content_type == "application/octet-stream"
+    assert look(bytes(4096), told_type='audio/x-vendor; codecs="a, b"').content_type == 'audio/x-vendor; codecs="a, b"'
 
 
 def test_an_opaque_body_may_be_text():
@@ -641,6 +653,233 @@ def test_a_flac_that_was_streamed_is_as_long_as_its_last_frame_tells():
     assert timedelta(seconds=0.3) < short.duration < timedelta(seconds=1)
 
 
+# Other containers
+
+
+def a_box(name, *inside):
+    body = b"".join(inside)
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def an_mp4(*, data=bytes(1000), size=None, video=False):
+    def track(kind, coding):
+        mdhd = a_box(b"mdhd", struct.pack(">IIIII", 0, 0, 0, 8000, 81024))
+        stsd = a_box(b"stsd", struct.pack(">II", 0, 1), a_box(coding, bytes(28)))
+        stsz = a_box(b"stsz", struct.pack(">IIIII", 0, 0, 2, 600, len(data) - 600))
+        minf = a_box(b"minf", a_box(b"stbl", stsd, stsz if kind == b"soun" else b""))
+        elst = a_box(b"edts", a_box(b"elst", struct.pack(">IIIiI", 0, 1, 10_000, 1024, 1 << 16)))
+        return a_box(b"trak", elst, a_box(b"mdia", mdhd, a_box(b"hdlr", bytes(8), kind, bytes(13)), minf))
+
+    tracks = track(b"soun", b"alaw") + (track(b"vide", b"avc1") if video else b"")
+    moov = a_box(b"moov", a_box(b"mvhd", struct.pack(">IIIII", 0, 0, 0, 1000, 10_000)), tracks)
+    mdat = struct.pack(">I", 8 + len(data) if size is None else size) + b"mdat" + data
+    return a_box(b"ftyp", b"M4A \0\0\0\0isom"), moov, mdat
+
+
+def test_an_mp4_shows_what_its_edit_list_shows_wherever_its_index_is():
+    for order in ((0, 1, 2), (0, 2, 1)):
+        found = look(b"".join(an_mp4()[n] for n in order))
+        assert (found.verdict, found.ext, found.content_type, found.coding) == (GOOD, "m4a", "audio/mp4", "alaw")
+        assert found.duration == timedelta(seconds=10)
+    screen = look(b"".join(an_mp4(video=True)))
+    assert (screen.verdict, screen.ext, screen.content_type) == (GOOD, "mp4", "video/mp4")
+
+
+def test_an_mp4_without_its_index_is_unfinished_and_one_without_its_data_cut():
+    ftyp, moov, mdat = an_mp4()
+    assert verdict(ftyp + mdat) is UNFINISHED
+    assert verdict(ftyp + an_mp4(size=0)[2]) is UNFINISHED  # as its writer leaves it when killed
+    assert verdict(ftyp + moov + mdat[:-1]) is CUT
+    # The last box may be open to the file's end: then the table of samples tells.
+    assert is_good(ftyp + moov + an_mp4(size=0)[2])
+    assert verdict(ftyp + moov + an_mp4(size=0)[2][:-1]) is CUT
+
+
+def an_ebml(name, *inside, size=None):
+    body = b"".join(inside)
+    return name + (b"\x01" + len(body).to_bytes(7, "big") if size is None else size) + body
+
+
+UNKNOWN = b"\x01" + b"\xff" * 7
+
+
+def a_webm(*, size=None, doc=b"webm", blocks=5, discard=b""):
+    """Opus packets of 20 ms, with a pre-skip of 312 samples."""
+    head = b"OpusHead\x01\x01" + struct.pack("<HIHB", 312, 8000, 0, 0)
+    track = an_ebml(
+        b"\xae",
+        an_ebml(b"\xd7", b"\1"),
+        an_ebml(b"\x83", b"\2"),
+        an_ebml(b"\x86", b"A_OPUS"),
+        an_ebml(b"\x63\xa2", head),
+    )
+    packets = [an_ebml(b"\xa3", b"\x81", struct.pack(">h", 20 * n), b"\x80\x08packet") for n in range(blocks)]
+    cluster = an_ebml(b"\x1f\x43\xb6\x75", an_ebml(b"\xe7", b"\0"), *packets, discard, size=size)
+    segment = an_ebml(b"\x18\x53\x80\x67", an_ebml(b"\x16\x54\xae\x6b", track), cluster if blocks else b"", size=size)
+    return an_ebml(b"\x1a\x45\xdf\xa3", an_ebml(b"\x42\x82", doc)) + segment
+
+
+def test_a_webm_is_walked_block_by_block_and_so_is_one_of_unknown_size():
+    for size in (None, UNKNOWN):
+        found = look(a_webm(size=size))
+        assert (found.verdict, found.ext, found.content_type, found.coding) == (GOOD, "webm", "audio/webm", "opus")
+        assert found.duration == timedelta(seconds=0.1 - 312 / 48000)
+        assert verdict(a_webm(size=size)[:-1]) is CUT
+        # Between two blocks only a size that is known tells that some are missing.
+        assert verdict(a_webm(size=size)[: a_webm(size=size).rindex(b"\xa3")]) is (CUT if size is None else GOOD)
+        assert verdict(a_webm(blocks=0, size=size)) is EMPTY
+    assert look(a_webm(doc=b"matroska")).ext == "mka"
+    assert verdict(a_webm(size=None) + b"\0" * 40) is UNFINISHED
+    assert verdict(a_webm(size=None) + b"\0\1junkjunkjunkjunk") is CUT
+
+
+def an_au(audio=bytes(1600), size=None, magic=b".snd"):
+    order = "<" if magic == b"dns." else ">"
+    return magic + struct.pack(order + "5I", 24, len(audio) if size is None else size, 3, 8000, 1) + audio
+
+
+def an_aiff(audio=b"\1\2" * 800, size=None, frames=None):
+    comm = struct.pack(">4sIHIH", b"COMM", 18, 1, len(audio) // 2 if frames is None else frames, 16)
+    comm += bytes.fromhex("400bfa00000000000000")
+    body = b"AIFF" + comm + struct.pack(">4sIII", b"SSND", (8 + len(audio)) if size is None else size, 0, 0) + audio
+    return b"FORM" + struct.pack(">I", len(body)) + body
+
+
+def a_w64(audio=bytes(1600), size=None):
+    tail = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+    fmt = b"fmt " + tail + struct.pack("<QHHIIHH", 40, 1, 1, 8000, 16000, 2, 16)
+    data = b"data" + tail + struct.pack("<Q", 24 + len(audio) if size is None else size) + audio
+    return W64_RIFF + struct.pack("<Q", 40 + len(fmt) + len(data)) + b"wave" + tail + fmt + data
+
+
+def a_caf(audio=bytes(1600), size=None):
+    desc = struct.pack(">4sqd4sIIIII", b"desc", 32, 8000.0, b"lpcm", 2, 2, 1, 1, 16)
+    return b"caff\0\1\0\0" + desc + struct.pack(">4sqI", b"data", 4 + len(audio) if size is None else size, 0) + audio
+
+
+@pytest.mark.parametrize(
+    ("make", "ext", "coding", "none", "unknown"),
+    [
+        (an_au, "au", "pcm_s16be", 0, 0xFFFFFFFF),
+        (lambda *a, **k: an_au(*a, **k, magic=b"dns."), "au", "pcm_s16be", 0, 0xFFFFFFFF),
+        (an_aiff, "aiff", "pcm_s16be", 0, 0x7F000000),
+        (a_w64, "w64", "pcm_s16le", 24, (1 << 63) - 1),
+        (a_caf, "caf", "pcm_s16le", 4, -1),
+    ],
+    ids=["au", "little-endian au", "aiff", "w64", "caf"],
+)
+def test_a_header_that_tells_all_is_held_against_the_bytes(make, ext, coding, none, unknown):
+    found = look(make())
+    assert (found.verdict, found.ext, found.duration) == (GOOD, ext, timedelta(seconds=0.1))
+    assert found.coding in (coding, "pcm_s16le")
+    assert [n for n in range(len(make())) if is_good(make()[:n])] == []
+    assert verdict(make(b"")) is EMPTY
+    never = look(make(size=none))
+    assert (never.verdict, never.duration) == (UNFINISHED, timedelta(seconds=0.1))
+    streamed = look(make(size=unknown))
+    assert (streamed.verdict, streamed.duration) == (GOOD, timedelta(seconds=0.1))
+
+
+def test_an_au_with_more_than_its_header_counts_is_unfinished():
+    assert verdict(an_au(b"\1\2" * 800, size=800)) is UNFINISHED
+
+
+@pytest.mark.parametrize(
+    ("data", "ext", "coding"),
+    [
+        (b"#!AMR\n" + (b"\x04" + bytes(12)) * 10, "amr", "amr"),
+        (b"#!AMR-WB\n" + (b"\x04" + bytes(17)) * 10, "awb", "amr_wb"),
+    ],
+)
+def test_amr_is_walked_frame_by_frame(data, ext, coding):
+    found = look(data)
+    assert (found.verdict, found.ext, found.coding, found.duration) == (GOOD, ext, coding, timedelta(seconds=0.2))
+    short = look(data[:-1])
+    assert (short.verdict, short.duration) == (UNFINISHED, timedelta(seconds=0.18))
+    assert verdict(data + b"\xff" * 40) is CUT
+    assert verdict(data[: data.index(b"\n") + 1]) is EMPTY
+
+
+def an_adts(length=100):
+    return bytes([0xFF, 0xF1, 0x6C, 0x40, length >> 3, (length & 7) << 5 | 0x1F, 0xFC]) + bytes(length - 7)
+
+
+def test_adts_is_walked_frame_by_frame():
+    found = look(an_adts() * 10)
+    assert (found.verdict, found.ext, found.coding) == (GOOD, "aac", "aac")
+    assert found.duration == timedelta(seconds=10 * 1024 / 8000)
+    assert look(a_tag(300) + an_adts() * 10) == found
+    assert verdict((an_adts() * 10)[:-1]) is UNFINISHED
+    assert verdict(an_adts() * 10 + b"junk" * 100) is CUT
+
+
+# Raw
+
+
+@pytest.mark.parametrize(
+    ("option", "data", "seconds", "ext", "coding"),
+    [
+        ("raw:ulaw:8000", b"\xff" * 8000, 1.0, "ulaw", "ulaw"),
+        ("ulaw", b"\xff" * 8000, 1.0, "ulaw", "ulaw"),
+        ("raw:ulaw:8000:2", b"\xff" * 8000, 0.5, "ulaw", "ulaw"),
+        ("raw:alaw:8000", b"\x55" * 8000, 1.0, "alaw", "alaw"),
+        ("raw:slin:8000", b"\1\2" * 8000, 1.0, "sln", "pcm_s16le"),
+        ("raw:slin:16000", b"\1\2" * 8000, 0.5, "sln16", "pcm_s16le"),
+        ("raw:g722", b"\1" * 8000, 1.0, "g722", "g722"),
+        ("raw:g726", b"\1" * 4000, 1.0, "g726", "g726"),
+        ("raw:g729:8000", b"\1" * 1000, 1.0, "g729", "g729"),
+        ("raw:g729:8000", b"\1" * 1002, 1.0, "g729", "g729"),  # a frame of silence at the end
+        ("raw:g723_1", (b"\0" * 24 + b"\1" * 20 + b"\2" * 4) * 10, 0.9, "g723", "g723_1"),
+        ("raw:gsm", b"\xd1".ljust(33, b"\0") * 50, 1.0, "gsm", "gsm"),
+        ("raw:ilbc", b"\1" * 1000, 0.6, "ilbc", "ilbc"),
+        ("raw:oki_adpcm:8000", b"\1" * 4000, 1.0, "vox", "oki_adpcm"),
+    ],
+)
+def test_raw_audio_is_what_the_option_says(option, data, seconds, ext, coding):
+    found = look(data, raw=raw_format(option))
+    assert (found.verdict, found.reason, found.ext, found.coding) == (GOOD, None, ext, coding)
+    assert found.duration == timedelta(seconds=seconds)
+    assert look(data, raw=option) == found
+
+
+@pytest.mark.parametrize("option", ["slin", "g729", "g723_1", "gsm", "ilbc", "ulaw:8000:2"])
+def test_raw_audio_whose_last_frame_is_cut_is_unfinished(option):
+    assert verdict(b"\xd0" * (33 * 20 * 50 + 1), raw=option) is UNFINISHED
+
+
+def test_raw_gsm_that_is_none_is_unchecked():
+    assert verdict(b"\x11" * 330, raw="gsm") is UNCHECKED
+
+
+def test_a_source_of_raw_audio_may_still_answer_with_a_container_or_a_page():
+    assert look(sample("speech.wav"), raw="ulaw").ext == "wav"
+    assert verdict(b"", raw="ulaw") is EMPTY
+    for page in (b"<html><body>Log in, please</body></html>", b'{"error": "not found"}', b"Internal Server Error"):
+        assert verdict(page, raw="ulaw") is None
+    for quiet in (b"\xff", b"\x7f", b"\xd5", b"\x55", b"<", b"{"):
+        assert is_good(quiet * 4000, raw="ulaw")
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("raw:", "no such raw coding: ''"),
+        ("raw:opus:48000", "no such raw coding: 'opus'; there are ulaw, alaw, slin"),
+        ("raw:ulaw:fast", "write it as raw:CODING:RATE, such as raw:ulaw:8000"),
+        ("raw:ulaw:8000:1:1", "write it as"),
+        ("raw:ulaw:8001", "no such rate"),
+        ("raw:ulaw:0", "no such rate"),
+        ("raw:g729:16000", "g729 has a rate of 8000"),
+        ("raw:g722:16000:2", "g722 has 1 channel"),
+        ("raw:slin:8000:9", "slin has 1 channel or 2"),
+    ],
+)
+def test_a_raw_option_that_can_not_be_is_refused_in_words(option, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        raw_format(option)
+    assert repr(option) in str(error.value)
+
+
 # Hostile bytes
 
 MAGICS = [
@@ -650,6 +889,20 @@ MAGICS = [
     b"fLaC\x00\x00\x00\x22",
     b"ID3\x04\x00\x00",
     b"",
+]
+MAGICS += [
+    b".snd\0\0\0\x18",
+    b"FORM\0\0\1\0AIFFCOMM",
+    b"caff\0\1\0\0desc",
+    b"#!AMR\n",
+    b"#!AMR-WB\n",
+    b"\xff\xf1\x60\x40",
+]
+MAGICS += [b"\0\0\0\x18ftypM4A ", b"\0\0\0\x18ftypM4A \0\0\0\0M4A isom\0\0\1\0moov\0\0\0\x80trak\0\0\0\x70mdia"]
+MAGICS += [
+    b"\0\0\0\x40moof\0\0\0\x38traf\0\0\0\x10tfhd",
+    b"\x1aE\xdf\xa3\x84\x42\x82\x81w\x18S\x80g\xff",
+    W64_RIFF + b"\xff" * 8,
 ]
 MAGICS += [b"\xff\xfb\x90\x00", b"\xff\xf3X\xc4", b"RF64\xff\xff\xff\xffWAVEds64", b"APETAGEX", b"\xd0" * 33]
 MAGICS += [sample(name)[:200] for name in SAMPLES]
@@ -713,6 +966,27 @@ ENDLESS_FLAC_HEAD = FLAC_HEAD[:22] + bytes(4) + FLAC_HEAD[26:]
         pytest.param((MP3_FRAME[:417] + a_tag(0)) * 2_000 + b"x", id="a tag after each frame"),
         pytest.param(b"OggS".ljust(27, b"\x00") * 40_000, id="empty pages"),
         pytest.param(b"\xd0" * 33 * 30_000 + b"x", id="long and almost GSM"),
+        pytest.param(a_box(b"ftyp", b"M4A ") + b"\0\0\0\x08free" * 120_000, id="empty boxes"),
+        pytest.param(a_box(b"ftyp", b"M4A ") + b"\0\0\0\0moov" * 100_000, id="boxes in boxes"),
+        pytest.param(
+            an_mp4()[0] + a_box(b"moov", a_box(b"trak", a_box(b"mdia", b"\0\0\0\x08minf" * 100_000))), id="empty tables"
+        ),
+        pytest.param(
+            a_box(b"moov", a_box(b"mvex", b"\0\0\0\x08trex" * 100_000)) + a_box(b"moof", b"\0\0\0\x08traf" * 100_000),
+            id="empty fragments",
+        ),
+        pytest.param(
+            a_box(b"moov", a_box(b"trak", a_box(b"edts", (b"\0\0\0\x10elst\0\0\0\0\xff\xff\xff\xff" * 60_000)))),
+            id="edit lists longer than their boxes",
+        ),
+        pytest.param(b"\x1aE\xdf\xa3\x80" + b"\xec\x80" * 150_000 + b"\x18\x53\x80\x67\x81", id="empty elements"),
+        pytest.param(b"\x1aE\xdf\xa3\x80" * 100_000, id="masters in masters"),
+        pytest.param(b"\x1aE\xdf\xa3\xff" + b"\xae\x80" * 100_000, id="countless tracks"),
+        pytest.param(b"#!AMR\n" + b"\x7c" * 200_000 + b"\xff", id="empty AMR frames"),
+        pytest.param(b"FORM\0\0\0\0AIFF" + b"junk\0\0\0\0" * 100_000, id="empty AIFF chunks"),
+        pytest.param(b"caff\0\1\0\0" + b"free\0\0\0\0\0\0\0\0" * 80_000, id="empty CAF chunks"),
+        pytest.param(W64_RIFF + bytes(1_000_000), id="empty W64 chunks"),
+        pytest.param(b"\xff\xf1\x6c\x40\0\xff\xfc" * 70_000 + b"x", id="empty AAC frames"),
     ],
 )
 def test_hostile_bytes_are_judged_soon(data, tmp_path):

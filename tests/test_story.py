@@ -457,13 +457,15 @@ class Story(RuleBasedStateMachine):
     def run(self, what: Awaitable[Any]) -> Any:
         return self.loop.run_until_complete(what)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(bad=st.booleans())
+    def begin(self, bad: bool) -> None:
         self.run(self.forget())
         self.hosts = [self.run(self.boot()), self.run(self.boot())]
         for number in range(6):
             self.a_call(0, 0, 0, 0, hashed=number % 2 == 0)
             self.pass_by(7 * MINUTE)
+        for number, what in enumerate(("audio", "object", "object", "copy", "second", "row") if bad else ()):
+            self.bad_for_ever(what, 7 * number + 1)
 
     async def forget(self) -> None:
         """The catalog is lost."""
@@ -593,6 +595,9 @@ class Story(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(("audio", "object", "object", "copy", "second", "row")), ago=st.integers(1, 90))
     def something_is_bad_for_ever(self, what: str, ago: int) -> None:
+        self.bad_for_ever(what, ago)
+
+    def bad_for_ever(self, what: str, ago: int) -> None:
         if what == "second":
             if len(self.world.breaking) < 3:
                 self.world.breaking.append(self.world.now - ago * MINUTE + timedelta(milliseconds=500))

@@ -150,20 +150,20 @@ def _text(head: bytes, *, surely: bool) -> str | None:
             return None
         head = head[2:].replace(b"\x00", b"")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    readable = _is_readable(head) and not (surely and len(set(head)) < 10)
-    if surely and not readable:
+    if surely and not (_is_readable(head) and len(set(head)) >= 10):
         return None
     if start.startswith(b"<"):
         return "an HTML page" if b"<html" in start.lower() or b"<!doctype" in start.lower() else "an XML document"
     if start.startswith((b"{", b"[")):
         return "a JSON document"
-    return "plain text" if readable or len(start.translate(None, _PRINTABLE)) * 7 <= len(start) else None
+    is_text = len(start.translate(None, _PRINTABLE)) * 7 <= len(start) or _is_readable(head)
+    return "plain text" if is_text else None
 
 
 def _is_readable(head: bytes) -> bool:
     """Is this UTF-8 without control characters (the last character may be cut)?"""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+        text, _ = codecs.utf_8_decode(head, "strict", False)
     except UnicodeDecodeError:
         return False
     return not any((c < " " and c not in "\t\r\n\f") or c == "\x7f" for c in text)

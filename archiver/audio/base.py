@@ -44,6 +44,9 @@ class Finding(NamedTuple):
 
 
 GOOD = Finding()
+#: Its writer left the length open, as one to a pipe must. A writer to a file that was killed may have left the same,
+#: but whole sources have nothing else: it is as good as the length and hash of the answer.
+OPEN = GOOD
 
 
 def unfinished(reason: str) -> Finding:
@@ -128,7 +131,7 @@ def held(name: str, promised: int | None, here: int) -> tuple[int, Finding]:
     if not here and not promised:
         return 0, empty(f"the {name} holds no audio: it is a header only")
     if promised is None:
-        return here, GOOD
+        return here, OPEN
     if promised == 0:
         return here, unfinished(f"the {name} is not finalised: its header says 0 bytes of audio, but {here} follow")
     if promised > here:

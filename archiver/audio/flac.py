@@ -89,7 +89,7 @@ def _last_frame(tail: bytes, sync: bytes, block_size: int, samples: int) -> tupl
     at = len(tail)
     begun = None
     while tries < _FLAC_TRIES and (at := tail.rfind(sync, 0, at)) >= 0:
-        told = _samples(tail[at : at + 16].ljust(16, b"\x00"), block_size)
+        told = frame_samples(tail[at : at + 16].ljust(16, b"\x00"), block_size)
         if told is not None and (samples == 0 or told[1] <= samples):
             crc = 0
             for byte in tail[at:]:
@@ -102,7 +102,7 @@ def _last_frame(tail: bytes, sync: bytes, block_size: int, samples: int) -> tupl
     return begun, False
 
 
-def _samples(head: bytes, block_size: int) -> tuple[int, int] | None:
+def frame_samples(head: bytes, block_size: int) -> tuple[int, int] | None:
     """At which samples this frame begins and ends; None if it is no frame's header (RFC 9639 §9.1)."""
     code, lead = head[2] >> 4, head[4]
     # The number is written like UTF-8, up to seven bytes long.

@@ -20,6 +20,8 @@ _TRACKS, _ENTRY, _AUDIO = 0x1654AE6B, 0xAE, 0xE1
 _NUMBER, _TYPE, _CODEC, _PRIVATE, _DELAY, _FRAME = 0xD7, 0x83, 0x86, 0x63A2, 0x56AA, 0x23E383
 _RATE, _CHANNELS, _BITS = 0xB5, 0x9F, 0x6264
 _TIME, _SIMPLE, _BLOCK, _DISCARD = 0xE7, 0xA3, 0xA1, 0x75A2
+_VALUES = {_DOC_TYPE, _SCALE, _DURATION, _NUMBER, _TYPE, _CODEC, _PRIVATE, _DELAY, _FRAME, _RATE, _CHANNELS, _BITS}
+_VALUES |= {_TIME, _DISCARD}
 _MASTERS = {_HEADER, _SEGMENT, _CLUSTER, _GROUP, _INFO, _TRACKS, _ENTRY, _AUDIO}
 #: A day in blocks of 10 ms, and as many again.
 _MOST_ELEMENTS = 20_000_000
@@ -65,6 +67,8 @@ class _File:
     sound: _Track | None = None
     time: int = 0
     blocks: int = 0
+    #: Samples of all Opus packets; None where some are laced, which hides them.
+    opus: int | None = 0
     first: int = 0
     last: int = 0
     #: Nanoseconds of the last block, and of its end that shall not be played.
@@ -120,23 +124,29 @@ class _File:
         at = (self.time + int.from_bytes(head[width : width + 2], "big", signed=True)) * self.scale
         self.first = at if not self.blocks else min(self.first, at)
         self.blocks += 1
+        if self.opus is not None and track.codec == "A_OPUS":
+            self.opus = None if head[width + 2] & 6 else self.opus + opus_samples(head[width + 3 : width + 5])
         if at >= self.last:
-            self.last, self.length, self.discard = at, track.frame, 0
-            if track.codec == "A_OPUS" and not head[width + 2] & 6:
-                self.length = opus_samples(head[width + 3 : width + 5]) * 1_000_000_000 // 48000
-            elif track.codec.startswith("A_PCM/") and track.bits and track.channels and track.rate > 0:
-                frames = (size - width - 3) * 8 // track.bits // track.channels
-                self.length = int(frames / track.rate * 1e9)
+            # Laced: several frames in a block, of which a byte tells how many there are besides the first.
+            frames = head[width + 3] + 1 if head[width + 2] & 6 and len(head) > width + 3 else 1
+            self.last, self.length, self.discard = at, track.frame * frames, 0
+            if track.codec.startswith("A_PCM/") and track.bits and track.channels and track.rate > 0:
+                samples = (size - width - 3 - 2 * (frames - 1)) * 8 // track.bits // track.channels
+                self.length = int(samples / track.rate * 1e9)
 
     @property
     def seconds(self) -> float:
         """Of the track's blocks, less what its decoder drops; where their last length is unknown, as the file tells."""
         if not self.blocks or self.sound is None:
             return 0.0
-        end = self.last + self.length
+        head = self.sound.private
+        if self.opus and head.startswith(b"OpusHead") and len(head) >= 12:
+            # Not CodecDelay: some writers count it at another rate than 48 kHz.
+            return (self.opus - int.from_bytes(head[10:12], "little")) / 48000 - self.discard / 1e9
         if not self.length:
-            end = max(end, int(self.told * self.scale) if 0 < self.told < 1e15 else 0)
-        return (end - self.first - self.sound.delay - self.discard) / 1e9
+            told = int(self.told * self.scale) if 0 < self.told < 1e15 else 0
+            return (max(self.last, told) - self.first - self.sound.delay) / 1e9
+        return (self.last + self.length - self.first - self.sound.delay - self.discard) / 1e9
 
 
 def _real(body: bytes) -> float:
@@ -148,9 +158,11 @@ def _real(body: bytes) -> float:
 
 def _number(data: bytes, at: int, *, marked: bool = False) -> tuple[int, int]:
     """A number of variable length and its bytes; no bytes: there is none. ``marked``: an id, which keeps its mark."""
-    if at >= len(data) or not data[at]:
+    if at >= len(data) or not (first := data[at]):
         return 0, 0
-    width = 9 - data[at].bit_length()
+    if first & 0x80:
+        return first if marked else first & 0x7F, 1
+    width = 9 - first.bit_length()
     if at + width > len(data):
         return 0, 0
     number = int.from_bytes(data[at : at + width], "big")
@@ -205,7 +217,7 @@ def _walked(it: Bytes, file: _File) -> Finding:
             return cut(f"the Matroska file is cut, after {it.length} bytes")
         if name in (_SIMPLE, _BLOCK):
             file.block(it.at(start, min(size, 16)), size)
-        elif size <= 4096:
+        elif name in _VALUES:
             file.value(name, it.at(start, min(size, 40)))
         pos = start + size
     else:

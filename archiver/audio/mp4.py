@@ -179,9 +179,9 @@ def _track(it: Bytes, start: int, end: int, track: _Track) -> None:
             wide = it.at(at, 1) == b"\x01"
             track.number = int.from_bytes(it.at(at + (20 if wide else 12), 4), "big")
         elif name == b"edts":
-            for inner, elst, _ in _boxes(it, at, stop):
+            for inner, elst, last in _boxes(it, at, stop):
                 if inner == b"elst":
-                    track.shown = _shown(it, elst)
+                    track.shown = _shown(it, elst, min(last, stop))
         elif name == b"mdia":
             _media(it, at, stop, track)
 
@@ -231,15 +231,14 @@ def _sum(it: Bytes, pos: int, count: int) -> int:
     return total
 
 
-def _shown(it: Bytes, at: int) -> int:
+def _shown(it: Bytes, at: int, stop: int) -> int:
     """Ticks of the movie that an edit list shows, without its empty edits."""
     head = it.at(at, 8).ljust(8, b"\0")
     wide, count = head[0] == 1, int.from_bytes(head[4:], "big")
+    size = 20 if wide else 12
     total = 0
-    for n in range(min(count, MAX_CHUNKS)):
-        entry = it.at(at + 8 + n * (20 if wide else 12), 20 if wide else 12)
-        if len(entry) < (20 if wide else 12):
-            break
+    for n in range(min(count, MAX_CHUNKS, max(0, stop - at - 8) // size)):
+        entry = it.at(at + 8 + n * size, size).ljust(size, b"\0")
         ticks, begin = unpack_from(">Qq" if wide else ">Ii", entry)
         total += ticks if begin != -1 else 0
     return total

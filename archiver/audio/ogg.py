@@ -14,6 +14,7 @@ from struct import Struct, unpack_from
 
 from .base import GOOD, Audio, Bytes, Finding, cut, empty, made, span, unfinished
 from .codings import opus_samples
+from .flac import frame_samples
 
 _OGG_PAGE = Struct("<4sBBqIIIB")
 _OGG_LONGEST_PAGE = 27 + 255 + 255 * 255
@@ -41,7 +42,7 @@ class _Stream:
     headers: int
     skip: int
     sequence: int
-    #: Samples of a packet where they all have as many (Speex), or at most (Vorbis).
+    #: Samples of a packet where they all have as many (Speex, mostly FLAC), or at most (Vorbis).
     packet: int = 0
     packets: int = 0
     #: The granule at which its audio begins; None until a page of audio was seen.
@@ -63,7 +64,8 @@ class _Stream:
             return cls("vorbis", unpack_from("<i", packet, 12)[0], 3, 0, sequence, longest // 2)
         if packet.startswith(b"\x7fFLAC") and len(packet) >= 30:
             count = unpack_from(">H", packet, 7)[0]
-            return cls("flac", int.from_bytes(packet[27:30], "big") >> 4, 1 + count, 0, sequence)
+            rate, block = int.from_bytes(packet[27:30], "big") >> 4, unpack_from(">H", packet, 17)[0]
+            return cls("flac", rate, 1 + count, 0, sequence, block)
         return cls("", 0, 1, 0, sequence)
 
     def begins(self, granule: int, lacing: bytes, body: bytes) -> int:
@@ -78,6 +80,9 @@ class _Stream:
             # Its packets have two lengths, which nothing outside of them tells: only what can't be zero is taken off.
             samples = audio * self.packet
             return 0 if granule <= 2 * samples else granule - samples + self.packet
+        elif self.codec == "flac":
+            told = frame_samples(body[:16].ljust(16, b"\0"), self.packet)
+            samples = audio * (told[1] - told[0]) if told else granule
         else:
             samples = audio * self.packet or granule
         return max(0, granule - samples)

@@ -12,10 +12,11 @@ begin at multiples of eight).
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache
 from struct import Struct, unpack, unpack_from
 from typing import NamedTuple
 
-from .base import GOOD, MAX_CHUNKS, Audio, Bytes, Finding, cut, empty, made, span, unchecked, unfinished
+from .base import GOOD, MAX_CHUNKS, OPEN, Audio, Bytes, Finding, cut, empty, made, span, unchecked, unfinished
 from .codings import WAVE_TAGS, block_samples, pcm
 
 #: Names of chunks that tell where one begins when a pad byte is missing.
@@ -57,7 +58,9 @@ class _Format(NamedTuple):
     frame: int
 
     @classmethod
+    @lru_cache(maxsize=32)
     def read(cls, fmt: bytes, order: str) -> _Format:
+        """A recorder has one or two, so they are kept."""
         tag, channels, rate, byte_rate, align, bits = unpack_from(order + "HHIIHH", fmt)
         if tag == 0xFFFE and len(fmt) >= 26:
             (tag,) = unpack_from(order + "H", fmt, 24)
@@ -88,11 +91,11 @@ class _Format(NamedTuple):
         most, padding = self.samples(size)
         if most:
             return span(fact if most - padding <= fact <= most else most, self.rate)
-        if fact and self.rate:
-            told = fact / self.rate
-            if not self.byte_rate or abs(told - size / self.byte_rate) <= 0.5 + told / 4:
-                return span(fact, self.rate)
-        return span(size, self.byte_rate)
+        by_bytes = size / self.byte_rate if self.byte_rate else 0.0
+        # Byte rates of compressed codings are off by a factor of four with some writers.
+        if fact and self.rate and (not by_bytes or by_bytes / 8 < fact / self.rate < by_bytes * 8):
+            return span(fact, self.rate)
+        return span(by_bytes, 1)
 
 
 class _Layout(NamedTuple):
@@ -192,7 +195,7 @@ def _verdict(it: Bytes, layout: _Layout, form: _Format) -> tuple[int, Finding]:
             return 0, empty("the WAV holds no audio: its writer broke off before the first sample")
         if form.frame and (rest := here % form.frame) and not (rest == 1 and it.at(it.length - 1, 1) == b"\0"):
             return here, unfinished("the WAV's last sample is not whole")
-        return here, GOOD
+        return here, OPEN
     if size > here:
         return here, _less(it.length, here, size, layout.fact, form)
     if size == 0:
