@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -116,7 +116,7 @@ class Unlisted:
 
 async def listed(
     store: Store, prefix: str, after: str = "", row: Row | None = None
-) -> AsyncIterator[Receipt | Unlisted]:
+) -> AsyncGenerator[Receipt | Unlisted, None]:
     """As :meth:`Store.list`, but one folder that can't be listed does not end it. Raises StoreError of the store."""
     row = row or Row()
     while True:
