@@ -258,22 +258,26 @@ async def test_a_lost_store_gets_media_and_manifests_back(tmp_path, database):
         assert (await check(rig, "one")).undescribed == 0
 
 
-async def test_the_daemon_tells_a_store_again_what_it_lost(tmp_path, database):
+async def test_the_daemon_tells_a_store_again_what_it_lost_and_searches_all_manifests_once_a_day(tmp_path, database):
     async with archived(tmp_path, database, clock=ManualClock()) as rig:
 
-        async def due():
+        async def due_after(hours: int):
+            rig.advance(timedelta(hours=hours))
             engine = rig.archive.engine()
             async with engine.sharing():
-                return await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=8 * DAY))
+                found = await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=timedelta(hours=8)))
+            assert found.read == 12
+            return found.undescribed, found.described
 
-        rig.advance(100 * DAY)
-        assert (await due()).undescribed == 0
+        assert await due_after(9) == (0, 0)
         shutil.rmtree(tmp_path / "disk/_manifests")
-        rig.advance(20 * DAY)
-        found = await due()
-        assert (found.undescribed, found.described) == (12, 12)
-        rig.advance(20 * DAY)
-        assert (await due()).undescribed == 0
+        assert await due_after(9) == (12, 12)
+        assert await due_after(9) == (0, 0)
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        assert await due_after(9) == (0, 0), "they are not forgotten"
+        assert await due_after(9) == (12, 12)
+        assert await due_after(9) == (0, 0)
+        assert await described(rig, "disk") == 12
 
 
 # -- orphans -----------------------------------------------------------------------------------------------------------
