@@ -29,7 +29,7 @@ class Row:
     #: Who fails while the canary is asked need not ask again.
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked_at: float = float("-inf")
-    _answer: StoreError | None = None
+    _answer: bool = True
 
     def worked(self, read: str | None = None) -> None:
         """An object was put, or the one with this key was read."""
@@ -43,25 +43,26 @@ class Row:
         """
         if error.scope is not Scope.STORE:
             return False
-        if await self._canary(store) is not None:
+        if not await self._works(store):
             return True
         self.keys.add(key)
-        if len(self.keys) < IN_A_ROW:
-            return False
         async with self._asking:
-            if len(self.keys) >= IN_A_ROW and self.good is not None and await readable(store, self.good):
+            if len(self.keys) >= IN_A_ROW and await self._gives(store):
                 self.keys.clear()
         return len(self.keys) >= IN_A_ROW
 
-    async def _canary(self, store: Store) -> StoreError | None:
-        """What one says that was begun from now on."""
+    async def _works(self, store: Store) -> bool:
+        """What a canary says that is begun from now on; one that takes nothing more may still give what it holds."""
         failed_at = time.monotonic()
         async with self._asking:
             if self._asked_at <= failed_at:
                 began = time.monotonic()
-                self._answer = await canary(store)
+                self._answer = await canary(store) is None or await self._gives(store)
                 self._asked_at = began
             return self._answer
+
+    async def _gives(self, store: Store) -> bool:
+        return self.good is not None and await readable(store, self.good)
 
 
 class _Outlet(Protocol):

@@ -164,6 +164,9 @@ async def test_a_store_that_takes_nothing_is_read_back_all_the_same(tmp_path, da
         proxy.refuse("/", "PUT", status=507, code="XMinioStorageFull")
         found = await check(rig, "cloud")
         assert (found.error, found.good, found.complete) == (None, 12, True)
+        proxy.refuse(max(await rig.media_keys("cloud")).rsplit("/", 1)[1], "GET")
+        found = await check(rig, "cloud")
+        assert (found.error, found.good, found.unreadable) == (None, 11, 1)
 
 
 async def test_the_daemons_cycle_goes_on_behind_a_copy_that_cant_be_read_and_comes_back_to_it(
