@@ -6,6 +6,7 @@ import shutil
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -219,6 +220,19 @@ async def test_a_store_that_lost_its_manifests_is_told_all_of_it_again(tmp_path,
         assert (read["found"], read["repaired"]) == (12, 12)
 
 
+async def test_what_is_described_at_another_time_than_expected_is_found_and_not_described_again(tmp_path, database):
+    async with archived(tmp_path, database, clock=ManualClock()) as rig:
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        rig.advance(10 * DAY)
+        assert (await check(rig, "disk")).described == 12
+        # As after a rebuild: the catalog does not know any more that it was described later.
+        async with rig.catalog._connection() as c:
+            await c.execute("DELETE FROM findings")
+        rig.advance(10 * DAY)
+        found = await check(rig, "disk")
+        assert (found.good, found.undescribed) == (12, 0)
+
+
 async def test_one_lost_manifest_is_written_again_and_nothing_else_is(tmp_path, database):
     async with archiving(tmp_path, database, a_recorder(live=True)) as rig:
         for _ in range(4):
@@ -321,6 +335,26 @@ async def test_a_folder_that_cant_be_listed_and_an_object_that_cant_be_read_do_n
         (apache.files / keys[2]).chmod(0o644)
         found = await look_for_orphans(rig, "dav")
         assert (found.adopted, found.left, found.complete) == ([keys[2]], [], True)
+
+
+async def test_a_folder_that_an_s3_server_cant_list_does_not_end_the_search_for_orphans(
+    tmp_path, database, seaweed, proxy
+):
+    table = s3_table(seaweed, "unlisted", endpoint_url=proxy.url)
+    async with archived(tmp_path, database, stores={"cloud": table}) as rig:
+        keys = sorted(await rig.media_keys("cloud"))
+        await forget(rig, keys[-1])
+        bad = keys[0].rpartition("/")[0] + "/"
+        # One entry that the server stumbles over: any listing of what lies above it fails, too.
+        parts = bad.split("/")
+        for depth in range(len(parts)):
+            above = quote("/".join(parts[:depth]) + "/" * (depth > 0), safe="")
+            proxy.refuse(f"prefix={above}&start-after=", "GET")
+        proxy.refuse(f"prefix={quote(bad, safe='')}&delimiter", "GET")
+        found = await look_for_orphans(rig, "cloud")
+        assert found.error is None
+        assert [folder for folder, _ in found.unlisted] == [bad]
+        assert (found.adopted, found.left, found.objects) == ([keys[-1]], [], 11)
 
 
 async def test_a_store_whose_root_cant_be_listed_is_lost_to_the_search_for_orphans(tmp_path, database, apache):
