@@ -131,7 +131,7 @@ async def listed(
             if folder is None or prefix.startswith(folder) or await row.concerns_store(store, error, folder):
                 raise
             yield Unlisted(folder, str(error))
-            # The first key that sorts behind all of the folder's: 0 comes after the slash.
+            # It sorts behind all of the folder's, for 0 comes after the slash; no key of ours is called so.
             after = folder[:-1] + "0"
         else:
             return
