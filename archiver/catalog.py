@@ -683,6 +683,19 @@ INSERT INTO rebuilding VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (store) DO UPDATE SET after = excluded.after, manifests = excluded.manifests, lines = excluded.lines,
     recordings = excluded.recordings, damaged = excluded.damaged, distrusted = excluded.distrusted"""
 
+#: What a drill leaves out, and why.
+DRILL_LEFT = """
+SELECT why, count(*) FROM (
+    SELECT CASE WHEN NOT EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id)
+            THEN 'without media'
+        WHEN EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id
+                     AND m.state = 'pending') THEN 'not archived yet'
+        WHEN EXISTS (SELECT FROM media m WHERE m.source = r.source AND m.recording_id = r.recording_id
+                     AND NOT $1 = ANY(m.stores)) THEN 'not meant for this store'
+        WHEN undescribed THEN 'not described yet' END AS why
+    FROM recordings r) AS one
+WHERE why IS NOT NULL GROUP BY why ORDER BY why"""
+
 #: {schema} is a name of ours. What is not described, or not finished, no store could tell.
 DRILLED = """
 CREATE TABLE {schema}.drilled AS SELECT source, recording_id, revision FROM recordings r
@@ -2424,11 +2437,12 @@ class Catalog:
                     await c.execute(f"DROP SCHEMA {row[0]} CASCADE")
                 await c.execute(f"CREATE SCHEMA {schema}")
                 await c.execute(DRILLED.format(schema=schema) + chance, store, timeout=3600)
+                left_out = {row[0]: row[1] for row in await c.fetch(DRILL_LEFT, store, timeout=3600)}
                 await c.execute(f"CREATE UNIQUE INDEX ON {schema}.drilled (source, recording_id)", timeout=3600)
             scratch = await Catalog.open(self._url, clock=self.clock, size=2, schema=schema)
             try:
                 await scratch.migrate()
-                yield Drill(self, scratch, schema, sample is not None)
+                yield Drill(self, scratch, schema, left_out, sampled=sample is not None)
             finally:
                 await scratch.close()
                 async with self._connection() as c:
@@ -2464,10 +2478,14 @@ class Catalog:
 class Drill:
     """A rebuild tried out in a schema of its own, to be compared with the live catalog."""
 
-    def __init__(self, live: Catalog, scratch: Catalog, schema: str, sampled: bool) -> None:
+    def __init__(
+        self, live: Catalog, scratch: Catalog, schema: str, left_out: Mapping[str, int], *, sampled: bool
+    ) -> None:
         self.live = live
         self.scratch = scratch
         self.sampled = sampled
+        #: How many recordings no store could tell, by reason.
+        self.left_out = dict(left_out)
         self._schema = schema
 
     async def wanted(self, told: Sequence[manifests.Recording]) -> Sequence[manifests.Recording]:

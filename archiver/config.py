@@ -5,7 +5,6 @@ What a source or a store can be told stands in the options model beside its clas
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationErr
 from . import libpq
 from .errors import ConfigError
 from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
+from .words import nearest
 
 __all__ = [
     "Alerts",
@@ -493,9 +493,9 @@ class _Reader:
         if (*where, "kind") in self._broken:
             return None
         if not isinstance(kind, str) or kind not in known:
-            nearest = _nearest(kind if isinstance(kind, str) else "", known, cutoff=0)
+            found = nearest(kind if isinstance(kind, str) else "", known)
             what = "is missing" if kind is None else "must be text" if not isinstance(kind, str) else "is not known"
-            self._say((*where, "kind"), f"{what}; known are {', '.join(nearest) or 'none'}")
+            self._say((*where, "kind"), f"{what}; known are {', '.join(found) or 'none'}")
             return None
         model = SourceOptions if section == "sources" else StoreOptions
         try:
@@ -720,19 +720,13 @@ def _in_plain_words(told: Mapping[str, Any], model: type[BaseModel], place: _Whe
 
 
 def _nearest_of(name: str, known: Iterable[str]) -> str:
-    nearest = _nearest(name, known, cutoff=0)
-    return f'; the nearest known one is "{nearest[0]}"' if nearest else ""
+    found = nearest(name, known)
+    return f'; the nearest known one is "{found[0]}"' if found else ""
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    nearest = _nearest(name, known, cutoff=0.6)
-    return f'; did you mean "{nearest[0]}"?' if nearest else ""
-
-
-def _nearest(name: str, known: Iterable[str], cutoff: float) -> list[str]:
-    folded = {key.lower(): key for key in known}
-    found = difflib.get_close_matches(name[:100].lower(), folded, n=max(1, len(folded)), cutoff=cutoff)
-    return [folded[key] for key in found]
+    found = nearest(name, known, cutoff=0.6)
+    return f'; did you mean "{found[0]}"?' if found else ""
 
 
 def _steps(location: Iterable[int | str], table: Any) -> Iterator[str]:

@@ -186,7 +186,8 @@ class Copier:
                 await manifests.write(outlet.store, outlet.prefix, source, documents, now, stamp)
             except StoreError as error:
                 if store == self.target.name:
-                    return await self._undescribed(made, error)
+                    await self._undescribed(made, error)
+                    return
                 # The daemon, or the next pass, describes it there.
                 log.warning("manifest.failed", store=store, error=str(error))
                 unheard.add(source)

@@ -6,7 +6,7 @@ Manifests are streamed. How far it has come is committed with what was read, so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,6 +16,7 @@ from .catalog import Catalog, Document, Drill, RebuildProgress, Retold
 from .errors import ConfigError
 from .layout import safe
 from .model import ListingKey
+from .scope import listed
 from .spool import Spool
 from .sync import Outlet
 from .windows import subtract
@@ -39,8 +40,14 @@ class Rebuilt:
     ledgers: int = 0
     #: Manifests that could not be read, and why.
     damaged: list[str] = field(default_factory=list)
+    #: What no manifest tells of though it should.
+    untold: list[str] = field(default_factory=list)
     #: It went on where an earlier one had stopped.
     resumed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return not (self.damaged or self.untold)
 
 
 @dataclass(slots=True)
@@ -51,6 +58,8 @@ class Drilled:
     same: int = 0
     #: Not compared: it changed while the drill ran.
     changed_meanwhile: int = 0
+    #: Not compared, for no store could tell it: how many recordings, by reason.
+    left_out: dict[str, int] = field(default_factory=dict)
     missing: int = 0
     different: int = 0
     unknown: int = 0
@@ -61,7 +70,10 @@ class Drilled:
 
     @property
     def complete(self) -> bool:
-        return not (self.missing or self.different or self.unknown or self.ledgers or self.damaged)
+        """Nothing differs; and where nothing was compared, nothing is proved."""
+        return self.compared > 0 and not (
+            self.missing or self.different or self.unknown or self.ledgers or self.damaged
+        )
 
 
 async def rebuild(
@@ -88,7 +100,30 @@ async def rebuild(
             raise ConfigError([f"a rebuild from store {begun.store} was interrupted: end that one first"])
         report = await _fill(catalog, outlet, keys, spool, begun, None, on_lines)
         report.resumed = begun is not None
+        report.untold = await _untold(outlet, keys)
         return report
+
+
+async def _untold(outlet: Outlet, sources: Iterable[str]) -> list[str]:
+    """What no manifest tells of: everything, or the media of a source. Raises StoreError."""
+    base = f"{outlet.prefix}_manifests/"
+    if not await _any(outlet, base):
+        place = ", ".join(what for name, what in outlet.store.location(base).items() if name != "kind")
+        media = " Objects lie there that no manifest describes" if await _any(outlet, outlet.prefix) else ""
+        return [f"no manifest below {place}; is this the right bucket and prefix?{media}"]
+    return [
+        f"source {name}: its media lie there, and no manifest describes them"
+        for name in map(safe, sources)
+        if await _any(outlet, f"{outlet.prefix}{name}/") and not await _any(outlet, f"{base}{name}/")
+    ]
+
+
+async def _any(outlet: Outlet, prefix: str) -> bool:
+    """Does anything lie there? What can't be listed is something."""
+    async with aclosing(listed(outlet.store, prefix)) as found:
+        async for _ in found:
+            return True
+    return False
 
 
 async def _fill(
@@ -151,16 +186,16 @@ async def _recordings(
                 lines += len(part.documents)
                 size += part.size
                 if part.problem is not None:
+                    # Of one that can't be listed (a folder) nobody knows which manifests it holds.
                     source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
                     progress = replace(
                         progress,
-                        damaged=[*progress.damaged, f"{part.key}: {part.problem}"],
+                        damaged=list(dict.fromkeys([*progress.damaged, f"{part.key}: {part.problem}"])),
                         distrusted=sorted({*progress.distrusted, source}),
                     )
                 if part.last:
-                    progress = replace(
-                        progress, after=part.key, manifests=progress.manifests + 1, lines=progress.lines + lines
-                    )
+                    read = progress.manifests + (not part.key.endswith("/"))
+                    progress = replace(progress, after=part.key, manifests=read, lines=progress.lines + lines)
                     lines = 0
                 if part.last and on_lines is not None:
                     on_lines(len(part.documents))
@@ -185,7 +220,7 @@ async def drill(
         if scratch is None:
             raise ConfigError(["another drill is under way"])
         rebuilt = await _fill(scratch.scratch, outlet, keys, spool, None, scratch.wanted)
-        report = Drilled(damaged=rebuilt.damaged)
+        report = Drilled(damaged=rebuilt.damaged, left_out=scratch.left_out)
         await _compare(scratch, report)
         if not scratch.sampled:
             for source, recording_id in await scratch.unknown(NAMED):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from . import sync
 from .catalog import Catalog, Document
-from .errors import SourceError
+from .errors import Refused, SourceError
 from .model import Listing, State, Window, holdable, utc_text
+from .scope import IN_A_ROW
 from .sync import Feed, Polled
-from .windows import cut
+from .windows import cut, subtract
 
 
 @dataclass(slots=True)
@@ -25,21 +26,34 @@ class Reconciled:
     #: The source tells it otherwise now.
     changed: dict[str, Document] = field(default_factory=dict)
     rejected: int = 0
+    #: What of it was never listed before.
+    new: list[Window] = field(default_factory=list)
+    #: All of it was: there was nothing to compare with.
+    all_new: bool = False
+    #: Windows that could not be listed, and why.
+    failed: list[str] = field(default_factory=list)
+    #: The source could not be asked on.
     error: str | None = None
 
     @property
     def complete(self) -> bool:
         """Nothing is missing here; what the source has deleted after we archived it is as it should be."""
         lost = any(d["state"] != State.ARCHIVED for d in self.no_longer_there.values())
-        return not (self.not_here or self.changed or lost or self.rejected or self.error)
+        unproved = self.all_new or self.failed or self.error
+        return not (self.not_here or self.changed or lost or self.rejected or unproved)
 
 
 async def reconcile(feed: Feed, catalog: Catalog, wanted: Window, *, dry_run: bool, pause: float = 1.0) -> Reconciled:
     """List all of ``wanted`` again and compare; then, unless ``dry_run``, record what was found: it falls due.
 
-    An error of the source ends it and is told. Raises CatalogDown.
+    A window that can't be listed is told, and the others are compared; where the source itself fails it ends. Raises
+    CatalogDown.
     """
     report = Reconciled()
+    covered = next((row["covered"] for row in await catalog.sources([feed.name])), ())
+    report.new = subtract([wanted], covered)
+    report.all_new = report.new == [wanted]
+    in_a_row = 0
     for part in cut(wanted, feed.options.window):
         try:
             async for window, listing in sync.listed(feed, part, pause=pause):
@@ -48,9 +62,22 @@ async def reconcile(feed: Feed, catalog: Catalog, wanted: Window, *, dry_run: bo
                     await sync.record(feed, catalog, listing, Polled(), window=window, cover=True)
                 report.windows += 1
         except SourceError as error:
-            report.error = f"{part}: {error}"
-            break
+            in_a_row += 1
+            report.failed.append(f"{part}: {error}")
+            if isinstance(error, Refused) or in_a_row >= IN_A_ROW or not await _answers(feed):
+                report.error = report.failed[-1]
+                break
+        else:
+            in_a_row = 0
     return report
+
+
+async def _answers(feed: Feed) -> bool:
+    try:
+        await feed.source.check()
+    except SourceError:
+        return False
+    return True
 
 
 async def _compare(feed: Feed, catalog: Catalog, window: Window, listing: Listing, report: Reconciled) -> None:

@@ -225,16 +225,23 @@ def moment(at: datetime) -> str:
 
 
 def verified(console: Console, stores: Mapping[str, Any], complete: bool) -> None:
-    numbers = ("read", "good", "bad", "missing", "repaired")
+    numbers = ("read", "good", "bad", "missing", "unreadable", "repaired")
     table = _table("store", *numbers, "size", right=(*numbers, "size"))
     for name, found in stores.items():
         table.add_row(clean(name), *(str(found[n]) for n in numbers), size(found["bytes"]))
     console.print(table)
-    for found in stores.values():
+    for name, found in stores.items():
         for line in [*found["findings"], *filter(None, [found["error"]])]:
             console.print(f"[red]{clean(line)}[/]", soft_wrap=True)
+        if found["cold"]:
+            told = f"{clean(name)}: {found['cold']} copies are unreadable now: in a cold class"
+            console.print(f"[yellow]{told}[/]; restore them first to have them read", soft_wrap=True)
+        elif not found["read"] and not found["error"]:
+            console.print(f"[yellow]{clean(name)}: it holds no copy that could be read[/]", soft_wrap=True)
     if complete:
         console.print("[green]every copy that was read is good[/]")
+    elif not any(found["read"] or found["error"] for found in stores.values()):
+        console.print("[red]nothing was read[/]: that proves nothing")
     else:
         console.print("[red]not every copy is good[/]: mend the store, then run `archiver verify` again")
 

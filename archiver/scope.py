@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class Row:
     #: Who fails while the canary is asked need not ask again.
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked_at: float = float("-inf")
-    _answer: StoreError | None = None
+    _answer: bool = True
 
     def worked(self, read: str | None = None) -> None:
         """An object was put, or the one with this key was read."""
@@ -46,13 +46,11 @@ class Row:
         if isinstance(error, StoreFull):
             # A canary is small: it fits where recordings do not.
             return True
-        if await self._canary(store) is not None:
+        if not await self._works(store):
             return True
         self.keys.add(key)
-        if not self.exceeded:
-            return False
         async with self._asking:
-            if self.exceeded and self.good is not None and await readable(store, self.good):
+            if self.exceeded and await self._gives(store):
                 self.keys.clear()
         return self.exceeded
 
@@ -61,15 +59,18 @@ class Row:
         """Have so many failed, though a canary works, that the store is to blame all the same?"""
         return len(self.keys) >= IN_A_ROW
 
-    async def _canary(self, store: Store) -> StoreError | None:
-        """What one says that was begun from now on."""
+    async def _works(self, store: Store) -> bool:
+        """What a canary says that is begun from now on; one that takes nothing more may still give what it holds."""
         failed_at = time.monotonic()
         async with self._asking:
             if self._asked_at <= failed_at:
                 began = time.monotonic()
-                self._answer = await canary(store)
+                self._answer = await canary(store) is None or await self._gives(store)
                 self._asked_at = began
             return self._answer
+
+    async def _gives(self, store: Store) -> bool:
+        return self.good is not None and await readable(store, self.good)
 
 
 class _Outlet(Protocol):
@@ -124,7 +125,7 @@ class Unlisted:
 
 async def listed(
     store: Store, prefix: str, after: str = "", row: Row | None = None
-) -> AsyncIterator[Receipt | Unlisted]:
+) -> AsyncGenerator[Receipt | Unlisted, None]:
     """As :meth:`Store.list`, but one folder that can't be listed does not end it. Raises StoreError of the store."""
     row = row or Row()
     while True:
@@ -138,7 +139,7 @@ async def listed(
             if folder is None or prefix.startswith(folder) or await row.concerns_store(store, error, folder):
                 raise
             yield Unlisted(folder, str(error))
-            # The first key that sorts behind all of the folder's: 0 comes after the slash.
+            # It sorts behind all of the folder's, for 0 comes after the slash; no key of ours is called so.
             after = folder[:-1] + "0"
         else:
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def size(count: float) -> str:
     """Bytes as people read them: 1.2 GiB."""
@@ -22,6 +25,13 @@ def span(seconds: float | None) -> str:
             parts.append(f"{left // length}{unit}")
             left %= length
     return " ".join(parts[:2]) or "0s"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> list[str]:
+    """The known names that are like it, the likest first; ``cutoff``: between 0 (any) and 1 (the same)."""
+    folded = {key.lower(): key for key in known}
+    found = difflib.get_close_matches(name[:100].lower(), folded, n=max(1, len(folded)), cutoff=cutoff)
+    return [folded[key] for key in found]
 
 
 def plain(text: object) -> str:

@@ -349,7 +349,7 @@ async def test_show_why_and_status_tell_json(archive):
 
 
 async def test_a_recording_that_nobody_knows_is_told_in_one_line(archive):
-    lines = [("show", "hq", "x"), ("why", "nowhere", "x"), ("get", "hq", "x", "-o", "-"), ("show", "hq", "x", "--json")]
+    lines = [("show", "hq", "x"), ("why", "pbx", "x"), ("get", "hq", "x", "-o", "-"), ("show", "hq", "x", "--json")]
     for done in await asyncio.gather(*(archive.run(*line, code=1) for line in lines)):
         assert "there is no recording" in done.err
         assert len(done.err.splitlines()) == 1

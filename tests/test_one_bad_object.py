@@ -1,4 +1,4 @@
-"""One object that can't be read, listed or put is a finding: what reads, rebuilds or copies a store goes on behind it."""
+"""One object that can't be read, listed or put is a finding: whoever reads or copies a store goes on behind it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import shutil
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from archiver import orphans, wiring
+from archiver import rebuild as rebuilding
+from archiver.catalog import Catalog
 from archiver.copying import Copier
+from archiver.errors import StoreError
+from archiver.model import Window
 from archiver.options import VerifyOptions
+from archiver.rebuild import Drilled, Rebuilt, drill, rebuild
+from archiver.reconcile import Reconciled, reconcile
 from tests.engine import Rig, a_recorder, archiving, dav_table, s3_table
-from tests.factories import ManualClock
+from tests.factories import NOON, ManualClock
 from tests.refusing import Refusing
 from tests.servers import apache as an_apache
 from tests.servers import seaweed as a_seaweed
@@ -158,6 +165,9 @@ async def test_a_store_that_takes_nothing_is_read_back_all_the_same(tmp_path, da
         proxy.refuse("/", "PUT", status=507, code="XMinioStorageFull")
         found = await check(rig, "cloud")
         assert (found.error, found.good, found.complete) == (None, 12, True)
+        proxy.refuse(max(await rig.media_keys("cloud")).rsplit("/", 1)[1], "GET")
+        found = await check(rig, "cloud")
+        assert (found.error, found.good, found.unreadable) == (None, 11, 1)
 
 
 async def test_the_daemons_cycle_goes_on_behind_a_copy_that_cant_be_read_and_comes_back_to_it(
@@ -165,7 +175,7 @@ async def test_the_daemons_cycle_goes_on_behind_a_copy_that_cant_be_read_and_com
 ):
     stores = {"cloud": s3_table(seaweed, "cycle", endpoint_url=proxy.url)}
     async with archived(tmp_path, database, stores=stores, clock=ManualClock()) as rig:
-        key = sorted(await rig.media_keys("cloud"))[0]
+        key = min(await rig.media_keys("cloud"))
         proxy.refuse(key.rsplit("/", 1)[1], "GET")
 
         async def due():
@@ -210,6 +220,19 @@ async def test_a_store_that_lost_its_manifests_is_told_all_of_it_again(tmp_path,
         assert (read["found"], read["repaired"]) == (12, 12)
 
 
+async def test_what_is_described_at_another_time_than_expected_is_found_and_not_described_again(tmp_path, database):
+    async with archived(tmp_path, database, clock=ManualClock()) as rig:
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        rig.advance(10 * DAY)
+        assert (await check(rig, "disk")).described == 12
+        # As after a rebuild: the catalog does not know any more that it was described later.
+        async with rig.catalog._connection() as c:
+            await c.execute("DELETE FROM findings")
+        rig.advance(10 * DAY)
+        found = await check(rig, "disk")
+        assert (found.good, found.undescribed) == (12, 0)
+
+
 async def test_one_lost_manifest_is_written_again_and_nothing_else_is(tmp_path, database):
     async with archiving(tmp_path, database, a_recorder(live=True)) as rig:
         for _ in range(4):
@@ -252,22 +275,26 @@ async def test_a_lost_store_gets_media_and_manifests_back(tmp_path, database):
         assert (await check(rig, "one")).undescribed == 0
 
 
-async def test_the_daemon_tells_a_store_again_what_it_lost(tmp_path, database):
+async def test_the_daemon_tells_a_store_again_what_it_lost_and_searches_all_manifests_once_a_day(tmp_path, database):
     async with archived(tmp_path, database, clock=ManualClock()) as rig:
 
-        async def due():
+        async def due_after(hours: int):
+            rig.advance(timedelta(hours=hours))
             engine = rig.archive.engine()
             async with engine.sharing():
-                return await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=8 * DAY))
+                found = await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=timedelta(hours=8)))
+            assert found.read == 12
+            return found.undescribed, found.described
 
-        rig.advance(100 * DAY)
-        assert (await due()).undescribed == 0
+        assert await due_after(9) == (0, 0)
         shutil.rmtree(tmp_path / "disk/_manifests")
-        rig.advance(20 * DAY)
-        found = await due()
-        assert (found.undescribed, found.described) == (12, 12)
-        rig.advance(20 * DAY)
-        assert (await due()).undescribed == 0
+        assert await due_after(9) == (12, 12)
+        assert await due_after(9) == (0, 0)
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        assert await due_after(9) == (0, 0), "they are not forgotten"
+        assert await due_after(9) == (12, 12)
+        assert await due_after(9) == (0, 0)
+        assert await described(rig, "disk") == 12
 
 
 # -- orphans -----------------------------------------------------------------------------------------------------------
@@ -310,6 +337,26 @@ async def test_a_folder_that_cant_be_listed_and_an_object_that_cant_be_read_do_n
         assert (found.adopted, found.left, found.complete) == ([keys[2]], [], True)
 
 
+async def test_a_folder_that_an_s3_server_cant_list_does_not_end_the_search_for_orphans(
+    tmp_path, database, seaweed, proxy
+):
+    table = s3_table(seaweed, "unlisted", endpoint_url=proxy.url)
+    async with archived(tmp_path, database, stores={"cloud": table}) as rig:
+        keys = sorted(await rig.media_keys("cloud"))
+        await forget(rig, keys[-1])
+        bad = keys[0].rpartition("/")[0] + "/"
+        # One entry that the server stumbles over: any listing of what lies above it fails, too.
+        parts = bad.split("/")
+        for depth in range(len(parts)):
+            above = quote("/".join(parts[:depth]) + "/" * (depth > 0), safe="")
+            proxy.refuse(f"prefix={above}&start-after=", "GET")
+        proxy.refuse(f"prefix={quote(bad, safe='')}&delimiter", "GET")
+        found = await look_for_orphans(rig, "cloud")
+        assert found.error is None
+        assert [folder for folder, _ in found.unlisted] == [bad]
+        assert (found.adopted, found.left, found.objects) == ([keys[-1]], [], 11)
+
+
 async def test_a_store_whose_root_cant_be_listed_is_lost_to_the_search_for_orphans(tmp_path, database, apache):
     async with archived(tmp_path, database, stores={"dav": dav_table(apache, "rootless/")}) as rig:
         (apache.files / "rootless").chmod(0)
@@ -350,7 +397,7 @@ async def later(tmp_path: Path, database: str, near, far, calls: int = 12):
 async def test_copy_goes_on_behind_an_object_that_the_target_refuses(tmp_path, database, seaweed, proxy, status, code):
     far = s3_table(seaweed, f"refuses-{status}", endpoint_url=proxy.url)
     async with later(tmp_path, database, folder(tmp_path / "near"), far) as rig:
-        key = sorted(await rig.media_keys("near"))[0]
+        key = min(await rig.media_keys("near"))
         proxy.refuse(key.rsplit("/", 1)[1], "PUT", status=status, code=code)
         report = await copier(rig).copy()
         assert report.error is None
@@ -390,3 +437,227 @@ async def test_copy_writes_shorter_manifests_where_the_target_refuses_a_long_one
         assert proxy.refused
         assert (report.error, report.findings, report.sources["pbx"].copies) == (None, [], 20)
         assert len(await rig.manifest_lines("far")) == 20
+
+
+# -- rebuild and drill -------------------------------------------------------------------------------------------------
+
+
+def listing_keys(rig: Rig):
+    return {name: feed.source.listing_key for name, feed in rig.archive.feeds.items()}
+
+
+async def remade(rig: Rig, store: str) -> Rebuilt:
+    """The catalog, dropped and made again from that store."""
+    async with rig.catalog._connection() as c:
+        await c.execute("TRUNCATE sources, recordings, media, copies, totals, listings, history, rejected CASCADE")
+    return await rebuild(rig.catalog, rig.archive.outlets[store], listing_keys(rig), rig.archive.spool)
+
+
+async def drilled(rig: Rig, store: str) -> Drilled:
+    return await drill(rig.catalog, rig.archive.outlets[store], listing_keys(rig), rig.archive.spool)
+
+
+@asynccontextmanager
+async def several_manifests(tmp_path: Path, database: str, count: int = 4, **how):
+    """Three calls in each manifest."""
+    async with archiving(tmp_path, database, a_recorder(live=True), **how) as rig:
+        for _ in range(count):
+            now = rig.sim.clock.now()
+            rig.sim.add_calls(now - timedelta(minutes=50), now - timedelta(minutes=5), 3, longest=3)
+            await rig.sync()
+        yield rig
+
+
+async def manifests_of(rig: Rig, store: str) -> list[str]:
+    return sorted(key for key in await rig.objects(store) if "_manifests/" in key)
+
+
+async def test_a_manifest_that_cant_be_read_costs_its_own_lines_only_and_its_source_is_distrusted(
+    tmp_path, database, apache
+):
+    async with several_manifests(tmp_path, database, stores={"dav": dav_table(apache, "one-manifest/")}) as rig:
+        key = (await manifests_of(rig, "dav"))[1]
+        (apache.files / key).chmod(0)
+        report = await drilled(rig, "dav")
+        assert (report.missing, report.complete) == (3, False)
+        assert [key in line for line in report.damaged] == [True]
+        report = await remade(rig, "dav")
+        assert (report.recordings, report.complete) == (9, False)
+        assert [key in line and "can't be read" in line for line in report.damaged] == [True]
+        (source,) = await rig.catalog.sources()
+        assert source["covered"] == (), "listed again, or the lost lines would never be found"
+        await rig.sync()
+        assert await rig.states() == {"archived": 12}
+
+
+async def test_a_folder_of_manifests_that_cant_be_listed_is_told_at_once_and_the_others_are_read(
+    tmp_path, database, apache
+):
+    sims = {name: a_recorder(calls=6, live=True, seed=seed) for seed, name in enumerate(("pbx", "hq"))}
+    async with archiving(tmp_path, database, sims, stores={"dav": dav_table(apache, "one-folder/")}) as rig:
+        await rig.sync()
+        folders = {key.rpartition("/")[0] for key in await manifests_of(rig, "dav") if "/hq/" in key}
+        for path in folders:
+            (apache.files / path).chmod(0)
+        report = await remade(rig, "dav")
+        assert report.recordings == 6
+        assert sorted(line.split(":")[0] for line in report.damaged) == sorted(f"{path}/" for path in folders)
+        covered = {row["name"]: row["covered"] for row in await rig.catalog.sources()}
+        assert covered["pbx"]
+        assert not covered["hq"]
+
+
+async def test_a_rebuild_that_stopped_behind_a_folder_that_cant_be_listed_still_tells_of_it(
+    tmp_path, database, apache, monkeypatch
+):
+    sims = {name: a_recorder(calls=6, live=True, seed=seed) for seed, name in enumerate(("pbx", "hq"))}
+    async with archiving(tmp_path, database, sims, stores={"dav": dav_table(apache, "stopped/")}) as rig:
+        await rig.sync()
+        for path in {key.rpartition("/")[0] for key in await manifests_of(rig, "dav") if "/hq/" in key}:
+            (apache.files / path).chmod(0)
+        monkeypatch.setattr(rebuilding, "BATCH", 1)
+        monkeypatch.setattr(Catalog, "rebuilt", killed)
+        with pytest.raises(ZeroDivisionError):
+            await remade(rig, "dav")
+        monkeypatch.undo()
+        report = await rebuild(rig.catalog, rig.archive.outlets["dav"], listing_keys(rig), rig.archive.spool)
+        assert report.resumed
+        assert [("/hq/" in line, "can't be listed" in line) for line in report.damaged] == [(True, True)]
+        assert not {row["name"]: row["covered"] for row in await rig.catalog.sources()}["hq"]
+
+
+async def killed(_: Catalog) -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_ledger_that_cant_be_read_is_told_and_an_older_one_is_used(tmp_path, database, apache):
+    async with several_manifests(tmp_path, database, stores={"dav": dav_table(apache, "ledger/")}) as rig:
+        ledgers = sorted(key for key in await rig.objects("dav") if "_ledger/" in key)
+        assert len(ledgers) > 1
+        (apache.files / ledgers[-1]).chmod(0)
+        report = await remade(rig, "dav")
+        assert [ledgers[-1] in line for line in report.damaged] == [True]
+        assert (await rig.catalog.sources())[0]["covered"]
+
+
+async def test_many_unreadable_manifests_in_a_row_are_damaged_ones_while_another_can_be_read(
+    tmp_path, database, seaweed, proxy
+):
+    table = s3_table(seaweed, "row-of-manifests", endpoint_url=proxy.url)
+    async with several_manifests(tmp_path, database, 9, stores={"cloud": table}) as rig:
+        keys = await manifests_of(rig, "cloud")
+        for key in keys[1:-1]:
+            proxy.refuse(key.rsplit("/", 1)[1], "GET")
+        report = await remade(rig, "cloud")
+        assert len(report.damaged) == len(keys) - 2
+        assert report.recordings >= 6
+
+
+async def test_manifests_none_of_which_can_be_read_end_a_rebuild_which_then_goes_on(tmp_path, database, seaweed, proxy):
+    table = s3_table(seaweed, "no-manifest-read", endpoint_url=proxy.url)
+    async with several_manifests(tmp_path, database, 6, stores={"cloud": table}) as rig:
+        for key in await manifests_of(rig, "cloud"):
+            proxy.refuse(key.rsplit("/", 1)[1], "GET")
+        with pytest.raises(StoreError):
+            await remade(rig, "cloud")
+        proxy.refuses.clear()
+        report = await rebuild(rig.catalog, rig.archive.outlets["cloud"], listing_keys(rig), rig.archive.spool)
+        assert (report.recordings, report.damaged) == (18, [])
+
+
+async def test_a_rebuild_that_finds_no_manifest_is_not_complete_and_asks_for_the_right_place(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        shutil.rmtree(tmp_path / "disk/_manifests")
+        report = await remade(rig, "disk")
+        assert not report.complete
+        (line,) = report.untold
+        assert f"no manifest below {tmp_path}/disk/_manifests; is this the right bucket and prefix?" in line
+        assert line.endswith("Objects lie there that no manifest describes")
+        shutil.rmtree(tmp_path / "disk")
+        (tmp_path / "disk").mkdir()
+        report = await remade(rig, "disk")
+        assert not report.complete
+        assert report.untold[0].endswith("is this the right bucket and prefix?")
+
+
+async def test_a_rebuild_tells_of_a_source_whose_media_no_manifest_describes(tmp_path, database):
+    sims = {name: a_recorder(calls=3, live=True, seed=seed) for seed, name in enumerate(("pbx", "hq"))}
+    async with archiving(tmp_path, database, sims) as rig:
+        await rig.sync()
+        shutil.rmtree(tmp_path / "disk/_manifests/hq")
+        report = await remade(rig, "disk")
+        assert report.recordings == 3
+        assert report.untold == ["source hq: its media lie there, and no manifest describes them"]
+        assert not report.complete
+
+
+async def test_a_drill_tells_what_it_left_out(tmp_path, database):
+    sim = a_recorder(calls=6, live=True)
+    sim.fault("status", "audio", value=500, times=-1, match=next(iter(sim.truth())))
+    async with archiving(tmp_path, database, sim) as rig:
+        await rig.sync()
+        report = await drilled(rig, "disk")
+        assert (report.compared, report.same, report.complete) == (5, 5, True)
+        assert report.left_out == {"not archived yet": 1}
+
+
+async def test_a_drill_of_a_store_that_came_later_compares_nothing_and_that_proves_nothing(tmp_path, database):
+    async with later(tmp_path, database, folder(tmp_path / "near"), folder(tmp_path / "far")) as rig:
+        report = await drilled(rig, "far")
+        assert report.left_out == {"not meant for this store": 12}
+        assert (report.compared, report.complete) == (0, False)
+        assert (await drilled(rig, "near")).complete
+
+
+# -- reconcile ---------------------------------------------------------------------------------------------------------
+
+
+HOURS = Window(NOON - timedelta(hours=6), NOON - timedelta(minutes=2))
+
+
+async def compared(rig: Rig, wanted: Window = HOURS, **how) -> Reconciled:
+    engine = rig.archive.engine()
+    async with engine.sharing(), engine.lending("pbx"):
+        return await reconcile(rig.feed, rig.catalog, wanted, pause=0.001, **{"dry_run": True, **how})
+
+
+@asynccontextmanager
+async def six_hours(tmp_path: Path, database: str):
+    sim = a_recorder(calls=4)
+    sim.add_calls(HOURS.start, HOURS.end, 8, longest=3)
+    async with archiving(tmp_path, database, sim, clock=ManualClock(), window="1h", start=HOURS.start) as rig:
+        await rig.sync()
+        assert await rig.states() == {"archived": 12}
+        yield rig
+
+
+async def test_a_window_that_cant_be_listed_is_told_and_the_others_are_compared(tmp_path, database):
+    async with six_hours(tmp_path, database) as rig:
+        assert (await compared(rig)).complete
+        rig.sim.fault("status", "list", value=500, times=3)
+        report = await compared(rig)
+        assert report.error is None
+        assert (len(report.failed), report.windows, report.complete) == (1, 5, False)
+        assert "no_longer_there" not in report.failed[0]
+        assert not report.no_longer_there, "what was not listed is not gone"
+
+
+async def test_a_recorder_that_does_not_answer_ends_the_comparison(tmp_path, database):
+    async with six_hours(tmp_path, database) as rig:
+        await rig.sim.stop()
+        report = await compared(rig)
+        assert report.error
+        assert (len(report.failed), report.windows) == (1, 0)
+
+
+async def test_a_time_that_was_never_listed_is_said_to_be_so_and_is_no_success(tmp_path, database):
+    async with six_hours(tmp_path, database) as rig:
+        before = Window(HOURS.start - 2 * DAY, HOURS.start - DAY)
+        report = await compared(rig, before)
+        assert (report.all_new, report.complete) == (True, False)
+        assert report.new == [before]
+        report = await compared(rig, Window(HOURS.start - timedelta(hours=1), HOURS.end))
+        assert report.new == [Window(HOURS.start - timedelta(hours=1), HOURS.start)]
+        assert (report.all_new, report.complete) == (False, True)
+        await compared(rig, before, dry_run=False)
+        assert (await compared(rig, before)).complete, "listed now, and both sides hold nothing"

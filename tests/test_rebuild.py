@@ -10,7 +10,7 @@ import pytest
 
 from archiver import manifests, rebuild
 from archiver.catalog import Catalog, Query
-from archiver.errors import StoreError
+from archiver.errors import StoreDown, StoreError
 from archiver.model import ListingKey, Receipt
 from archiver.spool import Spool
 from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
@@ -36,6 +36,17 @@ class Held:
 
     def __init__(self, *objects: bytes | Exception, source: str = "pbx") -> None:
         self.objects = {f"_manifests/{source}/2024/05/18/{n:02}.jsonl": data for n, data in enumerate(objects)}
+        #: It can't be reached any more once this object is asked for.
+        self.lost_at = ""
+        self._lost = False
+
+    async def check(self) -> str:
+        if self._lost:
+            raise StoreDown("away")
+        return "here"
+
+    def location(self, key: str) -> dict[str, str]:
+        return {"kind": "held", "path": key}
 
     async def list(self, prefix: str, after: str = ""):
         for key in sorted(self.objects):
@@ -43,6 +54,8 @@ class Held:
                 yield Receipt(key=key, size=1)
 
     async def get(self, key: str, into: Any) -> None:
+        self._lost = bool(self.lost_at) and (self._lost or key == self.lost_at)
+        await self.check()
         if isinstance(data := self.objects[key], Exception):
             raise data
         await into.write(data)
@@ -180,10 +193,10 @@ async def test_a_store_that_fails_meanwhile_leaves_what_was_read_and_is_asked_ag
     monkeypatch.setattr(rebuild, "BATCH", 1)
     store = Held(*[told(str(n)) for n in range(20)])
     key = list(store.objects)[17]
-    data, store.objects[key] = store.objects[key], StoreError("away")
+    store.lost_at = key
     with pytest.raises(StoreError):
         await made(store)
-    store.objects[key] = data
+    store.lost_at = ""
     report = await made(store)
     assert report.resumed
     assert report.recordings == report.lines == 20

@@ -256,4 +256,4 @@ async def test_check_exits_with_1_and_names_what_status_warns_of(tmp_path, datab
         told = await place.json("check", code=1)
         assert [c["what"] for c in told["checks"] if c["warning"]] == ["source hq"]
         compared = ("reconcile", "--source", "hq", "--from", "2024-05-17", "--to", "2024-05-18")
-        assert (await place.json(*compared))["complete"] is True
+        assert (await place.json(*compared, code=1))["never_listed"], "nothing of that day was ever archived"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..words import nearest
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -147,16 +149,25 @@ async def catalog_of(config: Config, need: str = "READABLE") -> AsyncIterator[Ca
         yield catalog
 
 
-def known(config: Config, name: str) -> None:
-    """Raises click.UsageError where the config has no such source."""
-    if name not in config.sources:
-        raise click.UsageError(f'there is no source "{name}"; the config has {", ".join(sorted(config.sources))}')
+def known(config: Config, *, source: str | None = None, store: str | None = None) -> None:
+    """Raises click.UsageError, which tells the nearest name, where the config has no such source, or no such store."""
+    for what, name, names in (("source", source, config.sources), ("store", store, config.stores)):
+        if name is not None and name not in names:
+            alike = nearest(name, names)
+            told = ", ".join(sorted(alike[:10])) + (" …" if len(alike) > 10 else "")
+            raise click.UsageError(f'there is no {what} "{name}"; the config has {told}; the nearest is "{alike[0]}"')
+
+
+async def known_here(config: Config, catalog: Catalog, source: str | None) -> None:
+    """The same for what asks the catalog: it still knows sources that have left the config."""
+    if source not in {None, *config.sources} and source not in {row["name"] for row in await catalog.sources()}:
+        known(config, source=source)
 
 
 def chosen(config: Config, names: tuple[str, ...]) -> list[str]:
     """The named sources, or all that are enabled. Raises click.UsageError for one that is unknown or off."""
     for name in names:
-        known(config, name)
+        known(config, source=name)
         if not config.sources[name].options.enabled:
             raise click.UsageError(f'source "{name}" is switched off: set enabled = true in the config')
     return list(names) or [n for n, s in config.sources.items() if s.options.enabled]

@@ -21,7 +21,7 @@ import click
 from ..errors import SourceError, StoreError
 from ..words import plain
 from . import progress
-from .common import INCOMPLETE, load, run
+from .common import INCOMPLETE, known_here, load, run
 from .completing import SOURCE
 from .reading import unknown
 
@@ -77,6 +77,7 @@ def get(
         if folder is not None:
             folder.mkdir(exist_ok=True)
         async with wiring.opened(config, Need.READABLE) as archive:
+            await known_here(config, archive.catalog, source)
             with progress.bar("recordings", total=len(wanted)) as shown:
                 return [p async for p in _got(archive, wanted, media_id, folder or output, shown, raw=raw)]
 

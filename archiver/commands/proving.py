@@ -11,7 +11,7 @@ import click
 from ..model import utc_text
 from ..words import plain
 from . import progress
-from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, load, run
+from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, known, known_here, load, run
 from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
@@ -32,12 +32,10 @@ def verify(
     from .. import render, wiring
     from ..catalog import Need
     from ..options import size as parsed
-    from ..sync import tell_verified
+    from ..sync import tell_ledgers, tell_verified
 
     config = load(quiet=sys.stderr.isatty())
-    for name, known, what in ((store, config.stores, "store"), (source, config.sources, "source")):
-        if name is not None and name not in known:
-            raise click.UsageError(f'there is no {what} "{name}"; the config has {", ".join(sorted(known))}')
+    known(config, store=store)
     try:
         limit = parsed(budget) if budget is not None else None
     except ValueError as error:
@@ -50,6 +48,7 @@ def verify(
 
     async def work() -> dict[str, Any]:
         async with wiring.opened(config, Need.SAME) as archive:
+            await known_here(config, archive.catalog, source)
             engine, left, found = archive.engine(), limit, {}
             outlets = [name for name in archive.outlets if store in {None, name}]
             totals = (await archive.catalog.totals()).items()
@@ -62,12 +61,14 @@ def verify(
                         found[name] = await reader.stalest(budget=left)
                         left = max(left - found[name].bytes, 0) if left is not None else None
                     await tell_verified(archive.feeds, archive.catalog)
+                    await tell_ledgers(archive.feeds, archive.catalog)
             return found
 
     found = run(work())
-    names = ("read", "bytes", "good", "bad", "missing", "repaired", "error", "findings")
-    stores = {name: {n: getattr(v, n) for n in names} for name, v in found.items()}
-    complete = all(v.complete for v in found.values())
+    counts = ("read", "bytes", "good", "bad", "missing", "unreadable", "repaired", "cold", "undescribed", "described")
+    stores = {name: {n: getattr(v, n) for n in (*counts, "error", "findings")} for name, v in found.items()}
+    # Where nothing was read, nothing is proved.
+    complete = all(v.complete for v in found.values()) and any(v.read for v in found.values())
     if as_json:
         answer({"stores": stores, "complete": complete})
     else:
@@ -129,8 +130,7 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     from ..rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
-    if store not in config.stores:
-        raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
+    known(config, store=store)
 
     if sample is not None and not drill:
         raise click.UsageError("--sample goes with --drill")
@@ -151,8 +151,8 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
 
     report = run(work(), "interrupted; the same command goes on where it stopped")
     if as_json:
-        names = ("manifests", "lines", "recordings", "ledgers", "damaged", "resumed")
-        answer({n: getattr(report, n) for n in names} | {"complete": not report.damaged})
+        names = ("manifests", "lines", "recordings", "ledgers", "damaged", "untold", "resumed", "complete")
+        answer({n: getattr(report, n) for n in names})
     else:
         click.echo(
             f"{report.recordings} recordings from {report.manifests} manifests ({report.lines} lines),"
@@ -160,7 +160,9 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
         )
         for line in report.damaged:
             click.echo(plain(f"damaged: {line}"), err=True)
-    if report.damaged:
+        for line in report.untold:
+            click.echo(plain(line), err=True)
+    if not report.complete:
         sys.exit(INCOMPLETE)
 
 
@@ -177,12 +179,12 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
     from ..copying import Copier
 
     config = load(quiet=sys.stderr.isatty())
-    if store not in config.stores:
-        raise click.UsageError(f'there is no store "{store}"; the config has {", ".join(sorted(config.stores))}')
+    known(config, store=store)
     meant = {name for name, of in config.sources.items() if store in of.stores}
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive, archive.catalog.only_one(f"copy:{store}") as mine:
+            await known_here(config, archive.catalog, source)
             if not mine:
                 return None
             copier = Copier(
@@ -231,11 +233,20 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
 
     report = run(work())
     if as_json:
-        names = ("compared", "same", "missing", "different", "unknown", "changed_meanwhile", "ledgers", "damaged")
+        counts = ("compared", "same", "missing", "different", "unknown", "changed_meanwhile", "left_out")
+        names = (*counts, "ledgers", "damaged")
         differences = {"differences": report.names, "complete": report.complete}
         answer({"store": store} | {n: getattr(report, n) for n in names} | differences)
     else:
         click.echo(f"{store}: {report.compared} recordings compared, {report.same} the same")
+        left = report.left_out | ({"changed meanwhile": n} if (n := report.changed_meanwhile) else {})
+        if left:
+            total = report.compared + sum(left.values())
+            why = ", ".join(f"{count} {reason}" for reason, count in left.items())
+            of = "" if sample is not None else f" of {total}"
+            click.echo(f"  {sum(left.values())}{of} not compared: {why}")
+        if not report.compared:
+            click.echo("  nothing was compared: that proves nothing")
         for name in report.names:
             click.echo(plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
         for source in report.ledgers:
@@ -287,6 +298,8 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
         "same": len(report.listed - report.not_here.keys() - report.changed.keys()),
         **{name: list(getattr(report, name).values()) for name in names},
         "rejected": report.rejected,
+        "never_listed": [str(window) for window in report.new],
+        "failed": report.failed,
         "error": report.error,
         "complete": report.complete,
     }
@@ -294,6 +307,12 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
         answer(document)
     else:
         click.echo(f"{source}: {document['listed']} recordings listed, {document['same']} as the catalog has them")
+        if report.all_new:
+            click.echo("  nothing of this time was ever listed before: there was nothing to compare with")
+        elif report.new:
+            click.echo(
+                f"  never listed before: {', '.join(map(str, report.new[:10]))}{' …' if report.new[10:] else ''}"
+            )
         words = "at the source and not here", "here and no longer at the source", "changed"
         for name, what in zip(names, words, strict=True):
             for d in getattr(report, name).values():
@@ -301,6 +320,8 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
                 click.echo(plain(f"  {what}: {d['started_at']} {d['recording_id']}{state}"))
         if report.rejected:
             click.echo(f"  {report.rejected} rows could not be read")
+        for line in report.failed:
+            click.echo(plain(f"could not be listed: {line}"), err=True)
         if report.error:
             click.echo(plain(f"the listing stopped at {report.error}"), err=True)
     if not report.complete:

@@ -14,7 +14,7 @@ import click
 from ..errors import CatalogDown, ConfigError
 from ..model import Flag
 from ..words import plain
-from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known, load, run
+from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known_here, load, run
 from .completing import SOURCE
 from .running import tell_live
 
@@ -121,6 +121,7 @@ def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     async def work() -> list[dict[str, Any]]:
         found = []
         async with catalog_of(config) as catalog:
+            await known_here(config, catalog, query.source)
             async for document in catalog.find(query):
                 if as_json:
                     click.echo(as_text(document))
@@ -144,6 +145,7 @@ def _one(read: Callable[..., Any], source: str, recording_id: str) -> dict[str, 
 
     async def work() -> Any:
         async with catalog_of(config) as catalog:
+            await known_here(config, catalog, source)
             return await read(catalog, source, recording_id)
 
     document: dict[str, Any] | None = run(work())
@@ -198,11 +200,10 @@ def rejected(source: str, limit: int, as_json: bool) -> None:
 
     async def work() -> list[dict[str, Any]]:
         async with catalog_of(config) as catalog:
+            await known_here(config, catalog, source)
             return await catalog.rejected(source, limit)
 
     rows = run(work())
-    if not rows:
-        known(config, source)
     if as_json:
         answer(rows)
         return

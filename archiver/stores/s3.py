@@ -331,7 +331,21 @@ class S3Store:
             raise problem.error(f"can't get {key}") from None
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
-        """ListObjectsV2, page by page.
+        """ListObjectsV2, page by page; where that fails, folder by folder: perhaps only one can't be listed."""
+        try:
+            async for receipt in self._flat(prefix, after):
+                after = receipt.key
+                yield receipt
+        except StoreError as error:
+            if error.folder is not None:
+                raise
+        else:
+            return
+        async for receipt in self._by_folder(prefix, after):
+            yield receipt
+
+    async def _flat(self, prefix: str, after: str) -> AsyncIterator[Receipt]:
+        """All pages of one listing, sorted.
 
         Amazon sorts by key, but servers that keep folders (SeaweedFS) put ``a/c`` before ``a-b``: there
         we sort ourselves, folder by folder, where a listing is too long to be held.
