@@ -35,7 +35,7 @@ from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
 from .tally import Timings
-from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport
+from .transport import Answer, Broken, Cut, NoConnection, Origin, Transport, hint
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
 JSON_LIMIT = 32 << 20
@@ -539,13 +539,16 @@ class Client:
         except SourceError:
             raise
         except ssl.SSLError as error:
-            raise Refused(f"TLS with {at} failed ({_reason(error)}); {_remedy(error)}") from None
+            remedy = hint(error, self._origin) or _remedy(error)
+            raise Refused(f"TLS with {at} failed ({_reason(error)}); {remedy}") from None
         except NoConnection as error:
-            raise TryAgain(f"can't connect to {at}: {_reason(error)}") from None
+            text = f"can't connect to {at}: {_reason(error)}"
+            raise TryAgain("; ".join(filter(None, [text, hint(error, self._origin)]))) from None
         except TimeoutError:
             raise TooSlow(f"{at} sent nothing for {self._timeout.total_seconds():g} s") from None
         except OSError as error:
-            raise TryAgain(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+            text = f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})"
+            raise TryAgain("; ".join(filter(None, [text, hint(error, self._origin)]))) from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
 

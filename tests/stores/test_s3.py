@@ -386,8 +386,7 @@ async def rude(*, changes=None, **how):
             endpoint_url=server.url,
             access_key_id="key-id",
             secret_access_key="secret-key",
-            timeout="300ms",
-            **({"multipart_threshold": "5GiB"} | (changes or {})),
+            **({"timeout": "300ms", "multipart_threshold": "5GiB"} | (changes or {})),
         )
         store = S3Store("main", options)
         yield server, store
@@ -822,7 +821,7 @@ async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
 
         server.answer = short
         said = await store.check()
-        assert "NO NAMES of 167 letters" in said
+        assert "no names of 167 letters" in said
         await all_of_it(server, store, said)
 
 
