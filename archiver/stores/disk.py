@@ -180,6 +180,8 @@ class Disk:
 
     def demand_root(self) -> None:
         """Nothing is missing from a disk that is not there. Raises StoreRefused."""
+        if Path(self.path).exists() and not Path(self.path).is_dir():
+            raise StoreRefused(f"{self.path} is no folder; remove what lies there, or mount its disk")
         if not Path(os.path.realpath(self.path)).parent.is_dir():
             raise StoreRefused(
                 f"{self.path} does not exist, nor does the folder it lies in; make it, or mount its disk"

@@ -263,6 +263,8 @@ class FileStore:
         if error.errno == errno.EROFS:
             return StoreDown(f"the disk under {self.options.path} is read-only ({said})")
         number = error.errno or 0
+        if number == errno.ENOTDIR and not self.options.path.is_dir():
+            return StoreRefused(f"{self.options.path} is no folder; remove what lies there, or mount its disk ({said})")
         if number in _OF_THE_FILE:
             return ObjectFailed(f"{error.filename or self.options.path}: {_OF_THE_FILE[number]} ({said})")
         if number in _OURS_TO_MEND:

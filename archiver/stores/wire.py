@@ -125,7 +125,7 @@ class Wire:
             transport = self._transport or await self._open()
             async with await transport.send(method, self._origin, target, headers, data) as answer:
                 if 300 <= answer.status < 400 and "Location" in answer.headers:
-                    if answer.headers["Location"].partition("?")[0].endswith(f"{target}/"):
+                    if self._leads_to(answer) == self._url.join(URL(f"{target}/", encoded=True)):
                         raise ObjectFailed("a folder lies under that name")
                     raise StoreRefused(
                         f"it redirects to {self._elsewhere(answer)} ({answer.status}); nothing is sent there: "
@@ -182,11 +182,15 @@ class Wire:
                 )
             return self._transport
 
-    def _elsewhere(self, answer: Answer) -> str:
+    def _leads_to(self, answer: Answer) -> URL | None:
         try:
-            return str(self._url.join(URL(answer.headers["Location"])).origin())
+            return self._url.join(URL(answer.headers["Location"], encoded=True))
         except (KeyError, ValueError):
-            return "an unknown place"
+            return None
+
+    def _elsewhere(self, answer: Answer) -> str:
+        there = self._leads_to(answer)
+        return str(there.origin()) if there is not None and there.host else "an unknown place"
 
 
 @contextmanager

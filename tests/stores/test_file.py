@@ -420,6 +420,23 @@ async def test_a_root_whose_parent_is_missing_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_file_in_the_place_of_the_root_is_the_store_s_trouble_and_nothing_is_missing(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    (tmp_path / "store").rename(tmp_path / "aside")
+    (tmp_path / "store").write_bytes(b"")
+    for use in (
+        store.put("a/b", Body.of(b"x")),
+        store.put("c", Body.of(b"x")),
+        store.stat("a/b"),
+        read(store, "a/b"),
+        keys(store, ""),
+        store.check(),
+        store.alive(),
+    ):
+        with pytest.raises(StoreRefused, match="is no folder"):
+            await use
+
+
 async def test_what_is_no_regular_file_is_not_read(store, tmp_path):
     await store.put("a/b", Body.of(b"x"))
     os.mkfifo(tmp_path / "store/a/pipe")

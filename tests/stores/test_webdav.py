@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from pydantic import ValidationError
 
 from archiver.errors import ObjectFailed, StoreConflict, StoreDown, StoreFull, StoreMissing, StoreRefused
@@ -523,8 +524,6 @@ async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
     ids=str,
 )
 async def test_what_a_server_offers_for_a_log_in_is_told(challenges, expected):
-    from aiohttp import web
-
     async with rude() as (server, store):
 
         async def unwelcome(request, path, body):
@@ -589,3 +588,30 @@ async def test_a_proxy_that_is_not_used_is_told(monkeypatch):
     with pytest.raises(StoreDown, match="does not use the proxy that HTTPS_PROXY names"):
         await store.stat("a/b")
     await store.close()
+
+
+async def test_a_folder_under_the_name_of_a_file_is_of_no_concern_to_others(store, apache):
+    await store.put("folders/a", Body.of(b"x"))
+    (apache.files / "folders/b").mkdir()
+    with pytest.raises(ObjectFailed, match="a folder lies under"):
+        await store.put("folders/b", Body.of(b"x"))
+    with pytest.raises(ObjectFailed):
+        await read(store, "folders/b")
+    assert await store.stat("folders/b") is None
+    assert await read(store, "folders/a") == b"x"
+
+
+async def test_a_redirect_to_the_same_name_with_a_slash_means_a_folder():
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"x"))
+        for location in ("/a/c%2541/", f"{server.url}a/c%2541/"):
+            answer = server.answer
+
+            async def slashing(request, path, body, location=location):
+                return web.Response(status=301, headers={"Location": location})
+
+            server.answer = slashing
+            with pytest.raises(ObjectFailed, match="a folder lies under"):
+                await read(store, "a/c%41")
+            server.answer = answer
+        await store.alive()
