@@ -48,7 +48,7 @@ from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
 from .tally import Timings
-from .transport import Answer, Cut, NoConnection, Origin, Transport
+from .transport import Answer, Cut, NoConnection, Origin, Transport, hint
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
 JSON_LIMIT = 32 << 20
@@ -562,7 +562,8 @@ class Client:
             raise
         except NoConnection as error:
             self.gate.broken += 1
-            raise RecorderDown(f"can't connect to {self._at}: {_reason(error)}") from None
+            text = f"can't connect to {self._at}: {_reason(error)}"
+            raise RecorderDown("; ".join(filter(None, [text, hint(error, self._origin)]))) from None
         except TimeoutError:
             self.gate.broken += 1
             raise NoAnswer(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
@@ -571,7 +572,8 @@ class Client:
             raise RecorderDown(self._broke(error)) from None
 
     def _broke(self, error: OSError) -> str:
-        return f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
+        text = f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
+        return "; ".join(filter(None, [text, hint(error, self._origin)]))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -580,7 +582,8 @@ class Client:
         except SourceError:
             raise
         except ssl.SSLError as error:
-            raise Refused(f"TLS with {self._at} failed ({_reason(error)}); {_remedy(error)}") from None
+            remedy = hint(error, self._origin) or _remedy(error)
+            raise Refused(f"TLS with {self._at} failed ({_reason(error)}); {remedy}") from None
         except TimeoutError:
             raise TooSlow(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
         except OSError as error:

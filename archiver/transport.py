@@ -11,6 +11,7 @@ ssl.SSLError; TimeoutError where nothing moved for too long; ValueError for a he
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import ssl
@@ -30,6 +31,9 @@ _LONGEST_HEAD = 1 << 16
 _HEAD_ENDS = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Several versions of OpenSSL on an answer that is no TLS.
+_NO_TLS = {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 #: Sent once more where a connection ends without a word: done twice, they leave what once leaves.
 _REPEATABLE = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PROPFIND", "MKCOL", "MOVE"}
@@ -45,6 +49,10 @@ class Broken(OSError):
 
 class Cut(Broken):
     """A body ended before its end."""
+
+
+class NoHttp(Broken):
+    """What came is no HTTP."""
 
 
 class Origin(NamedTuple):
@@ -63,6 +71,18 @@ class Origin(NamedTuple):
         """For the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == {"http": 80, "https": 443}.get(self.scheme) else f"{host}:{self.port}"
+
+
+def hint(error: BaseException, origin: Origin) -> str:
+    """What is likely wrong with the configured address, where an error of the wire tells; else nothing."""
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        return f"port {origin.port} speaks no TLS: write http:// in the config, or the port that speaks https"
+    if isinstance(error, NoHttp) and origin.scheme == "http":
+        return f"port {origin.port} speaks no plain HTTP: write https:// in the config, or another port"
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
+    if isinstance(error, NoConnection) and proxy is not None:
+        return f"archiver connects directly and does not use the proxy that {proxy} names"
+    return ""
 
 
 class Sendable(Protocol):
@@ -439,14 +459,14 @@ class _Connection(asyncio.Protocol):
             end = _HEAD_ENDS.search(data)
             if end is None:
                 if len(data) > _LONGEST_HEAD or not data[:5].startswith(b"HTTP/"[: len(data)]):
-                    raise Broken("the answer is no HTTP")
+                    raise NoHttp("the answer is no HTTP")
                 self._head = data
                 return b""
             head, data, self._head = data[: end.start()], data[end.end() :], b""
             lines = head.split(b"\n")
             said = _STATUS.fullmatch(lines[0].rstrip(b"\r"))
             if said is None or end.start() > _LONGEST_HEAD:
-                raise Broken("the answer is no HTTP")
+                raise NoHttp("the answer is no HTTP")
             status = int(said[2])
             # 100 Continue and its like come before the answer.
             if status >= 200 or status == 101:

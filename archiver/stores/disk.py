@@ -2,7 +2,8 @@
 
 A file gets its name only when its bytes are on the disk: written under a temporary name beside it, fsynced, linked
 (``link(2)`` never replaces a file), and the folder fsynced. Many files go through these steps together: where the file
-system promises as much, one syncfs stands for all their fsyncs.
+system promises as much, one syncfs stands for all their fsyncs. What it can't do at all (SMB, FUSE, FAT: a hard link,
+the fsync of a folder) is no failure: another way is taken, and ``limits`` tells which.
 """
 
 # System calls by their names: their order is the promise, and path objects cost time on every put.
@@ -36,8 +37,12 @@ _DURABLE_LIMIT = 1_000
 FEW = 4
 _LONG = 3.0
 _WHILE = 600.0
-#: File systems without hard links (FAT, some network mounts).
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+#: How file systems say that they can't do something.
+_CANT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+#: The same of hard links: FAT, SMB servers of all ages, a project quota. A disk that failed refuses the rename too.
+_NO_LINKS = _CANT | {errno.EACCES, errno.EIO, errno.EMLINK, errno.EPERM, errno.EXDEV}
+#: And of the fsync of a folder, which may also be one that its owner does not let us read (that above the root).
+_NO_FOLDER_FSYNC = _CANT | {errno.EACCES, errno.EBADF, errno.EISDIR, errno.EPERM}
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +71,9 @@ class Disk:
         self.path = path
         #: Whether one syncfs does for many files, as far as known: the root is looked at with the first put.
         self.together = False
+        #: Until one was refused.
+        self._links = True
+        self._fsyncs = True
         self._durable: set[str] = set()
         #: The root without symbolic links, and which folder that was (device, inode).
         self._resolved: tuple[str, tuple[int, int]] | None = None
@@ -95,10 +103,25 @@ class Disk:
             _each(begun, _tidy)
             if disk is not None:
                 named = _all(named, lambda: self._syncfs(disk))
-            _each([file for file in named if file.alone], lambda file: _sync(file.folder))
+            _each([file for file in named if file.alone], _sync_folder)
         finally:
             if disk is not None:
                 os.close(disk)
+
+    def limits(self) -> list[str]:
+        """In words: what this file system can't do, as a file put before and the root show, and what follows."""
+        told = []
+        if not self._links:
+            told.append("takes no hard links: names are given by rename, after a look")
+        if not self._fsyncs:
+            told.append("can't fsync a file: a power cut may take what was put last")
+        if not _sync(self._root()):
+            told.append("can't fsync a folder: a power cut may take the newest names")
+        return [f"this file system {each}" for each in told]
+
+    def forget_limits(self) -> None:
+        """Try again what was refused."""
+        self._links = self._fsyncs = True
 
     def digest(self, key: str, expected: int | None = None) -> tuple[int, str]:
         """Length and SHA-256; the hash is left out where the length is not the expected one."""
@@ -157,6 +180,8 @@ class Disk:
 
     def demand_root(self) -> None:
         """Nothing is missing from a disk that is not there. Raises StoreRefused."""
+        if Path(self.path).exists() and not Path(self.path).is_dir():
+            raise StoreRefused(f"{self.path} is no folder; remove what lies there, or mount its disk")
         if not Path(os.path.realpath(self.path)).parent.is_dir():
             raise StoreRefused(
                 f"{self.path} does not exist, nor does the folder it lies in; make it, or mount its disk"
@@ -172,6 +197,8 @@ class Disk:
         known, now = self._resolved, (there.st_dev, there.st_ino)
         if known is None or known[1] != now:
             self._durable.clear()
+            if known is not None:
+                self.forget_limits()
             known = os.path.realpath(self.path), now
             self.together = stands_for_fsync(known[0])
             self._resolved = known
@@ -204,7 +231,7 @@ class Disk:
         # Below the root another disk may be mounted.
         file.alone = disk is None or os.fstat(disk).st_dev != os.fstat(file.descriptor).st_dev
         if file.alone:
-            os.fsync(file.descriptor)
+            self._fsync(file.descriptor)
             if disk is not None:
                 self._shared.sync(_above(file.folder))
 
@@ -214,9 +241,19 @@ class Disk:
         if time.monotonic() - began > _LONG:
             self._alone_until = time.monotonic() + _WHILE
 
+    def _fsync(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _CANT:
+                raise
+            self._fsyncs = False
+
     def _name(self, file: File) -> None:
         try:
-            _link(file.temporary, file.final)
+            if not self._links or not _link(file.temporary, file.final):
+                _rename(file.temporary, file.final)
+                self._links = False
         except FileExistsError:
             self._demand_same(file)
 
@@ -316,6 +353,10 @@ def _close(file: File) -> None:
         os.close(file.descriptor)
 
 
+def _sync_folder(file: File) -> None:
+    _sync(file.folder)
+
+
 def _tidy(file: File) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(file.temporary)
@@ -325,8 +366,8 @@ def _create(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
 
 
-def _link(temporary: str, final: str) -> None:
-    """Give the file its name. Raises FileExistsError where the name is taken."""
+def _link(temporary: str, final: str) -> bool:
+    """Give the file its name; False where there are no hard links. Raises FileExistsError where the name is taken."""
     try:
         os.link(temporary, final, follow_symlinks=False)
     except FileExistsError:
@@ -334,22 +375,37 @@ def _link(temporary: str, final: str) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Not atomic, but the best there is: two who rename here at once bring the same bytes (the key holds the hash).
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        os.rename(temporary, final)
+        return False
+    return True
+
+
+def _rename(temporary: str, final: str) -> None:
+    """The same without a link. Raises FileExistsError.
+
+    Not atomic, but the best there is: two who rename here at once bring the same bytes (the key holds the hash).
+    """
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.rename(temporary, final)
 
 
 def _open_folder(folder: str) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _sync(folder: str) -> None:
-    descriptor = _open_folder(folder)
+def _sync(folder: str) -> bool:
+    """False where this folder can't be fsynced at all."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = _open_folder(folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
+        return False
+    return True
 
 
 class SharedSync:

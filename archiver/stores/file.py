@@ -27,7 +27,7 @@ from ..model import CHUNK, Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from .apart import ROOM, Apart, Unavailable
-from .canary import canary_key, clear_canaries, of_the_store, prove
+from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .disk import FEW, Disk, File, readable
 from .folders import Entries, walk
 from .names import is_temporary
@@ -101,20 +101,33 @@ class FileStore:
             self._rest.cancel()
 
     async def check(self) -> str:
-        """Put, get, compare and delete a canary; clear away what killed processes left."""
+        """Put, get, compare, list and delete canaries, one with the name of a medium; clear away what was left."""
+        self._disk.forget_limits()
+        await self._rehearse(canary_key(self.options.prefix))
+        long = await rehearse_names(self.options.prefix, self._rehearse)
+        await clear_canaries(self, self.options.prefix)
+        notes = [f"{self.options.path}: put, get, compare and delete work"]
+        with contextlib.suppress(StoreError):
+            notes.append(f"{await self._run(0, lambda: shutil.disk_usage(self.options.path).free) / 1e9:.1f} GB free")
+        if removed := await self.remove_temporaries():
+            notes.append(f"{removed} stale temporary files removed")
+        notes += await self._run(0, self._disk.limits)
+        if long:
+            notes.append(long)
+        return "; ".join(notes)
+
+    async def _rehearse(self, key: str) -> None:
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = canary_key(self.options.prefix)
         with of_the_store():
             await self.put(key, body)
-        digest = await self._run(body.length, self._disk.digest, key)
-        await self.delete(key)
-        if digest != (body.length, body.sha256):
-            raise StoreDown("the canary came back with other bytes")
-        await clear_canaries(self, self.options.prefix)
-        removed = await self.remove_temporaries()
-        free = await self._run(0, lambda: shutil.disk_usage(self.options.path).free)
-        cleared = f"; {removed} stale temporary files removed" if removed else ""
-        return f"{self.options.path}: put, get, compare and delete work; {free / 1e9:.1f} GB free{cleared}"
+        try:
+            if await self._run(body.length, self._disk.digest, key) != (body.length, body.sha256):
+                raise StoreDown("the canary came back with other bytes")
+            if [receipt.key async for receipt in self.list(key)] != [key]:
+                raise StoreRefused("the folder does not show a file that was just put")
+        finally:
+            with contextlib.suppress(StoreDown):
+                await self.delete(key)
 
     async def alive(self) -> None:
         await prove(self, self.options.prefix)
@@ -251,6 +264,8 @@ class FileStore:
         if error.errno == errno.EROFS:
             return StoreDown(f"the disk under {self.options.path} is read-only ({said})")
         number = error.errno or 0
+        if number == errno.ENOTDIR and not self.options.path.is_dir():
+            return StoreRefused(f"{self.options.path} is no folder; remove what lies there, or mount its disk ({said})")
         if number in _OF_THE_FILE:
             return ObjectFailed(f"{error.filename or self.options.path}: {_OF_THE_FILE[number]} ({said})")
         if number in _OURS_TO_MEND:

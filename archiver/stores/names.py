@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+#: The second form is for servers that take no name with a leading dot, the third for those that take no such ending.
+TEMPORARIES = (".{}.tmp", "archiver-{}.tmp", "archiver-{}-tmp")
+_TEMPORARY = re.compile(r"(\.[0-9a-f]{16}\.tmp|archiver-[0-9a-f]{16}[.-]tmp)")
 
 
-def temporary_name() -> str:
-    """A hidden name for a file that is not whole yet; short, so that any legal name has room for it."""
-    return f".{secrets.token_hex(8)}.tmp"
+def temporary_name(form: str = TEMPORARIES[0]) -> str:
+    """A name for a file that is not whole yet, hidden where that may be; short, so that any legal name has room."""
+    return form.format(secrets.token_hex(8))
 
 
 def is_temporary(name: str) -> bool:

@@ -901,6 +901,9 @@ class _Rehearsal:
             notes.append(f"object lock on, {options.object_lock.mode} {options.object_lock.days} days")
             if self._store._keeps_lock is False:
                 notes.append("it drops the lock of a put: each is locked by a second request")
+            else:
+                # The first true put is looked at as well: its lock is another, and longer.
+                self._store._keeps_lock = None
         if options.storage_class is not None:
             notes.append(f"storage class {options.storage_class} is taken")
         if self._cold:

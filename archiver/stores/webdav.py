@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import random
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -26,14 +27,19 @@ from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
 from ..transport import Answer
-from .canary import canary_key, clear_canaries, of_the_store, prove
+from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
-from .names import fault_of, temporary_name
+from .names import TEMPORARIES, fault_of, temporary_name
 from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
 
 _XML_LIMIT = 512 << 20
 #: Folders known to exist; forgotten all at once, since each recording has one of its own.
 _KNOWN_LIMIT = 10_000
+#: In one header or several (RFC 9110, 11.6.1).
+_SCHEMES = re.compile(r"(?:^|,)\s*(Basic|Bearer|Digest|Negotiate|NTLM)\b", re.IGNORECASE)
+_WRITTEN = {200, 201, 204}
+#: What a name alone may bring.
+_REFUSED = {400, 403, 404, 405, 406, 409, 422, 451}
 _ASK = (
     b'<?xml version="1.0" encoding="utf-8"?>'
     b'<propfind xmlns="DAV:"><prop><resourcetype/><getcontentlength/></prop></propfind>'
@@ -70,6 +76,8 @@ class WebDavStore:
         self._base = options.url.rstrip("/") + "/"
         self._path = URL(self._base, encoded=True).raw_path
         self._known: set[str] = set()
+        #: The form of temporary names that this server takes; the first until one was refused.
+        self._form = TEMPORARIES[0]
         self._credentials: dict[str, str] = {}
         if options.username is not None and options.password is not None:
             login = f"{options.username}:{options.password.get_secret_value()}".encode()
@@ -82,37 +90,47 @@ class WebDavStore:
         await self._wire.close()
 
     async def check(self) -> str:
-        """Put, get, compare, list and delete a canary, and old ones."""
+        """Put, get, compare, list and delete canaries, one with the name of a medium, and old ones."""
+        await self._rehearse(canary_key(self.options.prefix), overwriting=True)
+        long = await rehearse_names(self.options.prefix, self._rehearse)
+        await clear_canaries(self, self.options.prefix)
+        notes = [f"{self.options.url}: put, get, list, compare and delete work"]
+        notes.append("read back and hashed" if self.options.read_back else "only the size is read back")
+        if self._form != TEMPORARIES[0]:
+            notes.append(f"it takes no name with a leading dot: uploads begin as {self._form.format('…')}")
+        if long:
+            notes.append(long)
+        if not self.options.verify_tls:
+            notes.append("TLS is NOT verified")
+        return "; ".join(notes)
+
+    async def _rehearse(self, key: str, *, overwriting: bool = False) -> None:
         body = Body.of(b"archiver canary " + secrets.token_bytes(32))
-        key = canary_key(self.options.prefix)
         with of_the_store():
             await self.put(key, body)
         try:
             if await self._digest(key) != (body.length, body.sha256):
                 raise StoreDown("the canary came back with other bytes")
+            if overwriting and await self._move(await self._upload(key, body), key) is None:
+                raise StoreRefused("the server overwrites in spite of Overwrite: F (RFC 4918, 10.6)")
             if [receipt.key async for receipt in self.list(key)] != [key]:
                 raise StoreRefused("PROPFIND does not show a file that was just put")
-            if await self._move(await self._upload(key, body), key):
-                raise StoreRefused("the server overwrites in spite of Overwrite: F (RFC 4918, 10.6)")
         finally:
             with contextlib.suppress(StoreDown):
                 await self.delete(key)
-        await clear_canaries(self, self.options.prefix)
-        how = "read back and hashed" if self.options.read_back else "only the size is read back"
-        tls = "" if self.options.verify_tls else "; TLS is NOT verified"
-        return f"{self.options.url}: put, get, list, compare and delete work; {how}{tls}"
 
     async def alive(self) -> None:
         await prove(self, self.options.prefix)
 
     async def put(self, key: str, body: Body) -> Receipt:
-        temporary = await self._upload(key, body)
-        if not await self._move(temporary, key):
+        refused = await self._move(await self._upload(key, body), key)
+        if refused is not None:
+            # However it said so (412 by the book): the name may be taken, or the upload moved by the try before.
             there = await self._length(key)
             if there is None:
                 if await self._is_folder(key):
                     raise ObjectFailed(f"a folder lies under the name {key}")
-                raise StoreDown(f"{key} can't be given its name; the upload or its folder is gone")
+                raise refused
             if there != body.length or await self._digest(key) != (body.length, body.sha256):
                 raise StoreConflict(f"{key} holds other bytes ({there} of them) and is not overwritten")
         return Receipt(key=key, size=body.length, sha256=body.sha256 if self.options.read_back else None)
@@ -142,8 +160,8 @@ class WebDavStore:
         if fault := fault_of(key):
             raise ObjectFailed(f"the key {key!r} {fault}")
         folder = key[: key.rfind("/") + 1]
-        temporary = folder + temporary_name()
         await self._make(folder)
+        temporary = folder + temporary_name(self._form)
         try:
             status = await self._send(temporary, body)
             if status in {404, 409}:
@@ -151,8 +169,12 @@ class WebDavStore:
                 self._known.clear()
                 await self._make(folder)
                 status = await self._send(temporary, body)
-            if status not in {200, 201, 204}:
-                raise _wrong(status, f"can't put {key}")
+            # Perhaps the name was refused, not the bytes.
+            if status in _REFUSED and (other := await self._other_form(folder)):
+                temporary = other
+                status = await self._send(temporary, body)
+            if status not in _WRITTEN:
+                raise _wrong(status, f"can't put {temporary} (the temporary name of {key})")
             if self.options.read_back:
                 whole = await self._digest(temporary) == (body.length, body.sha256)
             else:
@@ -164,24 +186,42 @@ class WebDavStore:
             raise
         return temporary
 
+    async def _other_form(self, folder: str) -> str | None:
+        """A temporary name of another form, where files without bytes show that it is taken and ours is not."""
+        if self._form != TEMPORARIES[0]:
+            return None
+        for form in TEMPORARIES:
+            temporary = folder + temporary_name(form)
+            if await self._send(temporary, Body.of(b"")) in _WRITTEN:
+                if form != self._form:
+                    self._form = form
+                    return temporary
+                # It was not the name.
+                await self._discard(temporary)
+                break
+        return None
+
     async def _send(self, temporary: str, body: Body) -> int:
         headers = {"Content-Type": "application/octet-stream"}
         async with self._ask("PUT", temporary, headers, Upload(body)) as response:
             return response.status
 
-    async def _move(self, temporary: str, key: str) -> bool:
-        """Give the upload its name; False where the name is taken, or the upload gone (moved by the try before)."""
+    async def _move(self, temporary: str, key: str) -> StoreError | None:
+        """Give the upload its name; what the server had against that is returned where it may be that it is taken."""
         try:
             status = await self._patiently(lambda: self._move_once(temporary, key))
         except BaseException:
             await self._discard(temporary)
             raise
         if status in {201, 204}:
-            return True
+            return None
         await self._discard(temporary)
-        if status not in {404, 409, 412}:
-            raise _wrong(status, f"can't give {key} its name")
-        return False
+        if status in {404, 409}:
+            return StoreDown(f"{key} can't be given its name; the upload or its folder is gone")
+        error = _wrong(status, f"can't give {key} its name")
+        if status < 400 or status in {408, 423, 429} or status >= 500:
+            raise error
+        return error
 
     async def _move_once(self, temporary: str, key: str) -> int:
         headers = {"Destination": self._url(key), "Overwrite": "F"}
@@ -239,7 +279,7 @@ class WebDavStore:
                     raise ObjectFailed(f"a file lies where the folder {above} should be")
 
     async def _is_folder(self, folder: str) -> bool:
-        async with self._ask("PROPFIND", folder, {"Depth": "0"}, _ASK) as response:
+        async with self._propfind(folder, 0) as response:
             return response.status == 207 and any(is_folder for _, _, is_folder in await _read(response))
 
     async def _digest(self, key: str) -> tuple[int, str]:
@@ -251,7 +291,7 @@ class WebDavStore:
         return digest.length, digest.sha256
 
     async def _length(self, key: str) -> int | None:
-        async with self._ask("PROPFIND", key, {"Depth": "0"}, _ASK) as response:
+        async with self._propfind(key, 0) as response:
             if response.status == 404:
                 return None
             _demand(response, {207}, f"can't look at {key}")
@@ -262,25 +302,50 @@ class WebDavStore:
         return sizes[0] if sizes else None
 
     async def _entries(self, folder: str) -> Entries:
-        async with self._ask("PROPFIND", folder, {"Depth": "1"}, _ASK) as response:
+        async with self._propfind(folder, 1) as response:
             if response.status == 404:
                 return ()
             _demand(response, {207}, f"can't list {folder or 'the collection'}")
             found = await _read(response)
-        here = unquote(urlsplit(self._url(folder)).path)
+        paths = [(_path(href), size, is_folder) for href, size, is_folder in found]
+        here = await self._path_of(folder, {path.rstrip("/") + "/" for path, _, _ in paths})
         entries: dict[str, int | None] = {}
-        for href, size, is_folder in found:
-            path = unquote(urlsplit(href).path)
+        for path, size, is_folder in paths:
             name = path.removeprefix(here).removesuffix("/")
-            # The folder itself is in its own listing; whatever else lies elsewhere was not asked for.
+            # Whatever lies elsewhere was not asked for.
             if path.startswith(here) and name and "/" not in name and name not in {".", ".."}:
                 if size is None and not is_folder:
                     raise StoreDown(f"the server does not tell the size of {folder}{name}")
                 entries[name] = None if is_folder else size
         return entries.items()
 
+    async def _path_of(self, folder: str, listed: set[str]) -> str:
+        """The path that a folder's listing gives the folder itself, which must be in it (RFC 4918, 9.1).
+
+        A proxy may have moved the root: then the folder alone is asked for. Raises StoreDown.
+        """
+        asked = _path(self._url(folder))
+        if asked in listed:
+            return asked
+        async with self._propfind(folder, 0) as response:
+            found = await _read(response) if response.status == 207 else []
+        own = {_path(href).rstrip("/") + "/" for href, _, is_folder in found if is_folder}
+        if len(own) != 1 or not own <= listed:
+            raise StoreDown(
+                f"the listing of {folder or 'the collection'} does not hold the folder itself: is url right, "
+                "and does a proxy rewrite its paths?"
+            )
+        return own.pop()
+
     def _url(self, key: str) -> str:
         return self._base + quote(key, safe="/~")
+
+    @asynccontextmanager
+    async def _propfind(self, key: str, depth: int) -> AsyncIterator[Answer]:
+        # RFC 4918, 8.2: some servers and firewalls refuse a body without its type.
+        headers = {"Depth": str(depth), "Content-Type": "application/xml; charset=utf-8"}
+        async with self._ask("PROPFIND", key, headers, _ASK) as response:
+            yield response
 
     @asynccontextmanager
     async def _ask(
@@ -288,11 +353,29 @@ class WebDavStore:
     ) -> AsyncIterator[Answer]:
         sent = {**self._credentials, **(headers or {})}
         async with self._wire.request(method, self._path + quote(key, safe="/~"), sent, data) as response:
+            if response.status == 401:
+                raise StoreRefused(self._unwelcome(response))
             yield response
             if response.status >= 400:
                 # Read to its end, so that the connection can be used again.
                 with contextlib.suppress(StoreDown):
                     await limited(response, 1 << 16)
+
+    def _unwelcome(self, response: Answer) -> str:
+        told = ",".join(response.headers.getall("WWW-Authenticate", []))
+        schemes = {scheme.capitalize() for scheme in _SCHEMES.findall(told)}
+        if schemes and "Basic" not in schemes:
+            return (
+                f"the server answered 401: this server offers only {' and '.join(sorted(schemes))}, "
+                "and archiver logs in with Basic; let it offer Basic here (over https)"
+            )
+        if not self._credentials:
+            return "the server answered 401: it wants a log-in; set username and password"
+        return "the server answered 401; check username and password"
+
+
+def _path(address: str) -> str:
+    return unquote(urlsplit(address).path)
 
 
 def _demand(response: Answer, wanted: set[int], what: str) -> None:
@@ -302,7 +385,6 @@ def _demand(response: Answer, wanted: set[int], what: str) -> None:
 
 def _wrong(status: int, what: str) -> StoreError:
     remedy = {
-        401: "; check username and password",
         403: "; allow the account to read, write, make folders, move and delete here",
         405: "; is url a WebDAV collection?",
         413: "; the server takes no file that large",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree  # no DTD gets in, see read_xml
@@ -21,11 +21,13 @@ from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefuse
 from ..model import CHUNK, Body
 from ..options import StoreOptions
 from ..ports import Sink
-from ..transport import Answer, Cut, NoConnection, Origin, Transport
+from ..transport import Answer, Cut, NoConnection, Origin, Transport, hint
 
 #: Shorter than the 5 s after which Apache closes an idle connection under the next request.
 _KEEP_ALIVE = 4.0
 _CONNECT = 10.0
+#: What Apache, nginx and Go say to plain HTTP on a port for TLS.
+_WANTS_TLS = re.compile(rb"(?i)plain HTTP request|speaking plain HTTP|HTTP request to an HTTPS server")
 
 
 class HttpOptions(StoreOptions):
@@ -119,17 +121,33 @@ class Wire:
         Raises StoreDown where the server can't be reached or stalls, StoreRefused for a redirect or a
         certificate that does not hold.
         """
-        with translated(self._origin, self._options.timeout):
+        with translated(self._origin, self._options):
             transport = self._transport or await self._open()
             async with await transport.send(method, self._origin, target, headers, data) as answer:
                 if 300 <= answer.status < 400 and "Location" in answer.headers:
-                    if answer.headers["Location"].partition("?")[0].endswith(f"{target}/"):
+                    if self._leads_to(answer) == self._url.join(URL(f"{target}/", encoded=True)):
                         raise ObjectFailed("a folder lies under that name")
                     raise StoreRefused(
                         f"it redirects to {self._elsewhere(answer)} ({answer.status}); nothing is sent there: "
                         "if that is the right server, put its address into the config"
                     )
+                if answer.status == 407:
+                    raise StoreRefused(
+                        "a proxy in between wants a log-in (407); archiver knows none: let it through to the server"
+                    )
+                if answer.status == 400 and self._origin.scheme == "http":
+                    await self._demand_http(answer)
                 yield answer
+
+    async def _demand_http(self, answer: Answer) -> None:
+        """Servers of TLS answer plain HTTP with a page of their own. Raises StoreRefused."""
+        if "xml" in answer.headers.get("Content-Type", ""):
+            return
+        with contextlib.suppress(StoreDown):
+            if _WANTS_TLS.search(await limited(answer, 1 << 16)):
+                raise StoreRefused(
+                    f"port {self._origin.port} speaks https only (400): write https:// in the config, or another port"
+                )
 
     async def receive(self, answer: Answer, into: Sink) -> int:
         """The body of an answer into a sink; returns its length. Raises StoreDown where it was cut."""
@@ -164,15 +182,19 @@ class Wire:
                 )
             return self._transport
 
-    def _elsewhere(self, answer: Answer) -> str:
+    def _leads_to(self, answer: Answer) -> URL | None:
         try:
-            return str(self._url.join(URL(answer.headers["Location"])).origin())
+            return self._url.join(URL(answer.headers["Location"], encoded=True))
         except (KeyError, ValueError):
-            return "an unknown place"
+            return None
+
+    def _elsewhere(self, answer: Answer) -> str:
+        there = self._leads_to(answer)
+        return str(there.origin()) if there is not None and there.host else "an unknown place"
 
 
 @contextmanager
-def translated(origin: Origin, timeout: timedelta) -> Iterator[None]:
+def translated(origin: Origin, options: HttpOptions) -> Iterator[None]:
     """What goes wrong on the wire, as a StoreError that names the server and never a header or a query."""
     at = f"{origin.host}:{origin.port}"
     try:
@@ -180,17 +202,30 @@ def translated(origin: Origin, timeout: timedelta) -> Iterator[None]:
     except StoreError:
         raise
     except ssl.SSLError as error:
-        raise StoreRefused(
-            f"TLS with {at} failed ({_reason(error)}); set ca_file to the certificate of its issuer"
-        ) from None
+        remedy = hint(error, origin) or _remedy(error, options.ca_file)
+        raise StoreRefused(f"TLS with {at} failed ({_reason(error)}); {remedy}") from None
     except NoConnection as error:
-        raise StoreDown(f"can't connect to {at}: {_reason(error)}") from None
+        text = f"can't connect to {at}: {_reason(error)}"
+        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
     except TimeoutError:
-        raise StoreDown(f"{at} made no progress for {timeout.total_seconds():g} s") from None
+        raise StoreDown(f"{at} made no progress for {options.timeout.total_seconds():g} s") from None
     except OSError as error:
-        raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+        text = f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})"
+        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
     except ValueError:
         raise StoreDown(f"{at} answered something that is no HTTP") from None
+
+
+def _remedy(error: ssl.SSLError, ca_file: Path | None) -> str:
+    """OpenSSL's numbers (openssl/x509_vfy.h): 9 not valid yet, 10 expired, 62 and 64 another name or address."""
+    code = getattr(error, "verify_code", None)
+    if code in {9, 10}:
+        return "renew its certificate, or set this clock right"
+    if code in {62, 64}:
+        return "the config must name the host as its certificate does"
+    if ca_file is not None:
+        return f"ca_file {ca_file} does not hold the certificate of its issuer"
+    return "set ca_file to the certificate of its issuer"
 
 
 def failure(status: int, what: str) -> StoreError:

@@ -13,12 +13,14 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreMissing, StoreRefused
+from ..layout import media_key
 from ..model import Body, Receipt
 from ..ports import Store
 
@@ -247,6 +249,16 @@ class StoreContract:
         if told.sha256 is not None:
             assert told.sha256 == hashlib.sha256(await read(store, key)).hexdigest()
         return told.sha256
+
+    async def test_a_key_like_that_of_a_medium_comes_back_as_it_was(self, store: Store, under: str) -> None:
+        odd = "a:b c~é+d/" + "x" * 200
+        key = media_key(under, "hq", datetime(2024, 5, 17, tzinfo=UTC), odd, odd, "0" * 64, "wav")
+        await store.put(key, Body.of(b"RIFF"))
+        assert await keys(store, under) == [key]
+        assert await read(store, key) == b"RIFF"
+        there = await store.stat(key)
+        assert there is not None
+        assert there.size == 4
 
     async def test_keys_that_differ_only_in_encoding_are_two(self, store: Store, under: str) -> None:
         await store.put(f"{under}a%2Fb", Body.of(b"encoded once"))

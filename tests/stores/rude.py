@@ -229,37 +229,73 @@ class RudeDav(Rude):
         self.folders = {"/"}
         #: A document to answer every PROPFIND with.
         self.multistatus: str | None = None
+        #: Names that it takes.
+        self.takes: Callable[[str], bool] = lambda name: True
+        #: The name under which something is kept.
+        self.named: Callable[[str], str] = lambda path: path
+        #: As a proxy that moves the root shows it.
+        self.shown: Callable[[str], str] = lambda path: path
+        #: Folders are in their own listings.
+        self.lists_itself = True
+        #: What it answers to a MOVE on a name that is taken.
+        self.on_taken = 412
 
     async def answer(self, request, path, body):
+        path = self.named(path)
+        if request.method == "PROPFIND" and "xml" not in request.headers.get("Content-Type", ""):
+            return web.Response(status=415)
+        if request.method in {"PUT", "MKCOL"} and not self.takes(unquote(path.rstrip("/").rpartition("/")[2])):
+            return web.Response(status=403)
         match request.method:
             case "MKCOL":
-                if path in self.folders:
-                    return web.Response(status=405)
-                if path.rstrip("/").rpartition("/")[0] + "/" not in self.folders:
-                    return web.Response(status=409)
-                self.folders.add(path)
-                return web.Response(status=201)
+                return web.Response(status=self.make(path))
             case "PUT":
                 if path.rpartition("/")[0] + "/" not in self.folders:
                     return web.Response(status=409)
                 self.keep(path, body)
                 return web.Response(status=201)
             case "MOVE" if path in self.objects:
-                to = "/" + request.headers["Destination"].split("/", 3)[3]
-                if to in self.objects:
-                    return web.Response(status=412)
+                to = self.named("/" + request.headers["Destination"].split("/", 3)[3])
+                if not self.takes(unquote(to.rpartition("/")[2])):
+                    return web.Response(status=403)
+                if to in self.objects or f"{to}/" in self.folders:
+                    return web.Response(status=self.on_taken)
                 self.objects[to] = self.objects.pop(path)
                 return web.Response(status=201)
-            case "PROPFIND" if self.multistatus is not None or path in self.objects:
-                text = self.multistatus or (
-                    f'<D:multistatus xmlns:D="DAV:"><D:response><D:href>{path}</D:href><D:propstat><D:prop>'
-                    f"<D:resourcetype/><D:getcontentlength>{len(self.objects[path])}</D:getcontentlength>"
-                    "</D:prop></D:propstat></D:response></D:multistatus>"
-                )
-                return web.Response(status=207, text=text, content_type="application/xml")
+            case "PROPFIND":
+                return self.found(path, request.headers["Depth"])
             case "GET" if path in self.objects:
                 return await self.send(request, self.objects[path])
             case "DELETE" if path in self.objects:
                 del self.objects[path]
                 return web.Response(status=204)
         return web.Response(status=404)
+
+    def make(self, path):
+        if path in self.folders:
+            return 405
+        if path.rstrip("/").rpartition("/")[0] + "/" not in self.folders:
+            return 409
+        self.folders.add(path)
+        return 201
+
+    def found(self, path, depth):
+        if self.multistatus is not None:
+            return web.Response(status=207, text=self.multistatus, content_type="application/xml")
+        if path in self.objects:
+            listed = [path]
+        elif (folder := path.rstrip("/") + "/") in self.folders:
+            below = [at for at in (*self.folders, *self.objects) if at != folder and at.startswith(folder)]
+            below = [at for at in below if "/" not in at[len(folder) :].rstrip("/")]
+            listed = [folder] * (self.lists_itself or depth == "0") + below * (depth == "1")
+        else:
+            return web.Response(status=404)
+        text = "".join(map(self.entry, listed))
+        text = f'<D:multistatus xmlns:D="DAV:">{text}</D:multistatus>'
+        return web.Response(status=207, text=text, content_type="application/xml")
+
+    def entry(self, path):
+        kind = "<D:resourcetype><D:collection/></D:resourcetype>" if path in self.folders else "<D:resourcetype/>"
+        size = f"<D:getcontentlength>{len(self.objects[path])}</D:getcontentlength>" if path in self.objects else ""
+        href = f"<D:href>{self.shown(path)}</D:href>"
+        return f"<D:response>{href}<D:propstat><D:prop>{kind}{size}</D:prop></D:propstat></D:response>"

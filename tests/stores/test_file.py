@@ -1,6 +1,7 @@
 """The file store: the contract, and what disks and hostile keys do."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -219,17 +220,139 @@ async def test_a_folder_that_vanished_is_made_again(store, tmp_path):
     assert await keys(store, "") == ["a/c"]
 
 
-async def test_without_hard_links_the_file_is_renamed_but_never_over_another(store, monkeypatch):
+@pytest.mark.parametrize(
+    "number",
+    [errno.EPERM, errno.EACCES, errno.EIO, errno.EINVAL, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK],
+    ids=errno.errorcode.get,
+)
+async def test_without_hard_links_the_file_is_renamed_but_never_over_another(store, monkeypatch, number):
+    tried = []
+
     def unsupported(*_, **__):
-        raise OSError(errno.EPERM, "Operation not permitted")
+        tried.append(number)
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", unsupported)
     await store.put("a/b", Body.of(b"x"))
     await store.put("a/b", Body.of(b"x"))
+    await store.put("a/c", Body.of(b"x"))
     with pytest.raises(StoreConflict):
         await store.put("a/b", Body.of(b"y"))
     assert await read(store, "a/b") == b"x"
-    assert [path.name for path in (store.options.path / "a").iterdir()] == ["b"]
+    assert sorted(path.name for path in (store.options.path / "a").iterdir()) == ["b", "c"]
+    assert len(tried) == 1
+    assert "this file system takes no hard links" in await store.check()
+    monkeypatch.undo()
+    assert "hard links" not in await store.check()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF], ids=errno.errorcode.get)
+async def test_a_folder_that_can_not_be_fsynced_is_no_failure(store, monkeypatch, number):
+    fsync = os.fsync
+
+    def unsupported(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    await store.put("a/b", Body.of(b"x"))
+    await store.put("a/b", Body.of(b"x"))
+    assert await read(store, "a/b") == b"x"
+    assert "this file system can't fsync a folder" in await store.check()
+    await store.delete("a/b")
+    monkeypatch.undo()
+    assert "fsync" not in await store.check()
+
+
+async def test_a_file_that_can_not_be_fsynced_is_no_failure_and_is_told(store, monkeypatch):
+    def unsupported(_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    await store.put("a/b", Body.of(b"x"))
+    assert "can't fsync a file" in await store.check()
+
+
+@pytest.mark.parametrize("which", [stat.S_ISDIR, stat.S_ISREG], ids=["folder", "file"])
+async def test_an_fsync_that_fails_is_a_failure(store, monkeypatch, which):
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if which(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StoreDown, match="failed"):
+        await store.put("a/b", Body.of(b"x"))
+
+
+async def test_a_root_below_a_folder_that_we_may_not_read_is_fine(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (tmp_path / "closed/store").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o300)
+    store = a_store(tmp_path / "closed/store")
+    await store.put("a/b", Body.of(b"x"))
+    await store.close()
+    (tmp_path / "closed").chmod(0o700)
+
+
+async def test_names_that_the_file_system_mishandles_fail_the_check(store, monkeypatch):
+    listed = os.scandir
+
+    class Entry:
+        def __init__(self, entry):
+            self.name, self.is_dir, self.is_file, self.stat = (
+                entry.name.replace("%3A", ":"), entry.is_dir, entry.is_file, entry.stat,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def other(path):
+        with listed(path) as found:
+            yield map(Entry, found)
+
+    monkeypatch.setattr(os, "scandir", other)
+    with pytest.raises(StoreRefused, match="names like those of recordings"):
+        await store.check()
+    await store.alive()
+
+
+async def test_a_file_system_of_short_names_is_warned_of_and_used(store, monkeypatch):
+    link = os.link
+
+    def short(source, target, **how):
+        if len(Path(target).name) > 143:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        link(source, target, **how)
+
+    monkeypatch.setattr(os, "link", short)
+    assert "WARNING: takes no names of 167 letters" in await store.check()
+    await store.put("a/b", Body.of(b"x"))
+    assert await keys(store, "") == ["a/b"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount anything here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_really_full_disk_is_full_and_keeps_what_it_had(small_disk):
+    store = a_store(small_disk / "store")
+    await store.put("a/small", Body.of(b"x" * 50_000))
+    with pytest.raises(StoreFull):
+        await store.put("a/large", Body.of(b"x" * 500_000))
+    await store.alive()
+    assert await keys(store, "") == ["a/small"]
+    await store.close()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +418,23 @@ async def test_a_root_whose_parent_is_missing_is_refused(tmp_path):
         await store.stat("a/b")
     await store.close()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_in_the_place_of_the_root_is_the_store_s_trouble_and_nothing_is_missing(store, tmp_path):
+    await store.put("a/b", Body.of(b"x"))
+    (tmp_path / "store").rename(tmp_path / "aside")
+    (tmp_path / "store").write_bytes(b"")
+    for use in (
+        store.put("a/b", Body.of(b"x")),
+        store.put("c", Body.of(b"x")),
+        store.stat("a/b"),
+        read(store, "a/b"),
+        keys(store, ""),
+        store.check(),
+        store.alive(),
+    ):
+        with pytest.raises(StoreRefused, match="is no folder"):
+            await use
 
 
 async def test_what_is_no_regular_file_is_not_read(store, tmp_path):

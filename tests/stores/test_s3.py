@@ -386,8 +386,7 @@ async def rude(*, changes=None, **how):
             endpoint_url=server.url,
             access_key_id="key-id",
             secret_access_key="secret-key",
-            timeout="300ms",
-            **({"multipart_threshold": "5GiB"} | (changes or {})),
+            **({"timeout": "300ms", "multipart_threshold": "5GiB"} | (changes or {})),
         )
         store = S3Store("main", options)
         yield server, store
@@ -822,7 +821,7 @@ async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
 
         server.answer = short
         said = await store.check()
-        assert "NO NAMES of 167 letters" in said
+        assert "no names of 167 letters" in said
         await all_of_it(server, store, said)
 
 
@@ -844,3 +843,21 @@ async def test_in_a_bucket_with_versions_nothing_stays_of_a_canary(seaweed):
     client.close()
     await store.close()
     assert (left.get("Versions", []), left.get("DeleteMarkers", [])) == ([], [])
+
+
+async def test_a_lock_that_a_server_cuts_short_is_found_though_the_canary_s_was_short_enough():
+    async with rude(changes={"object_lock": {"mode": "COMPLIANCE", "days": 700}}) as (server, store):
+        kept = server.told
+
+        def cut(request, how):
+            about = kept(request, how)
+            if "x-amz-object-lock-mode" in about:
+                about["x-amz-object-lock-retain-until-date"] = (
+                    f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+                )
+            return about
+
+        server.told = cut
+        await store.check()
+        await store.put("a/b", Body.of(b"x"))
+        assert await store.lock_problem("a/b", datetime.now(UTC)) is None

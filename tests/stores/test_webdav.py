@@ -5,9 +5,11 @@ import secrets
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
+from urllib.parse import unquote
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from pydantic import ValidationError
 
 from archiver.errors import ObjectFailed, StoreConflict, StoreDown, StoreFull, StoreMissing, StoreRefused
@@ -223,15 +225,6 @@ async def test_a_server_that_overwrites_in_spite_of_us_fails_the_check(monkeypat
         async def overwriting(request, path, body):
             if request.method == "MOVE":
                 server.objects.pop("/" + request.headers["Destination"].split("/", 3)[3], None)
-            if request.method == "PROPFIND":
-                server.multistatus = (
-                    "<D:multistatus xmlns:D='DAV:'>"
-                    + "".join(
-                        f"<D:response><D:href>{key}</D:href><D:getcontentlength>1</D:getcontentlength></D:response>"
-                        for key in server.objects
-                    )
-                    + "</D:multistatus>"
-                )
             return await answer(request, path, body)
 
         monkeypatch.setattr(server, "answer", overwriting)
@@ -393,3 +386,232 @@ async def test_another_who_took_the_name_first_is_compared(monkeypatch):
         with pytest.raises(StoreConflict):
             await store.put("a/b", Body.of(b"diff"))
         assert server.objects == {"/a/b": b"same"}
+
+
+async def all_of_it(server, store):
+    """A store proved like that keeps what it is given, and nothing else."""
+    assert server.objects == {}
+    for _ in range(2):
+        await store.put("a/b", Body.of(b"x"))
+    with pytest.raises(StoreConflict):
+        await store.put("a/b", Body.of(b"y"))
+    assert await keys(store, "") == ["a/b"]
+    assert await read(store, "a/b") == b"x"
+    await store.alive()
+    assert server.objects == {"/a/b": b"x"}
+
+
+async def test_check_leaves_nothing():
+    async with rude() as (server, store):
+        said = await store.check()
+        assert "WARNING" not in said
+        await all_of_it(server, store)
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [
+        lambda name: not name.startswith("."),
+        lambda name: not name.startswith(".") and not name.endswith(".tmp"),
+        lambda name: not name.endswith(".tmp"),
+    ],
+    ids=["no leading dot", "neither", "no such ending"],
+)
+async def test_where_temporary_names_are_refused_another_form_is_found_once_and_kept(takes):
+    async with rude() as (server, store):
+        server.takes = takes
+        said = await store.check()
+        assert "uploads begin as archiver-" in said
+        await all_of_it(server, store)
+        server.requests.clear()
+        await store.put("a/c", Body.of(b"x"))
+        assert [method for method, _ in server.requests] == ["PUT", "GET", "MOVE"]
+        # What a killed process left of them is not listed.
+        server.objects |= {"/a/archiver-0123456789abcdef.tmp": b"half", "/a/archiver-0123456789abcdef-tmp": b"half"}
+        assert await keys(store, "") == ["a/b", "a/c"]
+
+
+async def test_a_temporary_name_that_is_refused_is_the_one_that_is_named():
+    async with rude() as (server, store):
+        await store.put("a/warm", Body.of(b"x"))
+        server.takes = lambda name: not name.endswith("tmp")
+        with pytest.raises(StoreRefused, match=r"can't put a/\.[0-9a-f]{16}\.tmp \(the temporary name of a/b\)"):
+            await store.put("a/b", Body.of(b"x"))
+        assert set(server.objects) == {"/a/warm"}
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 409, 412, 422])
+async def test_however_a_move_is_refused_the_key_is_looked_at(status):
+    async with rude() as (server, store):
+        server.on_taken = status
+        await store.check()
+        await all_of_it(server, store)
+        server.folders.add("/a/folder/")
+        with pytest.raises(ObjectFailed, match="a folder lies under"):
+            await store.put("a/folder", Body.of(b"x"))
+        # Nothing there: what the server said.
+        answer = server.answer
+
+        async def refusing(request, path, body):
+            if request.method == "MOVE":
+                return type(await answer(request, "/none", b""))(status=status)
+            return await answer(request, path, body)
+
+        server.answer = refusing
+        with pytest.raises((StoreRefused, StoreDown), match="its name"):
+            await store.put("a/new", Body.of(b"x"))
+        assert set(server.objects) == {"/a/b"}
+
+
+@pytest.mark.parametrize("below", ["", "calls/of%20hq/"])
+@pytest.mark.parametrize("root", ["/", "/internal/dav/"])
+async def test_a_listing_whose_root_a_proxy_moved_is_read_all_the_same(below, root):
+    async with rude() as (server, store):
+        await store.close()
+        store = a_store(url=server.url + below, timeout="2s")
+        server.folders |= {"/calls/", "/calls/of%20hq/"}
+        server.shown = lambda path: root + path.removeprefix(f"/{below}")
+        await store.check()
+        for key in ("a/b", "a/c/d", "e"):
+            await store.put(key, Body.of(b"x"))
+        assert await keys(store, "a/") == ["a/b", "a/c/d"]
+        assert await keys(store, "") == ["a/b", "a/c/d", "e"] if below else sorted(["a/b", "a/c/d", "e"])
+        await store.close()
+
+
+async def test_a_listing_without_the_folder_itself_is_no_empty_folder():
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"x"))
+        # One that a proxy moved, and one whose entries all lie elsewhere.
+        server.lists_itself, server.shown = False, lambda path: f"/moved{path}"
+        with pytest.raises(StoreDown, match="does not hold the folder itself"):
+            await keys(store, "")
+        server.multistatus = "<multistatus xmlns='DAV:'></multistatus>"
+        with pytest.raises(StoreDown, match="does not hold the folder itself"):
+            await keys(store, "")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [lambda path: path.replace("%253A", ":"), lambda path: path.replace("%2520", "%20"), unquote],
+    ids=["colon", "space", "twice"],
+)
+async def test_a_server_that_mishandles_names_like_those_of_recordings_fails_the_check(named):
+    async with rude() as (server, store):
+        server.named = named
+        with pytest.raises(StoreRefused, match="names like those of recordings"):
+            await store.check()
+        await store.alive()
+
+
+async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
+    async with rude() as (server, store):
+        server.takes = lambda name: len(name) < 150
+        assert "WARNING: takes no names of 167 letters" in await store.check()
+        await all_of_it(server, store)
+
+
+@pytest.mark.parametrize(
+    ("challenges", "expected"),
+    [
+        (["Digest realm=a, nonce=b, qop=auth"], "only Digest"),
+        (["Negotiate", "NTLM"], "only Negotiate and Ntlm"),
+        (["Negotiate, digest realm=a"], "only Digest and Negotiate"),
+        (["Digest realm=a", "Basic realm=b"], "check username and password"),
+        (['Digest realm="a", basic realm="b"'], "check username and password"),
+        ([], "check username and password"),
+    ],
+    ids=str,
+)
+async def test_what_a_server_offers_for_a_log_in_is_told(challenges, expected):
+    async with rude() as (server, store):
+
+        async def unwelcome(request, path, body):
+            return web.Response(status=401, headers=[("WWW-Authenticate", told) for told in challenges])
+
+        server.answer = unwelcome
+        for use in (store.check(), store.put("a/b", Body.of(b"x")), read(store, "a/b"), keys(store, "")):
+            with pytest.raises(StoreRefused, match=expected):
+                await use
+
+
+async def test_without_a_log_in_one_that_is_wanted_is_told():
+    async with rude(username=None, password=None) as (server, store):
+        server.next = [401]
+        with pytest.raises(StoreRefused, match="set username and password"):
+            await store.stat("a/b")
+
+
+async def test_a_proxy_in_between_is_named():
+    async with rude() as (server, store):
+        server.next = [407]
+        with pytest.raises(StoreRefused, match="a proxy in between wants a log-in"):
+            await store.stat("a/b")
+
+
+async def test_https_to_a_port_that_speaks_http_is_told():
+    async with rude() as (server, _):
+        store = a_store(url=server.url.replace("http:", "https:"), timeout="2s")
+        with pytest.raises(StoreRefused, match="speaks no TLS: write http://"):
+            await store.stat("a/b")
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+        b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nThe plain HTTP request was sent to HTTPS port",
+    ],
+    ids=["an alert", "Go", "nginx"],
+)
+async def test_http_to_a_port_that_speaks_https_is_told(answer):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        store = a_store(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="2s")
+        with pytest.raises((StoreRefused, StoreDown), match="write https:// in the config"):
+            await store.stat("a/b")
+        await store.close()
+
+
+async def test_a_proxy_that_is_not_used_is_told(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
+    (port,) = servers.free_ports(1)
+    store = a_store(url=f"http://127.0.0.1:{port}/", timeout="2s")
+    with pytest.raises(StoreDown, match="does not use the proxy that HTTPS_PROXY names"):
+        await store.stat("a/b")
+    await store.close()
+
+
+async def test_a_folder_under_the_name_of_a_file_is_of_no_concern_to_others(store, apache):
+    await store.put("folders/a", Body.of(b"x"))
+    (apache.files / "folders/b").mkdir()
+    with pytest.raises(ObjectFailed, match="a folder lies under"):
+        await store.put("folders/b", Body.of(b"x"))
+    with pytest.raises(ObjectFailed):
+        await read(store, "folders/b")
+    assert await store.stat("folders/b") is None
+    assert await read(store, "folders/a") == b"x"
+
+
+async def test_a_redirect_to_the_same_name_with_a_slash_means_a_folder():
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"x"))
+        for location in ("/a/c%2541/", f"{server.url}a/c%2541/"):
+            answer = server.answer
+
+            async def slashing(request, path, body, location=location):
+                return web.Response(status=301, headers={"Location": location})
+
+            server.answer = slashing
+            with pytest.raises(ObjectFailed, match="a folder lies under"):
+                await read(store, "a/c%41")
+            server.answer = answer
+        await store.alive()
