@@ -255,7 +255,7 @@ class Listing:
 
     recordings: Sequence[Recording] = ()
     rejected: Sequence[Rejected] = ()
-    #: Of a look-up: call ids that failed alone, and why. They are to be asked again; the others were answered.
+    #: Call ids that could not be looked up, each with the reason.
     failed: Sequence[tuple[str, str]] = ()
 
 

@@ -587,13 +587,18 @@ async def test_backfill_fetches_calls_by_their_ids(place):
     await place.add("hq", ImagicleSimulator())
     calls = [pbx.add_call(DAY + i * HOUR, timedelta(seconds=1)) for i in range(6)]
     ids = [pbx.call_id(call) for call in calls]
-    (place.folder / "ids").write_text(f"# yesterday's\n{ids[0]}\n\n  {ids[1]}  \n")
+    odd = pbx.add_call(DAY + 7 * HOUR, timedelta(seconds=1), extra={"call_id": " 7 "})
+    lines = ["\ufeff# yesterday's", f"{ids[0]}\r", "", f"  {ids[1]}  # late", json.dumps(" 7 ")]
+    (place.folder / "ids").write_text("\n".join(lines), newline="")
     by_file = await place.json("backfill", "--source", "pbx", "--ids", "ids")
-    assert by_file["sources"]["pbx"]["archived"] == 2
+    assert by_file["sources"]["pbx"]["archived"] == 3
+    assert pbx.file_id(odd) in {row["recording_id"] for row in (await place.run("list", "--json")).rows}
+    wrong = await place.run("backfill", "--source", "pbx", "--ids", "-", stdin=b"1.1\n\x1b[2J\n", code=2)
+    assert r"line 2 of --ids is no id: '\x1b[2J'" in wrong.err
     by_pipe = await place.json("backfill", "--source", "pbx", "--ids", "-", stdin=f"{ids[2]}\nnobody\n".encode())
     assert (by_pipe["sources"]["pbx"]["archived"], by_pipe["complete"]) == (1, True)
     assert pbx.count("list") == 0
-    wanted = {pbx.file_id(call) for call in calls[:3]}
+    wanted = {pbx.file_id(call) for call in [*calls[:3], odd]}
     assert set(await place.held()) == {("pbx", recording_id, "audio") for recording_id in wanted}
     impossible = await place.run("backfill", "--source", "hq", "--ids", "-", stdin=b"1\n", code=2)
     assert "hq can't be asked for single call ids (imagicle)" in impossible.err

@@ -14,6 +14,8 @@ from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, catalog_of
 from .completing import SOURCE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ..config import Config
     from ..model import Window
 
@@ -79,7 +81,7 @@ def backfill(
             raise click.UsageError(f"{source} can't be asked for single call ids ({kind}); use --from and --to")
         if start or end or relist or dry_run:
             raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
-        call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]
+        call_ids = list(dict.fromkeys(ids_of(ids)))
         finish(config, names, as_json, wait=wait, call_ids=call_ids)
         return
     if start is None or end is None:
@@ -91,6 +93,19 @@ def backfill(
         count(config, source, Window(start, end), relist, as_json)
         return
     finish(config, names, as_json, wait=wait, wanted=Window(start, end), relist=relist)
+
+
+def ids_of(lines: Iterable[str]) -> Iterator[str]:
+    """The ids of a file, one a line."""
+    from ..idfile import line_id
+
+    for number, line in enumerate(lines, 1):
+        try:
+            told = line_id(line.removeprefix("\ufeff"))
+        except ValueError:
+            raise click.UsageError(f"line {number} of --ids is no id: {line.strip()[:40]!a}") from None
+        if told is not None:
+            yield told
 
 
 def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:

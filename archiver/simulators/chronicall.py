@@ -50,6 +50,8 @@ class Part:
 
     @property
     def key(self) -> str:
+        if "id" in self.call.extra:
+            return str(self.call.extra["id"]) + "/" * self.number
         return f"{self.uuid}-{_ms(self.start - _EPOCH)}"
 
     def sound(self, fmt: str) -> bytes:
@@ -66,6 +68,7 @@ class ChronicallSimulator(Simulator):
     """
 
     kind: ClassVar[str] = "chronicall"
+    takes_any_id: ClassVar[bool] = True
     api_version: Version = "v1"
     format: str = "spx"
     fetch: str = "single"

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
+from ..errors import BadData, Busy, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, Size, SourceOptions
 from ..ports import Sink
-from ..rows import EPOCH, MS, listing, rejected, segment
+from ..rows import EPOCH, MS, listing, looked_up, rejected, segment
 from ..sinks import Capped
 from ..zips import unpack
 from .chronicall_rows import recording
@@ -111,26 +111,23 @@ class Chronicall:
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """By call keys, ``{uuid}-{start ms}-{end ms}``. Raises Refused where not one call may be seen."""
-        found: dict[str, Recording] = {}
-        unread: list[Rejected] = []
-        refused = 0
-        keys = [key for key in dict.fromkeys(call_ids) if key not in {"", ".", ".."}]
-        for call_id in keys:
+        refused: list[Rejected] = []
+        wanted = {call_id for call_id in call_ids if call_id.strip()}
+
+        async def of_call(call_id: str) -> Listing:
             try:
                 with _statuses():
                     rows = await self._http.json("GET", f"{self._api}/calls/{segment(call_id)}/recordings")
-            except NotReady:
-                continue
             except Refused as error:
-                refused += 1
-                if error.status != 403 or refused == len(keys):
+                if error.status != 403 or len(refused) + 1 == len(wanted):
                     raise
-                unread.append(rejected({"callKey": call_id}, str(error)))
-            else:
-                told = self._listing(rows, call_id)
-                found |= {r.recording_id: r for r in told.recordings}
-                unread += told.rejected
-        return Listing(tuple(found.values()), tuple(unread))
+                refused.append(rejected({"callKey": call_id}, str(error)))
+                return Listing()
+            return self._listing(rows, call_id)
+
+        answers, failed = await looked_up(call_ids, of_call)
+        found = {r.recording_id: r for told in answers.values() for r in told.recordings}
+        return Listing([*found.values()], [*refused, *(r for told in answers.values() for r in told.rejected)], failed)
 
     async def detail(self, recording: Recording) -> Recording:
         """With a new listen link, where those are wanted; that one can't be had keeps no recording back."""
@@ -200,9 +197,9 @@ def _statuses(*, wide: bool = False) -> Iterator[None]:
         status, wait = error.status, getattr(error, "retry_after", None)
         if status == 509:
             said = "the tenant's allowance of downloads in five days is used up (509); only Xima's support resets it"
-            raise TryAgain(said, retry_after=max(wait or _HOUR, _HOUR)) from None
+            raise Busy(said, retry_after=max(wait or _HOUR, _HOUR)) from None
         if status == 429:
-            raise TryAgain(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
+            raise Busy(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
         if status in {202, 204}:
             waiting = NotReady(str(error))
             waiting.status = status

@@ -593,6 +593,18 @@ async def test_an_unknown_call_has_no_recordings() -> None:
         assert sim.count("call") == len(sim.seen) == 1
 
 
+async def test_a_call_that_fails_alone_is_named_and_holds_up_no_other() -> None:
+    async with recorder() as sim, reading(sim) as source:
+        keys = [sim.call_key(call) for call in sim.calls[:3]]
+        sim.fault("status", "call", value=500, match=keys[0], times=-1)
+        told = await source.look_up(keys)
+        assert [key for key, _ in told.failed] == keys[:1]
+        assert {r.call_id for r in told.recordings} == set(keys[1:])
+        sim.fault("status", "call", value=429, times=-1)
+        with pytest.raises(TryAgain):
+            await source.look_up(keys[1:])
+
+
 async def test_a_call_beyond_the_rights_is_shown_and_the_others_are_looked_up() -> None:
     async with recorder() as sim, reading(sim) as source:
         sim.calls[1].extra["hidden"] = True

@@ -837,6 +837,36 @@ async def test_a_failure_while_uris_are_read_fails_the_listing(sim):
         await listed(sim)
 
 
+async def test_a_recording_that_fails_alone_is_named_and_holds_up_no_other(sim):
+    sim.uris_only = True
+    calls = sim.add_calls(NOW - 5 * HOUR, NOW - HOUR, 12)
+    bad = recording_id(calls[4])
+    sim.fault("status", "detail", value=500, match=bad, times=-1)
+    found = await listed(sim, page_size=5)
+    assert ids(found) == {recording_id(call) for call in calls} - {bad}
+    assert [i for i, _ in found.failed] == [bad]
+    async with reading(sim) as source:
+        told = await source.look_up([recording_id(calls[0]), bad])
+        assert (ids(told), [i for i, _ in told.failed]) == ({recording_id(calls[0])}, [bad])
+    sim.fault("status", "detail", value=500, times=-1)
+    with pytest.raises(TryAgain):
+        await listed(sim, page_size=5)
+
+
+async def test_pages_of_several_nodes_are_pages_of_one_list():
+    """Behind a load balancer each answer names the hosts of another node."""
+    rows, nodes = [row(n) for n in range(6)], iter(range(10**6))
+
+    def answer(request):
+        if request.path != "/api/v2/recordings":
+            return {"statusCode": 0, "recording": rows[int(request.path.rsplit("/r")[-1])]}
+        at, node = int(request.query["offset"]), next(nodes)
+        uris = [f"http://node-{node}:8080/api/v2/recordings/{r['id']}" for r in rows[at : at + 3]]
+        return {"statusCode": 0, "uris": uris}
+
+    assert len(ids(await list_of(answer, page_size=3))) == 6
+
+
 async def test_an_id_told_twice_is_one_recording_merged_by_the_page_s_rules():
     joined = {"occurredAt": time_text(NOW), "contact": {"phoneNumber": "1", "type": "User"}, "event": "Joined"}
     left = {**joined, "event": "Left"}

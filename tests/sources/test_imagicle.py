@@ -385,6 +385,11 @@ class TestImagicle(SourceContract):
         ]
         assert [(await self.detailed(sim, c)).call_id for c in calls] == ["5", "5"]
 
+    @pytest.mark.parametrize("told", [ID, ID.lower(), f" {ID} ", "{" + ID + "}"])
+    def test_one_guid_is_one_recording_however_it_is_written_and_asked_for_as_it_is_told(self, told: str) -> None:
+        found = read({"id": told, "startTime": "2024-05-18T11:00:00Z", "pbxCallId": " 5 "}, UTC, "strict")
+        assert (found.recording_id, found.media[0].ref["id"], found.call_id) == (ID.lower(), told, " 5 ")
+
     @pytest.mark.parametrize(
         ("told", "direction", "caller", "callee", "role"),
         [
