@@ -48,10 +48,10 @@ def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
     finish(config, names, as_json, wait=wait)
 
 
-@click.command(short_help="Archive the history between two moments.")
+@click.command(short_help="Archive the calls between two moments.")
 @click.option("--source", type=SOURCE, metavar="NAME", required=True, help="The source to read.")
-@click.option("--from", "start", type=Moment(), help="The first moment (UTC unless it carries a zone).")
-@click.option("--to", "end", type=Moment(), help="The first moment that is no longer wanted.")
+@click.option("--from", "start", type=Moment(), help="Calls that began from then on (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), help="And before then.")
 @click.option(
     "--ids", type=click.File("r", encoding="utf-8"), help="A file of call ids, one a line (- for standard input)."
 )
@@ -69,7 +69,7 @@ def backfill(
     wait: timedelta,
     as_json: bool,
 ) -> None:
-    """Archive the history between two moments (or of given call ids); run again it goes on where it stopped."""
+    """Archive the calls that began between two moments (or of given ids); run again it goes on where it stopped."""
     from ..model import Window
     from ..ports import LooksUp
 
