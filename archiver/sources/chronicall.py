@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -21,8 +22,8 @@ from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, Size, SourceOptions
 from ..ports import Sink
-from ..rows import EPOCH, MS, listing, looked_up, rejected, segment
-from ..sinks import Capped
+from ..rows import EPOCH, MS, integer, listing, looked_up, rejected, segment
+from ..sinks import Capped, sampled
 from ..zips import unpack
 from .chronicall_rows import recording
 
@@ -49,7 +50,7 @@ class ChronicallOptions(SourceOptions):
     overlap: Duration = _SECOND
     #: None: epoch_ms for v1, iso for v2.
     time_format: Literal["epoch_ms", "iso"] | None = None
-    #: Must a downloaded spx have the size that its row tells?
+    #: Must a downloaded spx have the size that its row tells? Default: with v1.
     check_size: bool = True
     #: None: /rest/api/{api_version}/recordings
     list_path: str | None = Field(default=None, pattern=r"^/[^\s?#]*$")
@@ -60,10 +61,10 @@ class ChronicallOptions(SourceOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _v2_is_paced(cls, given: Any) -> Any:
-        """Xima CCaaS allows one audio request in 3 s per tenant."""
-        paced = isinstance(given, dict) and given.get("api_version") == "v2"
-        return {"rate": "1/3s", **given} if paced else given
+    def _v2_is_another_service(cls, given: Any) -> Any:
+        """Xima CCaaS allows one audio request in 3 s per tenant, and the sizes of its rows are hardly those of an spx."""
+        v2 = isinstance(given, dict) and given.get("api_version") == "v2"
+        return {"rate": "1/3s", "check_size": False, **given} if v2 else given
 
 
 class Chronicall:
@@ -77,6 +78,8 @@ class Chronicall:
         self.batch = options.batch if options.fetch == "zip" else 1
         self.asks_details = options.listen_links
         self._options = options
+        #: Has audio ever come? Then check need not try one more, which a tenant's allowance would pay for.
+        self._heard = False
         self._api = f"/rest/api/{options.api_version}"
         self._http = http
         http.authorise({"Authorization": f"Bearer {options.token.get_secret_value().strip()}"})
@@ -84,8 +87,14 @@ class Chronicall:
     async def check(self) -> str:
         """List the last hour, and try on one of its recordings what the vendor does not document."""
         now = datetime.now(UTC)
-        found = (await self.list(Window(now - timedelta(hours=1), now))).recordings
-        said = f"Chronicall {self._options.api_version}: {len(found)} recordings in the last hour"
+        v2 = self._options.api_version == "v2"
+        found, span = (await self.list(Window(now - _HOUR, now))).recordings, "hour"
+        if not found and v2:
+            # Polled each night, and tried by day: the last hour may well be quiet.
+            found, span = (await self.list(Window(now - timedelta(days=1), now))).recordings, "day"
+        said = f"Chronicall {self._options.api_version}: {len(found)} recordings in the last {span}"
+        if v2 and self._options.format == "wav":
+            said = f'warning: format = "wav" is 128 kbit/s, and a tenant\'s allowance is soon used up; {said}'
         if not found:
             return f"{said}; if there were calls, the service user may not see them"
         long = next((r for r in found if (r.duration or timedelta()) >= _SECOND), None)
@@ -97,7 +106,21 @@ class Chronicall:
         nowhere = Capped(io.BytesIO(), self._options.batch_largest, "medium", "batch_largest")
         if ready and self.batch > 1 and not await self.fetch_batch([ready], {ready.media_id: nowhere}):
             said += "; its ZIP export is of no use here: audio will come one by one"
+        if ready and v2 and not self._heard:
+            said += await self._sample(next(r for r in found if ready in r.media))
         return said
+
+    async def _sample(self, one: Recording) -> str:
+        """What comes for a recording, since no page tells what v2 stores."""
+        try:
+            size, found = await sampled(partial(self.fetch, one.media[0]))
+        except (NotReady, TryAgain, BadData) as error:
+            return f"; the audio of one can't be had: {error}"
+        seconds = (one.duration or found.duration or timedelta()).total_seconds()
+        rate = f" ({size / 125 / seconds:.0f} kbit/s)" if seconds else ""
+        return (
+            f"; one was fetched: {found.content_type}, {size} bytes{rate}, its row tells {integer(one.raw.get('size'))}"
+        )
 
     async def list(self, window: Window) -> Listing:
         """Every recording that starts in the window. There is no paging; too wide a window times out (TooSlow)."""
@@ -149,6 +172,7 @@ class Chronicall:
             await self._http.download(
                 path.replace("{key}", segment(medium.recording_id)), into, params={"format": self._options.format}
             )
+        self._heard = True
 
     async def fetch_batch(self, media: Sequence[Medium], into: Mapping[str, Sink]) -> set[str]:
         """Many media by one ZIP. What is refused, unreadable or doubtful is left for :meth:`fetch`.
