@@ -62,7 +62,7 @@ class ChronicallOptions(SourceOptions):
     @model_validator(mode="before")
     @classmethod
     def _v2_is_another_service(cls, given: Any) -> Any:
-        """Xima CCaaS allows one audio request in 3 s per tenant, and the sizes of its rows are hardly those of an spx."""
+        """Xima CCaaS allows one audio request in 3 s per tenant; the sizes of its rows are hardly those of an spx."""
         v2 = isinstance(given, dict) and given.get("api_version") == "v2"
         return {"rate": "1/3s", "check_size": False, **given} if v2 else given
 
