@@ -78,6 +78,7 @@ class Chronicall:
         self.batch = options.batch if options.fetch == "zip" else 1
         self.asks_details = options.listen_links
         self._options = options
+        self._sized = options.check_size and options.format == "spx"
         #: Has audio ever come? Then check need not try one more, which a tenant's allowance would pay for.
         self._heard = False
         self._api = f"/rest/api/{options.api_version}"
@@ -166,6 +167,10 @@ class Chronicall:
             told = {"listen_link_error": str(error)}
         return replace(recording, attributes={**recording.attributes, **told})
 
+    def expected(self, medium: Medium) -> Medium:
+        """With its size where the options of now compare it."""
+        return medium if self._sized else replace(medium, size=None)
+
     async def fetch(self, medium: Medium, into: Sink) -> None:
         path = self._options.audio_path or f"{self._api}/recordings/{{key}}/audio"
         with _statuses():
@@ -206,8 +211,7 @@ class Chronicall:
     def _listing(self, rows: Any, call_id: str | None = None) -> Listing:
         if not isinstance(rows, list):
             raise TryAgain("the answer is no list of recordings")
-        sized = self._options.check_size and self._options.format == "spx"
-        return listing(rows, lambda row: recording(row, call_id=call_id, sized=sized))
+        return listing(rows, lambda row: recording(row, call_id=call_id, sized=self._sized))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import unquote
@@ -117,6 +118,11 @@ class Genesys:
         rows, failed = await looked_up(call_ids, lambda call_id: self._search.one(f"{path}/{segment(call_id)}"))
         told = listing(filter(None, rows.values()), self._recording)
         return Listing(told.recordings, told.rejected, failed)
+
+    def expected(self, medium: Medium) -> Medium:
+        """With its size where the options of now compare it."""
+        compared = self._options.sizes == "always" or (self._options.sizes == "clear" and not medium.opaque)
+        return medium if compared else replace(medium, size=None)
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
         audio = AudioOnly(into)

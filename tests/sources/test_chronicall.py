@@ -333,6 +333,15 @@ async def test_the_size_of_the_cloud_s_rows_is_compared_only_if_asked_for() -> N
             assert min(found.recordings, key=lambda r: r.started_at).media[0].size == told
 
 
+async def test_check_size_counts_as_it_is_set_now() -> None:
+    (medium,) = recording(ROW).media
+    for options, size in (({}, 42443), ({"check_size": False}, None), ({"format": "wav"}, None)):
+        async with opened(
+            Chronicall, {"kind": "chronicall", "base_url": "http://h", "token": "t", **options}
+        ) as source:
+            assert source.expected(medium).size == size  # type: ignore[attr-defined]
+
+
 async def test_check_tries_the_zip_where_it_is_wanted() -> None:
     async with live(ZipRecorder) as sim, reading(sim) as source:
         assert "ZIP" not in await source.check()

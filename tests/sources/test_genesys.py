@@ -389,6 +389,15 @@ def test_a_duration_is_milliseconds_or_seconds(told, stop, seconds):
     assert medium.duration == timedelta(seconds=seconds)
 
 
+async def test_sizes_count_as_they_are_set_now():
+    for sizes, clear, encrypted in (("clear", 8544, None), ("always", 8544, 8544), ("never", None, None)):
+        options = {"kind": "genesys", "base_url": "http://h", "username": "u", "password": "p", "sizes": sizes}
+        async with opened(Genesys, options) as source:
+            for opaque, size in ((False, clear), (True, encrypted)):
+                medium = Medium(recording_id="r", media_id="m", size=8544, opaque=opaque)
+                assert source.expected(medium).size == size
+
+
 def test_media_without_a_uuid_are_known_by_their_media_id_or_call_and_never_collide():
     files = [
         {"startTime": "2024-05-17T11:00:00Z", "callUUID": "c", "mediaId": "m.wav"},
