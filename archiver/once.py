@@ -13,10 +13,10 @@ from typing import Any
 from . import sync
 from .catalog import Catalog
 from .engine import Engine
-from .errors import CatalogDown, SourceError
-from .model import Availability, Recording, State, Window
-from .ports import Details
-from .sync import Polled
+from .errors import CatalogDown, ConfigError, SourceError
+from .model import Availability, ListingKey, Recording, State, Window
+from .ports import Details, lists_by_time
+from .sync import Feed, Polled
 from .windows import plan
 from .wiring import Archive, prove_stores
 
@@ -45,6 +45,20 @@ class Summary:
         return told | ({"error": self.polled.error} if self.polled.error else {})
 
 
+def reach(feed: Feed, wanted: Window, now: datetime) -> Window:
+    """What must be listed to find each call that began in ``wanted``. Raises ConfigError where nothing can be.
+
+    Where a list goes by the end, a call that began just before the last moment is found as much later as it took.
+    """
+    if not lists_by_time(feed.source):
+        why = f"{feed.name} has no listing by time ({feed.kind}): name the calls by `backfill --ids FILE`"
+        raise ConfigError([why])
+    if feed.source.listing_key is ListingKey.START:
+        return wanted
+    latest = min(wanted.end + feed.options.longest_call, now - feed.options.settle)
+    return Window(wanted.start, max(wanted.end, latest))
+
+
 async def run_once(
     archive: Archive,
     names: Sequence[str],
@@ -55,9 +69,14 @@ async def run_once(
     wait: timedelta = timedelta(),
     on_engine: Callable[[Engine], None] | None = None,
 ) -> dict[str, Summary]:
-    """List up to now (or ``wanted``, or ``call_ids``), transfer until nothing is due, by source what came of it."""
+    """List up to now (or for the calls that began in ``wanted``, or ``call_ids``), transfer until nothing is due.
+
+    By source what came of it.
+    """
+    catalog = archive.catalog
+    spans = {name: reach(archive.feeds[name], wanted, catalog.clock.now()) for name in names} if wanted else {}
     await prove_stores(archive, names)
-    catalog, engine = archive.catalog, archive.engine(names)
+    engine = archive.engine(names)
     if on_engine is not None:
         on_engine(engine)
     last = catalog.clock.now() + wait
@@ -73,7 +92,7 @@ async def run_once(
                     if call_ids is not None:
                         polled = await sync.look_up(feed, catalog, call_ids)
                     else:
-                        polled = await sync.poll(feed, catalog, wanted=wanted, relist=relist)
+                        polled = await sync.poll(feed, catalog, wanted=spans.get(name), relist=relist)
                 except SourceError as error:
                     polled = Polled(error=str(error))
             engine.nudge()
@@ -95,7 +114,7 @@ async def run_once(
         watching.cancel()
     counts = await catalog.counts(list(names))
     for name, summary in summaries.items():
-        within = (await catalog.counts([name], wanted)) if wanted is not None else counts
+        within = (await catalog.counts([name], spans[name])) if name in spans else counts
         found = {state: count for state, (count, _) in within.get(name, {}).items()}
         summary.pending, summary.failed = found.get("pending", 0), found.get("failed", 0)
         for state in (State.ARCHIVED, State.GONE, State.EMPTY):
@@ -167,13 +186,17 @@ async def count_only(
     relist: bool,
     on_window: Callable[[int, int], None] | None = None,
 ) -> Cost:
-    """A backfill's listing without writing anything. ``on_window`` hears how many windows of how many are listed."""
+    """A backfill's listing without writing anything. ``on_window`` hears how many windows of how many are listed.
+
+    Counted are the calls that began in ``wanted``; requests and time are those of all that would be archived with them.
+    """
     feed, catalog = archive.feeds[name], archive.catalog
+    span = reach(feed, wanted, catalog.clock.now())
     feed.gate.limit = feed.options.concurrency
     known = await catalog.sources([name])
     covered = () if relist or not known else known[0]["covered"]
-    cost = Cost()
-    pieces = plan(covered, wanted, longest=feed.options.window, lookback=timedelta(), recent=False)
+    cost, whole = Cost(), Cost()
+    pieces = plan(covered, span, longest=feed.options.window, lookback=timedelta(), recent=False)
     before, began = feed.gate.started, time.monotonic()
     seen: set[str] = set()
     for number, piece in enumerate(pieces):
@@ -188,13 +211,15 @@ async def count_only(
         for recording in (r for listing in listings for r in listing.recordings):
             if recording.recording_id not in seen:
                 seen.add(recording.recording_id)
-                _count(cost, recording)
+                _count(whole, recording)
+                if recording.started_at in wanted:
+                    _count(cost, recording)
         cost.rejected += sum(len(listing.rejected) for listing in listings)
     asked, took = feed.gate.started - before, time.monotonic() - began
     batch = feed.batches.batch if feed.batches is not None else 1
     asks = isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True)
-    details = cost.recordings if asks else 0
-    cost.requests = asked + details + -(-cost.media // batch)
+    details = whole.recordings if asks else 0
+    cost.requests = asked + details + -(-whole.media // batch)
     at_once = cost.requests * (took / asked) / feed.options.concurrency if asked else 0.0
     paced = cost.requests * feed.options.rate.interval.total_seconds() if feed.options.rate is not None else 0.0
     cost.seconds = max(at_once, paced, took)

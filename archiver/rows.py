@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+from .errors import NotReady, Scope, SourceError
 from .model import Listing, Recording, Rejected, holdable
 
 #: What reading a row that is none may raise.
@@ -16,6 +17,7 @@ UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MS = timedelta(milliseconds=1)
 _KEPT = 4096
+_T = TypeVar("_T")
 
 
 def listing(rows: Iterable[Any], read: Callable[[Any], Recording | None]) -> Listing:
@@ -34,6 +36,29 @@ def listing(rows: Iterable[Any], read: Callable[[Any], Recording | None]) -> Lis
             if one is not None:
                 found[one.recording_id] = one
     return Listing([*found.values()], unread)
+
+
+def alone(error: SourceError) -> bool:
+    """Did only what was asked for fail, and not the recorder or the account?"""
+    return error.scope is Scope.ITEM and error.status not in {429, 503}
+
+
+async def looked_up(
+    call_ids: Iterable[str], ask: Callable[[str], Awaitable[_T]]
+) -> tuple[dict[str, _T], list[tuple[str, str]]]:
+    """By id what ``ask`` answers (NotReady: nothing), and which ids failed alone, with the reason."""
+    found: dict[str, _T] = {}
+    failed: list[tuple[str, str]] = []
+    for call_id in dict.fromkeys(i for i in call_ids if i.strip() and i not in {".", ".."}):
+        try:
+            found[call_id] = await ask(call_id)
+        except NotReady:
+            continue
+        except SourceError as error:
+            if not alone(error):
+                raise
+            failed.append((call_id, str(error)))
+    return found, failed
 
 
 def rejected(row: Any, why: str | Exception) -> Rejected:

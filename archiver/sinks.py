@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import codecs
 import hashlib
+import io
+from collections.abc import Awaitable, Callable
 from typing import IO
 
+from .audio import Audio, inspect
 from .errors import Overflow
+from .model import Body
 from .ports import Sink
 
 #: No API says more than that where audio should be.
 _PEEK = 64 << 10
+#: A check looks at no longer a recording.
+_SAMPLE = 64 << 20
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
 
@@ -37,6 +43,14 @@ class Capped:
         self._held = 0
         self._file.seek(0)
         self._file.truncate()
+
+
+async def sampled(fetch: Callable[[Sink], Awaitable[None]]) -> tuple[int, Audio]:
+    """One medium, fetched to see what comes: its size, and what it is. Raises SourceError."""
+    held = io.BytesIO()
+    await fetch(Capped(held, _SAMPLE, "sample", "a check fetches no longer one"))
+    body = Body.of(held.getvalue())
+    return body.length, await asyncio.to_thread(inspect, body, opaque=True)
 
 
 class Measured:

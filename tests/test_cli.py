@@ -25,6 +25,7 @@ from archiver.engine import Engine
 from archiver.model import Direction
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
+from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.spool import Spool
 from tests import commands
@@ -585,18 +586,64 @@ async def test_an_interruption_that_comes_with_other_news_is_not_lost():
         engine._wake.clear()
 
 
+async def test_backfill_archives_every_call_that_began_in_its_span_whatever_the_recorder_lists_by(place):
+    """By the end: one that began before the span's end, and ended after it, is listed later than that."""
+    hq = await place.add("hq", ImagicleSimulator(), longest_call="2h")
+    first = hq.add_call(DAY, timedelta(seconds=2))
+    crosses = hq.add_call(DAY + timedelta(minutes=50), 2 * HOUR)
+    before = hq.add_call(DAY - timedelta(minutes=30), HOUR)
+    after = hq.add_call(DAY + HOUR, timedelta(seconds=2))
+    backfill = ("backfill", "--source", "hq", "--from", "2024-05-17", "--to", "2024-05-17T01:00")
+    planned = (await place.run(*backfill, "--dry-run", "--json")).json
+    assert (planned["recordings"], planned["media"]) == (2, 2)
+    done = await place.json(*backfill)
+    assert done["complete"] is True
+    shown = await place.run("list", "--from", "2024-05-17", "--to", "2024-05-17T01:00", "--json")
+    assert {row["recording_id"]: row["state"] for row in shown.rows} == {
+        first.uuid.lower(): "archived",
+        crosses.uuid.lower(): "archived",
+    }
+    assert done["sources"]["hq"]["listed"] == 4, f"{before.uuid} and {after.uuid} end in what was listed"
+    hq.seen.clear()
+    await place.run(*backfill)
+    assert (await place.run(*backfill, "--dry-run", "--json")).json["windows"] == 0
+    assert hq.seen == []
+    relisted = await place.json(*backfill, "--relist")
+    assert (relisted["sources"]["hq"]["windows"], relisted["sources"]["hq"]["new"]) == (1, 0)
+
+
+async def test_backfill_of_a_call_that_crosses_the_end_and_fails_is_not_complete(place):
+    hq = await place.add("hq", ImagicleSimulator())
+    hq.add_call(DAY + timedelta(minutes=50), HOUR)
+    hq.fault("status", "audio", value=500, times=-1)
+    backfill = ("backfill", "--source", "hq", "--from", "2024-05-17", "--to", "2024-05-17T01:00", "--json")
+    assert (await place.run(*backfill, code=1)).json["sources"]["hq"]["pending"] == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+async def test_backfill_by_time_of_a_source_that_can_t_list_says_how_to_name_calls(place, more):
+    await place.add("pbx", NoojeeSimulator(), listing="none")
+    refused = await place.run("backfill", "--source", "pbx", *WHOLE_DAY, *more, code=2)
+    assert "pbx has no listing by time (noojee): name the calls by `backfill --ids FILE`" in refused.err
+
+
 async def test_backfill_fetches_calls_by_their_ids(place):
     pbx = await place.add("pbx", XivoSimulator(), timezone="Europe/Paris")
     await place.add("hq", ImagicleSimulator())
     calls = [pbx.add_call(DAY + i * HOUR, timedelta(seconds=1)) for i in range(6)]
     ids = [pbx.call_id(call) for call in calls]
-    (place.folder / "ids").write_text(f"# yesterday's\n{ids[0]}\n\n  {ids[1]}  \n")
+    odd = pbx.add_call(DAY + 7 * HOUR, timedelta(seconds=1), extra={"call_id": " 7 "})
+    lines = ["\ufeff# yesterday's", f"{ids[0]}\r", "", f"  {ids[1]}  # late", json.dumps(" 7 ")]
+    (place.folder / "ids").write_text("\n".join(lines), newline="")
     by_file = await place.json("backfill", "--source", "pbx", "--ids", "ids")
-    assert by_file["sources"]["pbx"]["archived"] == 2
+    assert by_file["sources"]["pbx"]["archived"] == 3
+    assert pbx.file_id(odd) in {row["recording_id"] for row in (await place.run("list", "--json")).rows}
+    wrong = await place.run("backfill", "--source", "pbx", "--ids", "-", stdin=b"1.1\n\x1b[2J\n", code=2)
+    assert r"line 2 of --ids is no id: '\x1b[2J'" in wrong.err
     by_pipe = await place.json("backfill", "--source", "pbx", "--ids", "-", stdin=f"{ids[2]}\nnobody\n".encode())
     assert (by_pipe["sources"]["pbx"]["archived"], by_pipe["complete"]) == (1, True)
     assert pbx.count("list") == 0
-    wanted = {pbx.file_id(call) for call in calls[:3]}
+    wanted = {pbx.file_id(call) for call in [*calls[:3], odd]}
     assert set(await place.held()) == {("pbx", recording_id, "audio") for recording_id in wanted}
     impossible = await place.run("backfill", "--source", "hq", "--ids", "-", stdin=b"1\n", code=2)
     assert "hq can't be asked for single call ids (imagicle)" in impossible.err

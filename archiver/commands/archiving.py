@@ -14,6 +14,8 @@ from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, catalog_of
 from .completing import SOURCE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ..config import Config
     from ..model import Window
 
@@ -46,10 +48,10 @@ def sync(sources: tuple[str, ...], wait: timedelta, as_json: bool) -> None:
     finish(config, names, as_json, wait=wait)
 
 
-@click.command(short_help="Archive the history between two moments.")
+@click.command(short_help="Archive the calls between two moments.")
 @click.option("--source", type=SOURCE, metavar="NAME", required=True, help="The source to read.")
-@click.option("--from", "start", type=Moment(), help="The first moment (UTC unless it carries a zone).")
-@click.option("--to", "end", type=Moment(), help="The first moment that is no longer wanted.")
+@click.option("--from", "start", type=Moment(), help="Calls that began from then on (UTC unless it carries a zone).")
+@click.option("--to", "end", type=Moment(), help="And before then.")
 @click.option(
     "--ids", type=click.File("r", encoding="utf-8"), help="A file of call ids, one a line (- for standard input)."
 )
@@ -67,7 +69,7 @@ def backfill(
     wait: timedelta,
     as_json: bool,
 ) -> None:
-    """Archive the history between two moments (or of given call ids); run again it goes on where it stopped."""
+    """Archive the calls that began between two moments (or of given ids); run again it goes on where it stopped."""
     from ..model import Window
     from ..ports import LooksUp
 
@@ -79,7 +81,7 @@ def backfill(
             raise click.UsageError(f"{source} can't be asked for single call ids ({kind}); use --from and --to")
         if start or end or relist or dry_run:
             raise click.UsageError("--ids goes alone (with --source, --wait and --json)")
-        call_ids = [line.strip() for line in ids if line.strip() and not line.startswith("#")]
+        call_ids = list(dict.fromkeys(ids_of(ids)))
         finish(config, names, as_json, wait=wait, call_ids=call_ids)
         return
     if start is None or end is None:
@@ -91,6 +93,19 @@ def backfill(
         count(config, source, Window(start, end), relist, as_json)
         return
     finish(config, names, as_json, wait=wait, wanted=Window(start, end), relist=relist)
+
+
+def ids_of(lines: Iterable[str]) -> Iterator[str]:
+    """The ids of a file, one a line."""
+    from ..idfile import line_id
+
+    for number, line in enumerate(lines, 1):
+        try:
+            told = line_id(line.removeprefix("\ufeff"))
+        except ValueError:
+            raise click.UsageError(f"line {number} of --ids is no id: {line.strip()[:40]!a}") from None
+        if told is not None:
+            yield told
 
 
 def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:

@@ -115,6 +115,8 @@ class Simulator:
     """
 
     kind: ClassVar[str]
+    #: Does it take any text in a call's ``extra["id"]`` for its recording's id?
+    takes_any_id: ClassVar[bool] = False
     #: Where it listens.
     address = "127.0.0.1"
 

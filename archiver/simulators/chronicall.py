@@ -50,6 +50,8 @@ class Part:
 
     @property
     def key(self) -> str:
+        if "id" in self.call.extra:
+            return str(self.call.extra["id"]) + "/" * self.number
         return f"{self.uuid}-{_ms(self.start - _EPOCH)}"
 
     def sound(self, fmt: str) -> bytes:
@@ -66,6 +68,7 @@ class ChronicallSimulator(Simulator):
     """
 
     kind: ClassVar[str] = "chronicall"
+    takes_any_id: ClassVar[bool] = True
     api_version: Version = "v1"
     format: str = "spx"
     fetch: str = "single"
@@ -174,7 +177,7 @@ class ChronicallSimulator(Simulator):
             "recordingKey": part.key,
             "startTime": _ms(part.start - _EPOCH),
             "duration": _ms(part.duration),
-            "size": len(part.sound("spx")),
+            "size": self.told_size(part),
             "eventId": 50165 + 10 * call.index + part.number,
             "recordingSystemId": 1,
             "status": self.status(call),
@@ -193,6 +196,10 @@ class ChronicallSimulator(Simulator):
             "agent": inside[call.agent[1]],
         }
         return row | dict(call.extra.get("row", {}))
+
+    def told_size(self, part: Part) -> int:
+        """v1: of the spx. v2's sample row tells 9,111 bytes for 3,606 ms: 20 kbit/s, which is some other file's."""
+        return len(part.sound("spx")) if self.api_version == "v1" else _ms(part.duration) * 9111 // 3606
 
     def _is_authorised(self, request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer {self.token}"

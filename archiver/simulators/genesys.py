@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from aiohttp import web
@@ -54,6 +54,7 @@ class GenesysSimulator(Simulator):
     """
 
     kind = "genesys"
+    takes_any_id = True
     own_faults: ClassVar[frozenset[str]] = frozenset({"status_code", "bad_row"})
     root: ClassVar[str] = "/api/v2"
     contact_center: ClassVar[str] = "a5539ef5-7dd5-4150-818f-ee1bcd447cbe"
@@ -233,7 +234,7 @@ class GenesysSimulator(Simulator):
         return {"storage": "webDAV", "path": f"{self.storage_url or self.base_url}/dav/{path}"}
 
     def _media_uri(self, rid: str, name: str) -> str:
-        return f"{self.node}{self.node_root}/recordings/{rid}/play/{name}"
+        return f"{self.node}{self.node_root}/recordings/{quote(rid, safe='')}/play/{name}"
 
     def _recordings(self, only: str | None = None) -> dict[str, dict[str, Any]]:
         """Everything there is now (or the one of an id), as an OPS admin sees it, with both kinds of address."""
@@ -340,10 +341,11 @@ class GenesysSimulator(Simulator):
         page: list[Any] = [self._shown(request, r) for r in found[start : start + limit]]
         if page and self.take_fault("list", request.path_qs, "bad_row"):
             page[0] = {"id": page[0]["id"], "mediaFiles": "none"}
+        twin = f"{self.node}{self.node_root}{request.match_info['twin']}"
         if self.uris_only and query.get("fields") != "*":
             answer: dict[str, Any] = {
                 "statusCode": 0,
-                "uris": [f"{self.node}{self.node_root}{request.match_info['twin']}/recordings/{r['id']}" for r in page],
+                "uris": [f"{twin}/recordings/{quote(r['id'], safe='')}" for r in page],
             }
         else:
             answer = {"statusCode": 0, "recordings": page}
@@ -460,7 +462,7 @@ class Part:
 
 
 def recording_id(call: Call) -> str:
-    return "00PV" + call.uuid.replace("-", "").upper()[:28]
+    return str(call.extra["id"]) if "id" in call.extra else "00PV" + call.uuid.replace("-", "").upper()[:28]
 
 
 def time_text(at: datetime) -> str:

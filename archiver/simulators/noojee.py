@@ -52,6 +52,7 @@ class NoojeeSimulator(Simulator):
     """``call.extra`` may hold ``legs`` (how many), ``tag``, ``late`` (seconds until recording is switched on)."""
 
     kind = "noojee"
+    takes_any_id = True
     api_key = "f863246a-973e-11e6-8784-08002718f5b5"
     timezone = "Australia/Melbourne"
     auth: Literal["hash", "key"] = "key"
@@ -114,7 +115,7 @@ class NoojeeSimulator(Simulator):
     # -- the truth ---------------------------------------------------------------------------------------------------
 
     def unique_id(self, call: Call) -> str:
-        return f"{int(call.start.timestamp())}.{call.index}"
+        return str(call.extra["id"]) if "id" in call.extra else f"{int(call.start.timestamp())}.{call.index}"
 
     def legs(self, call: Call) -> list[Leg]:
         """The legs of a call: whole seconds, one after the other."""

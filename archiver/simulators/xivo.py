@@ -31,6 +31,7 @@ class XivoSimulator(Simulator):
     """``call.extra["answered"] = False``: a recorded call that nobody answered."""
 
     kind: ClassVar[str] = "xivo"
+    takes_any_id: ClassVar[bool] = True
     token: str = TOKEN
     timezone: str = "Europe/Paris"
     prefix: str = "/recording"
@@ -64,12 +65,12 @@ class XivoSimulator(Simulator):
     def file_id(call: Call) -> str:
         """The gateway makes it at the call's beginning, up to a second before."""
         made = int(call.start.timestamp()) - call.index % 2
-        return str(call.extra.get("file_id", f"xivocc_gateway-{made}.{13000 + call.index}"))
+        return str(call.extra.get("id") or call.extra.get("file_id", f"xivocc_gateway-{made}.{13000 + call.index}"))
 
     @staticmethod
     def call_id(call: Call) -> str:
         """The main PBX's unique id, which is not the gateway's."""
-        return f"{int(call.start.timestamp()) - 1}.{286000 + call.index}"
+        return str(call.extra.get("call_id", f"{int(call.start.timestamp()) - 1}.{286000 + call.index}"))
 
     @staticmethod
     def answered(call: Call) -> bool:

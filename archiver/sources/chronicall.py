@@ -12,17 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import BadData, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
+from ..errors import BadData, Busy, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
 from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, Size, SourceOptions
 from ..ports import Sink
-from ..rows import EPOCH, MS, listing, rejected, segment
-from ..sinks import Capped
+from ..rows import EPOCH, MS, integer, listing, looked_up, rejected, segment
+from ..sinks import Capped, sampled
 from ..zips import unpack
 from .chronicall_rows import recording
 
@@ -49,7 +50,7 @@ class ChronicallOptions(SourceOptions):
     overlap: Duration = _SECOND
     #: None: epoch_ms for v1, iso for v2.
     time_format: Literal["epoch_ms", "iso"] | None = None
-    #: Must a downloaded spx have the size that its row tells?
+    #: Must a downloaded spx have the size that its row tells? Default: with v1.
     check_size: bool = True
     #: None: /rest/api/{api_version}/recordings
     list_path: str | None = Field(default=None, pattern=r"^/[^\s?#]*$")
@@ -60,10 +61,10 @@ class ChronicallOptions(SourceOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _v2_is_paced(cls, given: Any) -> Any:
-        """Xima CCaaS allows one audio request in 3 s per tenant."""
-        paced = isinstance(given, dict) and given.get("api_version") == "v2"
-        return {"rate": "1/3s", **given} if paced else given
+    def _v2_is_another_service(cls, given: Any) -> Any:
+        """Xima CCaaS allows one audio request in 3 s per tenant; the sizes of its rows are hardly those of an spx."""
+        v2 = isinstance(given, dict) and given.get("api_version") == "v2"
+        return {"rate": "1/3s", "check_size": False, **given} if v2 else given
 
 
 class Chronicall:
@@ -77,6 +78,9 @@ class Chronicall:
         self.batch = options.batch if options.fetch == "zip" else 1
         self.asks_details = options.listen_links
         self._options = options
+        self._sized = options.check_size and options.format == "spx"
+        #: Has audio ever come? Then check need not try one more, which a tenant's allowance would pay for.
+        self._heard = False
         self._api = f"/rest/api/{options.api_version}"
         self._http = http
         http.authorise({"Authorization": f"Bearer {options.token.get_secret_value().strip()}"})
@@ -84,8 +88,14 @@ class Chronicall:
     async def check(self) -> str:
         """List the last hour, and try on one of its recordings what the vendor does not document."""
         now = datetime.now(UTC)
-        found = (await self.list(Window(now - timedelta(hours=1), now))).recordings
-        said = f"Chronicall {self._options.api_version}: {len(found)} recordings in the last hour"
+        v2 = self._options.api_version == "v2"
+        found, span = (await self.list(Window(now - _HOUR, now))).recordings, "hour"
+        if not found and v2:
+            # Polled each night, and tried by day: the last hour may well be quiet.
+            found, span = (await self.list(Window(now - timedelta(days=1), now))).recordings, "day"
+        said = f"Chronicall {self._options.api_version}: {len(found)} recordings in the last {span}"
+        if v2 and self._options.format == "wav":
+            said = f'warning: format = "wav" is 128 kbit/s, and a tenant\'s allowance is soon used up; {said}'
         if not found:
             return f"{said}; if there were calls, the service user may not see them"
         long = next((r for r in found if (r.duration or timedelta()) >= _SECOND), None)
@@ -97,7 +107,21 @@ class Chronicall:
         nowhere = Capped(io.BytesIO(), self._options.batch_largest, "medium", "batch_largest")
         if ready and self.batch > 1 and not await self.fetch_batch([ready], {ready.media_id: nowhere}):
             said += "; its ZIP export is of no use here: audio will come one by one"
+        if ready and v2 and not self._heard:
+            said += await self._sample(next(r for r in found if ready in r.media))
         return said
+
+    async def _sample(self, one: Recording) -> str:
+        """What comes for a recording, since no page tells what v2 stores."""
+        try:
+            size, found = await sampled(partial(self.fetch, one.media[0]))
+        except (NotReady, TryAgain, BadData) as error:
+            return f"; the audio of one can't be had: {error}"
+        seconds = (one.duration or found.duration or timedelta()).total_seconds()
+        rate = f" ({size / 125 / seconds:.0f} kbit/s)" if seconds else ""
+        return (
+            f"; one was fetched: {found.content_type}, {size} bytes{rate}, its row tells {integer(one.raw.get('size'))}"
+        )
 
     async def list(self, window: Window) -> Listing:
         """Every recording that starts in the window. There is no paging; too wide a window times out (TooSlow)."""
@@ -111,26 +135,23 @@ class Chronicall:
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """By call keys, ``{uuid}-{start ms}-{end ms}``. Raises Refused where not one call may be seen."""
-        found: dict[str, Recording] = {}
-        unread: list[Rejected] = []
-        refused = 0
-        keys = [key for key in dict.fromkeys(call_ids) if key not in {"", ".", ".."}]
-        for call_id in keys:
+        refused: list[Rejected] = []
+        wanted = {call_id for call_id in call_ids if call_id.strip()}
+
+        async def of_call(call_id: str) -> Listing:
             try:
                 with _statuses():
                     rows = await self._http.json("GET", f"{self._api}/calls/{segment(call_id)}/recordings")
-            except NotReady:
-                continue
             except Refused as error:
-                refused += 1
-                if error.status != 403 or refused == len(keys):
+                if error.status != 403 or len(refused) + 1 == len(wanted):
                     raise
-                unread.append(rejected({"callKey": call_id}, str(error)))
-            else:
-                told = self._listing(rows, call_id)
-                found |= {r.recording_id: r for r in told.recordings}
-                unread += told.rejected
-        return Listing(tuple(found.values()), tuple(unread))
+                refused.append(rejected({"callKey": call_id}, str(error)))
+                return Listing()
+            return self._listing(rows, call_id)
+
+        answers, failed = await looked_up(call_ids, of_call)
+        found = {r.recording_id: r for told in answers.values() for r in told.recordings}
+        return Listing([*found.values()], [*refused, *(r for told in answers.values() for r in told.rejected)], failed)
 
     async def detail(self, recording: Recording) -> Recording:
         """With a new listen link, where those are wanted; that one can't be had keeps no recording back."""
@@ -146,12 +167,17 @@ class Chronicall:
             told = {"listen_link_error": str(error)}
         return replace(recording, attributes={**recording.attributes, **told})
 
+    def expected(self, medium: Medium) -> Medium:
+        """With its size where the options of now compare it."""
+        return medium if self._sized else replace(medium, size=None)
+
     async def fetch(self, medium: Medium, into: Sink) -> None:
         path = self._options.audio_path or f"{self._api}/recordings/{{key}}/audio"
         with _statuses():
             await self._http.download(
                 path.replace("{key}", segment(medium.recording_id)), into, params={"format": self._options.format}
             )
+        self._heard = True
 
     async def fetch_batch(self, media: Sequence[Medium], into: Mapping[str, Sink]) -> set[str]:
         """Many media by one ZIP. What is refused, unreadable or doubtful is left for :meth:`fetch`.
@@ -185,8 +211,7 @@ class Chronicall:
     def _listing(self, rows: Any, call_id: str | None = None) -> Listing:
         if not isinstance(rows, list):
             raise TryAgain("the answer is no list of recordings")
-        sized = self._options.check_size and self._options.format == "spx"
-        return listing(rows, lambda row: recording(row, call_id=call_id, sized=sized))
+        return listing(rows, lambda row: recording(row, call_id=call_id, sized=self._sized))
 
 
 @contextmanager
@@ -200,9 +225,9 @@ def _statuses(*, wide: bool = False) -> Iterator[None]:
         status, wait = error.status, getattr(error, "retry_after", None)
         if status == 509:
             said = "the tenant's allowance of downloads in five days is used up (509); only Xima's support resets it"
-            raise TryAgain(said, retry_after=max(wait or _HOUR, _HOUR)) from None
+            raise Busy(said, retry_after=max(wait or _HOUR, _HOUR)) from None
         if status == 429:
-            raise TryAgain(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
+            raise Busy(str(error), retry_after=max(wait or _PAUSE, _PAUSE)) from None
         if status in {202, 204}:
             waiting = NotReady(str(error))
             waiting.status = status

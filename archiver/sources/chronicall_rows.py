@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..model import Availability, Direction, Medium, Party, Recording
-from ..rows import EPOCH, MS, identifier, integer, labelled, text
+from ..rows import EPOCH, MS, as_told, identifier, integer, labelled, text
 
 _PARTIES = {"caller": "callingParty", "callee": "receivingParty", "agent": "agent"}
 _DIRECTIONS = {direction.value: direction for direction in Direction}
@@ -42,7 +42,7 @@ def recording(row: Any, *, call_id: str | None = None, sized: bool = True) -> Re
         media=(medium,),
         ended_at=started_at + duration if duration is not None else None,
         duration=duration,
-        call_id=text(row.get("callKey")) or call_id,
+        call_id=as_told(row.get("callKey")) or call_id,
         direction=_direction(row.get("callDirection")),
         caller=_address(people.get("caller")),
         callee=_address(people.get("callee")),

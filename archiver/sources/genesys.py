@@ -6,38 +6,27 @@ needs a span that begins ``longest_call`` earlier. Rows come by the hundred, in 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, model_validator
-from yarl import URL
 
 from ..descriptors import MediaOptions, Storage, opened
-from ..errors import BadData, NotReady, SourceError, TryAgain
-from ..http import Client, basic, below
+from ..errors import NotReady, SourceError, TryAgain
+from ..http import Client, basic
 from ..model import Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SourceOptions
 from ..ports import Sink
-from ..rows import listing, segment, text
+from ..rows import listing, looked_up, segment, text
 from ..sinks import AudioOnly
-from ..targets.genesys import AccountOptions, Registrar, judged, moment_text
-from .genesys_rows import (
-    address,
-    goes_on,
-    merged,
-    named_id,
-    next_page,
-    recording,
-    registered,
-    row_id,
-    rows_of,
-    stopped,
-    too_deep,
-)
+from ..targets.genesys import AccountOptions, Registrar, judged
+from .genesys_addresses import address
+from .genesys_rows import recording, registered, rows_of, stopped
+from .genesys_search import Search
 
 _PASSES = 5
 
@@ -91,12 +80,10 @@ class Genesys:
         self._secret = options.password.get_secret_value()
         self._storage = Storage(options, options, http)
         http.authorise(basic(options.username, self._secret))
-        self._path = options.recordings_path
-        # The page asks for lists at /recordings/recordings too, for one recording at /recordings/{id} only.
-        self._one_path = re.sub(r"(/recordings)+$", "/recordings", self._path)
+        self._search = Search(options, http)
 
     async def check(self) -> str:
-        rows = rows_of(await self._search(self._path, {"startTime": 0, "limit": 1}))
+        rows = rows_of(await self._search.page(self._search.path, {"startTime": 0, "limit": 1}))
         region = next((text(r.get("region")) for r in rows if isinstance(r, Mapping)), None)
         seen = f"some of region {region}" if region else "some" if rows else "none"
         try:
@@ -109,7 +96,7 @@ class Genesys:
         rows: dict[str, Any] = {}
         for again in range(_PASSES):
             known = len(rows)
-            steady = await self._read(window, rows)
+            steady = await self._search.read(window, rows)
             # Where rows moved once, only a pass that brings nothing new ends it.
             if len(rows) == known or (steady and not again):
                 break
@@ -121,15 +108,21 @@ class Genesys:
             early = ended is not None and ended < window.start - self._options.overlap
             return None if early or (self._options.skip_registered and registered(row)) else found
 
-        return listing(rows.values(), read_if_in)
+        told = listing((row for row in rows.values() if not isinstance(row, SourceError)), read_if_in)
+        failed = [(unquote(key), str(error)) for key, error in rows.items() if isinstance(error, SourceError)]
+        return Listing(told.recordings, told.rejected, failed)
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """By recording id. NOT_FOUND yields none: the id is unknown, or of another region."""
-        rows = [await self._one(f"{self._path}/{segment(call_id)}") for call_id in call_ids]
-        try:
-            return Listing([self._recording(row) for row in rows if row is not None])
-        except (ValueError, TypeError, AttributeError) as error:
-            raise BadData(str(error)[:200]) from None
+        path = self._search.one_path
+        rows, failed = await looked_up(call_ids, lambda call_id: self._search.one(f"{path}/{segment(call_id)}"))
+        told = listing(filter(None, rows.values()), self._recording)
+        return Listing(told.recordings, told.rejected, failed)
+
+    def expected(self, medium: Medium) -> Medium:
+        """With its size where the options of now compare it."""
+        compared = self._options.sizes == "always" or (self._options.sizes == "clear" and not medium.opaque)
+        return medium if compared else replace(medium, size=None)
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
         audio = AudioOnly(into)
@@ -161,81 +154,6 @@ class Genesys:
 
     async def acknowledge(self, document: Mapping[str, Any]) -> None:
         await self._registrar.acknowledge(document)
-
-    # -- the search --------------------------------------------------------------------------------------------------
-
-    async def _read(self, window: Window, rows: dict[str, Any]) -> bool:
-        """One pass over all pages into ``rows`` (by id). False where a row may have slipped between two pages."""
-        o, offset, seen, back, steady = self._options, 0, 0, 0, True
-        asked = {
-            "startTime": self._moment(window.start - o.longest_call - o.overlap),
-            "endTime": self._moment(window.end + o.overlap),
-            **({"fields": o.fields} if o.fields else {}),
-            "limit": o.page_size,
-        }
-        path, params, before = self._path, {**asked, "offset": 0}, list[str]()
-        while True:
-            answer = await self._search(path, params)
-            page = rows_of(answer)
-            ids = [row_id(row) for row in page]
-            if page and ids == before:
-                raise TryAgain("the next page is the same again")
-            steady &= not back or goes_on(before, ids)
-            for key, row in zip(ids, await self._whole(page), strict=True):
-                rows[key] = merged(rows[key], row) if key in rows else row
-            # A partial success (7) names what failed: no recordings, so they end among the rejected rows.
-            rows.update({json.dumps(entry): entry for entry in answer.get("failed") or ()})
-            onward = next_page(self._http.base, self._path, answer.get("nextUri"))
-            if not page or (onward is None and len(page) < o.page_size):
-                return steady
-            offset, seen = offset + len(page), seen + len(page)
-            if offset >= o.deepest_offset or seen > 2 * o.deepest_offset:
-                raise too_deep(window, o.longest_call, o.deepest_offset)
-            # A page begins with the last row of the one before: is it not there, then rows have moved up.
-            offset -= (back := 1 if len(page) > 1 else 0)
-            path, params, before = self._path, {**asked, "offset": offset}, ids
-            if onward is not None:
-                there = URL(onward, encoded=True).query.get("offset")
-                if there is not None and (not there.isdecimal() or int(there) < offset + back):
-                    raise TryAgain("nextUri leads back")
-                back = back if there is not None else 0
-                path = onward if there is None else str(URL(onward, encoded=True).update_query(offset=offset))
-                params = {}
-
-    async def _search(self, path: str, params: Mapping[str, str | int]) -> Mapping[str, Any]:
-        try:
-            return judged(await self._http.json("GET", path, params=params), self._secret)
-        except NotReady as error:
-            raise BadData(f"no recordings there ({error}); see base_url, list_path, contact_center") from None
-
-    async def _whole(self, page: Iterable[Any]) -> Sequence[Any]:
-        """The rows; what is but a URI (``uris``) is read by itself."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._entry(row)) for row in page]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _entry(self, row: Any) -> Any:
-        if not isinstance(row, str):
-            return row
-        told = named_id(row)
-        for path in filter(None, (told and f"{self._one_path}/{told}", below(self._http.base, row))):
-            if (found := await self._one(path)) is not None:
-                return found
-        return f"it was listed, but is not found: {row}"
-
-    async def _one(self, path: str) -> Any:
-        try:
-            answer = judged(await self._http.json("GET", path), self._secret)
-        except NotReady:
-            return None
-        return answer.get("recording", answer)
-
-    def _moment(self, at: datetime) -> str | int:
-        at = max(at, datetime.fromtimestamp(0, UTC))
-        return moment_text(at) if self._options.time_format == "iso" else int(at.timestamp() * 1000)
 
     def _recording(self, row: Any) -> Recording:
         o, base = self._options, self._http.base

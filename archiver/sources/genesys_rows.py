@@ -13,17 +13,14 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from yarl import URL
-
 from ..descriptors import identity, is_encrypted
-from ..errors import BadData, Overflow, TryAgain
-from ..http import below
-from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Window
-from ..rows import as_told, full_name, identifier, labelled, mapping, moment, objects, requoted, segment, text
+from ..errors import BadData
+from ..model import Availability, CallEvent, Direction, Medium, Party, Recording
+from ..rows import as_told, full_name, identifier, labelled, mapping, moment, objects, text
 from ..targets.genesys import MARK
+from .genesys_addresses import named_id
 
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".opus": "audio/ogg"}
-_SLASH = re.compile(r"[/\\]")
 _DIRECTIONS = {d.value: d for d in (Direction.INBOUND, Direction.OUTBOUND, Direction.INTERNAL)}
 #: What an archive's JSON shows of each medium, beside ``raw``.
 KEPT = (
@@ -46,16 +43,10 @@ def rows_of(answer: Mapping[str, Any]) -> list[Any]:
 
 
 def row_id(row: Any) -> str:
-    """A recording's id; the whole row where it has none."""
+    """A recording's id, or the one in its address; the whole row where it has none."""
+    if isinstance(row, str):
+        return named_id(row) or row
     return (as_told(row.get("id")) if isinstance(row, Mapping) else None) or json.dumps(row)
-
-
-def goes_on(before: Sequence[str], after: Sequence[str]) -> bool:
-    """Does a page go on where the one before left off, its last row told again, perhaps below new ones in front?"""
-    if before[-1] not in after:
-        return False
-    again = after.index(before[-1]) + 1
-    return list(after[:again]) == list(before[-again:])
 
 
 def stopped(row: Mapping[str, Any], zone: tzinfo = UTC) -> datetime | None:
@@ -98,63 +89,6 @@ def _event_key(event: Mapping[str, Any]) -> tuple[Any, ...]:
     contact = event.get("contact")
     number = contact.get("phoneNumber") if isinstance(contact, Mapping) else None
     return moment(event.get("occurredAt")) or event.get("occurredAt"), event.get("event"), number
-
-
-# Nodes tell addresses as they know themselves: of a host, and below a root, that a proxy in front of them may lack.
-# What counts is the recording's id, the medium's name and the query; where the API is, base_url and the paths say.
-
-
-def named_id(uri: str) -> str | None:
-    """The id of the recording that an address names, quoted as it stands there."""
-    match = re.fullmatch(r"(?:.*/)?recordings/([^/?#]+)/?(?:[?#].*)?", uri)
-    return requoted(match[1]) if match and not {".", ".."} & set(_SLASH.split(unquote(match[1]))) else None
-
-
-def next_page(base: URL, list_path: str, uri: Any) -> str | None:
-    """The path of the page that ``nextUri`` names; None where it names none of this list."""
-    last = re.escape(list_path.rstrip("/").rpartition("/")[2])
-    if isinstance(uri, str) and (match := re.fullmatch(rf"(?:[!-~]*/{last}/?)?\?([!-~]+)", uri)):
-        return f"{list_path}?{match[1]}"
-    return below(base, text(uri))
-
-
-def address(base: URL, file: Mapping[str, Any], play: Callable[[str], str], *, foreign: bool) -> str | None:
-    """Where a media file is fetched: at the base URL's host or, where ``foreign``, at the one its URI names.
-
-    ``play`` is where a medium of some (quoted) name is played at the base URL.
-    """
-    for name in ("playPath", "mediaPath"):
-        if (path := _path(base, text(file.get(name)), play)) and "/play/" in path:
-            return path
-    uri = text(file.get("mediaUri"))
-    try:
-        url = URL(uri or "", encoded=True)
-        ours = not url.host or url.origin() == base.origin()
-    except ValueError:
-        return None
-    if not ours:
-        return uri if foreign else _played(url.raw_path.rsplit("/", 1)[-1], play)
-    path = _path(base, uri, play)
-    if url.host and path in {None, below(base, uri)}:
-        # Something else of this origin, perhaps.
-        return uri
-    return path or _played(url.raw_path.rsplit("/", 1)[-1], play)
-
-
-def _path(base: URL, uri: str | None, play: Callable[[str], str]) -> str | None:
-    """Below the base URL; by the medium's name where it has another root."""
-    path, root = below(base, uri), base.raw_path.rstrip("/")
-    if path is None or (root and path == uri and not re.match(r"(/ops/contact-centers/[^/]+)?/recordings/", path)):
-        match = re.fullmatch(r"(?:.*/)?recordings/[^/?#]+/play/([^/?#]+)", uri or "")
-        return (_played(match[1], play) if match else None) or path
-    return path
-
-
-def _played(name: str, play: Callable[[str], str]) -> str | None:
-    """Where a medium of that name (quoted) is played; of one that hides a path, its last part."""
-    if len(parts := _SLASH.split(unquote(name))) > 1:
-        name = segment(parts[-1])
-    return play(requoted(name)) if unquote(name).strip(". ") else None
 
 
 def registered(row: Mapping[str, Any]) -> bool:
@@ -299,11 +233,3 @@ def _events(contacts: list[tuple[Mapping[str, Any], Mapping[str, Any]]], zone: t
         at, what = moment(event.get("occurredAt"), zone), text(event.get("event"))
         if at is not None and what is not None:
             yield CallEvent(at=at, event=what.lower(), party=_number(contact.get("phoneNumber")))
-
-
-def too_deep(window: Window, longest_call: timedelta, deepest: int) -> TryAgain:
-    """Overflow; plain TryAgain where halving would not help, since the span begins longest_call earlier anyhow."""
-    what = f"more than {deepest} recordings from {window.start - longest_call} to {window.end}"
-    if window.length * 4 <= longest_call:
-        return TryAgain(f"{what}; shorten longest_call, or raise deepest_offset if the server allows it")
-    return Overflow(what)

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from ..localtime import utc
 from ..model import Direction, Medium, Party, Recording
-from ..rows import UNREADABLE, full_name, integer, labelled, text
+from ..rows import UNREADABLE, as_told, full_name, integer, labelled, text
 
 HashCheck = Literal["strict", "warn", "off"]
 
@@ -45,7 +45,7 @@ def read(row: Mapping[str, Any], zone: ZoneInfo, hash_check: HashCheck) -> Recor
     medium = _medium(row, lasted, hash_check)
     return Recording(
         recording_id=medium.recording_id,
-        call_id=text(row.get("pbxCallId")) or text(pbx.get("callId") if isinstance(pbx, Mapping) else pbx),
+        call_id=as_told(row.get("pbxCallId")) or as_told(pbx.get("callId") if isinstance(pbx, Mapping) else pbx),
         started_at=started,
         ended_at=None if lasted is None else started + lasted,
         duration=lasted,
@@ -86,7 +86,7 @@ def _medium(row: Mapping[str, Any], lasted: timedelta | None, hash_check: HashCh
         size, sha256 = integer(row.get("size")), text((row.get("hash") or {}).get("SHA256"))
         facts |= {"size": size} if size is not None and size >= 0 else {}
         facts |= {"sha256": _hex(sha256, hash_check)} if sha256 else {}
-    bare = Medium(recording_id=str(UUID(given)), media_id="audio", duration=lasted, ref={"id": given})
+    bare = Medium(recording_id=str(UUID(given.strip())), media_id="audio", duration=lasted, ref={"id": given})
     if hash_check == "strict":
         return replace(bare, **facts)
     return replace(bare, ref={"id": given, **facts})
@@ -131,7 +131,7 @@ def has_zone(row: Any) -> bool:
 def guid(row: Any) -> str | None:
     """Its id in lower case; the vendor writes both."""
     try:
-        return str(UUID(row["id"]))
+        return str(UUID(row["id"].strip()))
     except UNREADABLE:
         return None
 

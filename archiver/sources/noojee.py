@@ -10,27 +10,29 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import structlog
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
+from ..errors import BadData, NotReady, TryAgain
 from ..http import Client
-from ..idfile import Feed
+from ..idfile import Feed, last_id
 from ..localtime import clock_hours, epoch
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from ..rows import segment
+from ..rows import rejected, segment
 from . import noojee_legs as legs
 from .noojee_api import Api
-from .noojee_legs import Rows
+from .noojee_check import audio_problem
+from .noojee_lookups import NOBODY, LookUps
 
 log = structlog.get_logger()
 
-_ENOUGH, _SELDOM = 5, 3
+_SELDOM = 3
 _PLACEHOLDERS = ("prefix", "uniqueId", "leg", "tag", "callRecordId")
 
 
@@ -93,6 +95,7 @@ class Noojee:
 
     def __init__(self, name: str, options: NoojeeOptions, http: Client) -> None:
         self._name = name
+        self.lists_by_time = options.listing == "hour"
         self._options = options
         self._api = Api(
             http,
@@ -103,26 +106,48 @@ class Noojee:
             hour_interval=options.hour_interval,
         )
         self._reader = legs.Reader(options.zone, options.default_user, options.longest_call)
-        #: Has a look-up ever been answered? Until then a 404 may mean a wrong prefix.
-        self._proven = False
+        self._look_ups = LookUps(self._api, options.concurrency)
+        #: Has audio ever come? Then audio_path is right.
+        self._heard = False
         #: How far the server's clock is off the configured zone.
         self._off: timedelta | None = None
 
     async def check(self) -> str:
+        """Looks up a call that can't exist; then, until audio came once, tries a leg's: no page tells its address."""
         try:
-            await self._by_unique_id("0.0")
+            await self._look_ups.by_unique_id(NOBODY)
         except NotReady as error:
             raise BadData(f"nothing answers below {self._options.root}; is prefix right? ({error})") from None
         said = [f"meta data answers, authentication by {self._options.auth}"]
-        if self._options.ids_file is not None:
-            ids = (await asyncio.to_thread(Feed().read, self._options.ids_file))[0][-1:]
-            known = len((await self.look_up(ids)).recordings)
-            said.append(f"ids_file: of {len(ids)} id tried {known} known")
-        elif self._options.listing == "none" and self._options.ids_from is None:
-            said.append("finds no calls by itself: set listing, ids_file or ids_from, or use backfill --ids")
+        known = await self._some(said)
+        wrong = await audio_problem(self.fetch, known, said) if known and not self._heard else None
         if self._off is not None:
             said.append(f"its clock is {legs.minutes(self._off)} off timezone {self._options.timezone}")
-        return "; ".join(said)
+        return f"warning: {wrong} ({'; '.join(said)})" if wrong else "; ".join(said)
+
+    async def _some(self, said: list[str]) -> Sequence[Recording]:
+        """Calls to try: that of the last id of ids_file or, until audio came once, those of the last whole hour."""
+        o = self._options
+        if o.ids_file is not None:
+            last = await asyncio.to_thread(last_id, o.ids_file)
+            found = (await self.look_up([last] if last else [])).recordings
+            said.append(f"ids_file: of {1 if last else 0} id tried {len(found)} known")
+            return found
+        if o.listing == "none":
+            if o.ids_from is None:
+                said.append("finds no calls by itself: set listing, ids_file or ids_from, or use backfill --ids")
+            return ()
+        if self._heard:
+            return ()
+        over = (datetime.now(UTC) - o.settle).astimezone(o.zone).replace(minute=0, second=0, microsecond=0)
+        hour = Window(over.astimezone(UTC) - timedelta(hours=1), over.astimezone(UTC))
+        try:
+            found = (await self.list(hour)).recordings
+        except TryAgain as error:
+            said.append(f"the last hour can't be listed ({error})")
+            return ()
+        said.append(f"{len(found)} calls in the last whole hour")
+        return found
 
     async def list(self, window: Window) -> Listing:
         """The calls of which a leg ended in any hour of the server's clock that the window touches, whole.
@@ -134,117 +159,86 @@ class Noojee:
         rows: list[Any] = []
         for day, hour in clock_hours(window, self._options.zone):
             rows += await self._api.hour(day, hour)
+        # A prefix below which this is answered is right.
+        self._look_ups.proven = True
         ended, nameless = legs.by_call(rows)
-        found = await self._find(ended, "unique_id")
-        told: list[Any] = []
-        for unique_id, answer in found.items():
-            if isinstance(answer, SourceError) and not isinstance(answer, NotReady):
-                raise answer
-            told += legs.merged([] if isinstance(answer, SourceError) else answer, ended[unique_id])
+        found = await self._look_ups.find(ended, "unique_id")
+        if found.broken is not None:
+            raise found.broken
+        # What the hour tells of a call is kept, whatever becomes of its look-up.
+        told = [row for uid, its in ended.items() for row in legs.merged(found.rows.get(uid, []), its)]
         listing = self._listing(told, {legs.leg_id(row) for its in ended.values() for row in its})
-        return Listing(listing.recordings, [*nameless, *listing.rejected])
+        failed = [(i, why) for i, why in found.failures() if not isinstance(found.failed[i], NotReady)]
+        if self._options.lookup == "tag":
+            # These ids are none that a look-up by tag would find again.
+            return Listing(listing.recordings, [*nameless, *listing.rejected, *starmap(rejected, failed)])
+        return Listing(listing.recordings, [*nameless, *listing.rejected], failed)
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
-        found = await self._find([i for i in map(str.strip, call_ids) if i], self._options.lookup)
-        for error in (f for f in found.values() if isinstance(f, SourceError)):
-            if not self._is_none(error):
-                raise self._unproven(error)
-        return self._listing([row for rows in found.values() if not isinstance(rows, SourceError) for row in rows])
+        found = await self._look_ups.find([i for i in call_ids if i.strip()], self._options.lookup)
+        if found.broken is not None:
+            raise found.broken
+        told = self._listing([row for rows in found.rows.values() for row in rows])
+        return Listing(told.recordings, told.rejected, found.failures())
 
     async def follow(self, cursor: str | None) -> Chapter:
         """The calls of the ids that ``ids_file`` has gained, and of earlier ids whose calls may have gained legs.
 
         A leg is told only once it has ended, so an id is asked again, more and more seldom, until no call can last any
-        longer; one that fails alone is kept, and does not hold up the others.
+        longer; one that fails alone is told as failed, and does not hold up the others.
         """
         if self._options.ids_file is None:
             return Chapter(Listing(), cursor or "", more=False)
         feed, now = Feed.parse(cursor), time.time()
         again = max(timedelta(minutes=1), self._options.settle)
-        ids, rejected = await asyncio.to_thread(feed.read, self._options.ids_file)
+        ids, unread = await asyncio.to_thread(feed.read, self._options.ids_file)
         for i in ids:
             feed.add(i, (epoch(i) or now) + self._options.longest_call.total_seconds())
-        found = await self._find(feed.due(now), self._options.lookup)
-        failed = {i: f for i, f in found.items() if isinstance(f, SourceError) and not self._is_none(f)}
-        for error in failed.values():
-            if len(failed) == len(found) or isinstance(error, Refused):
-                raise self._unproven(error)
+        due = feed.due(now)
+        if feed.missing is not None:
+            if not due and not ids:
+                raise feed.missing
+            log.warning("source.ids_file_missing", source=self._name, error=str(feed.missing))
+        found = await self._look_ups.find(due, self._options.lookup)
+        if found.broken is not None and not found.rows:
+            raise found.broken
         recordings: list[Recording] = []
         unknown = 0
-        for i, answer in found.items():
-            if i in failed:
-                log.warning("source.id_failed", source=self._name, id=i, error=str(failed[i]))
-                feed.failed(i, now, again)
-                continue
-            listing = self._listing([] if isinstance(answer, SourceError) else answer)
+        for i, rows in found.rows.items():
+            listing = self._listing(rows)
             recordings += listing.recordings
-            rejected += listing.rejected
+            unread += listing.rejected
             began = datetime.fromtimestamp(feed.open[i][1], UTC) - self._options.longest_call
             idle = legs.quiet(listing.recordings, began, datetime.fromtimestamp(now, UTC))
             unknown += feed.answered(i, now, max(again, _SELDOM * idle)) and not listing.recordings
         if unknown:
             log.warning("source.ids_unknown", source=self._name, count=unknown)
-        return Chapter(Listing(recordings, rejected), feed.text(), more=feed.more)
+        if found.broken is not None:
+            # Whatever was not answered is asked again at once, and says why that can't be.
+            return Chapter(Listing(recordings, unread), feed.text(), more=True)
+        failed = found.failures()
+        for i, why in failed:
+            log.warning("source.id_failed", source=self._name, id=i, error=why)
+            feed.failed(i, now)
+        return Chapter(Listing(recordings, unread, failed), feed.text(), more=feed.more)
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
         names = {name: segment(str(medium.ref.get(name) or "")) for name in _PLACEHOLDERS}
         if "{tag}" in self._options.audio_path and not names["tag"]:
             raise BadData("the leg has no tag, and audio_path finds audio by tag")
         await self._api.audio(self._options.audio_path.format(**names | {"prefix": self._options.root}), into)
+        self._heard = True
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _listing(self, rows: Iterable[Any], ended: Collection[str] = ()) -> Listing:
-        calls, rejected = legs.by_call(rows)
+        calls, unreadable = legs.by_call(rows)
         recordings: list[Recording] = []
         for unique_id, its in calls.items():
             recording, unread = self._reader.recording(unique_id, its, datetime.now(UTC), ended)
-            rejected += unread
+            unreadable += unread
             recordings += [recording] if recording else []
             if self._off is None and recording and (off := legs.off_zone(recording)):
                 self._off, zone = off, self._options.timezone
                 log.warning("source.timezone_mismatch", source=self._name, timezone=zone, off=legs.minutes(off))
-        return Listing(recordings, rejected)
-
-    async def _find(self, ids: Iterable[str], by: str) -> dict[str, Rows | SourceError]:
-        """By id, in their order, its rows, or why there are none; five failures end it for the rest."""
-        wanted = list(dict.fromkeys(ids))
-        found: dict[str, Rows | SourceError] = {}
-        failures: list[SourceError] = []
-        turns = asyncio.Semaphore(self._options.concurrency)
-
-        async def find(i: str) -> None:
-            async with turns:
-                try:
-                    if len(failures) >= _ENOUGH:
-                        raise failures[-1]
-                    found[i] = await (self._by_tag(i) if by == "tag" else self._by_unique_id(i))
-                except SourceError as error:
-                    found[i] = error
-                    failures.extend([] if self._is_none(error) else [error])
-
-        async with asyncio.TaskGroup() as group:
-            for i in wanted:
-                group.create_task(find(i))
-        return {i: found[i] for i in wanted}
-
-    async def _by_unique_id(self, unique_id: str) -> Rows:
-        return await self._rows("retrieveMetaDataByUniqueId", {"uniqueId": unique_id})
-
-    async def _by_tag(self, tag: str) -> Rows:
-        """The calls of which any leg bears the tag, with their other legs."""
-        tagged, _ = legs.by_call(rows := await self._rows("retrieveMetaData", {"tag": tag}))
-        whole = [row for unique_id in tagged for row in await self._by_unique_id(unique_id)]
-        return legs.merged(whole, [row for row in rows if isinstance(row, dict)])
-
-    async def _rows(self, method: str, asked: dict[str, str]) -> Rows:
-        rows = await self._api.rows(method, asked)
-        self._proven = True
-        return rows
-
-    def _is_none(self, error: SourceError) -> bool:
-        return self._proven and isinstance(error, NotReady)
-
-    def _unproven(self, error: SourceError) -> SourceError:
-        wrong = f"no look-up was answered yet; is prefix right? ({error})"
-        return TryAgain(wrong) if isinstance(error, NotReady) else error
+        return Listing(recordings, unreadable)

@@ -55,7 +55,7 @@ def text(row: Mapping[str, Any], name: str) -> str | None:
 
 def leg_id(row: Mapping[str, Any]) -> str:
     """The id of the leg's database record; only where none is told, the leg's number."""
-    return text(row, "CallRecordId") or f"leg-{text(row, 'Leg')}"
+    return api.as_told(row.get("CallRecordId")) or f"leg-{text(row, 'Leg')}"
 
 
 def merged(whole: Rows, some: Sequence[Mapping[str, Any]]) -> Rows:
@@ -69,9 +69,10 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
     calls: dict[str, list[dict[str, Any]]] = {}
     rejected = []
     for row in rows:
-        unique_id = text(row, "UniqueId") if isinstance(row, dict) else None
-        if unique_id is None:
-            rejected.append(api.rejected(row, "it has no UniqueId"))
+        try:
+            unique_id = api.identifier(row.get("UniqueId"), "UniqueId")
+        except api.UNREADABLE as error:
+            rejected.append(api.rejected(row, error))
         else:
             calls.setdefault(unique_id, []).append(row)
     return calls, rejected
@@ -80,7 +81,7 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
 def off_zone(recording: Recording) -> timedelta | None:
     """How far the start of leg 1 is from the UniqueId's second, where only a wrong time zone explains that."""
     began = made_at(recording.recording_id)
-    if began is None or not recording.media or recording.media[0].ref["leg"] != "1":
+    if began is None or not recording.media or recording.media[0].ref["leg"].lstrip("0") != "1":
         return None
     late = recording.started_at - began
     off = whole_quarters(late)
@@ -153,9 +154,15 @@ class Reader:
         callend = text(row, "callend")
         end = start + lasted if lasted is not None else moment(callend, self.zone, start) if callend else None
         # A leg that runs has no duration yet; one that is old has ended, whatever it says.
+        number = api.as_told(row.get("Leg")) or ""
         over = bool(lasted) or callend or leg_id(row) in ended or now - start > self.longest_call
         return _Leg(
-            row, str(_number(row)), start, end, Availability.READY if over else Availability.NOT_READY, lasted or None
+            row,
+            number,
+            start,
+            end,
+            Availability.READY if over else Availability.NOT_READY,
+            lasted or None,
         )
 
     def _call(self, unique_id: str, legs: list[_Leg], rows: Sequence[Mapping[str, Any]]) -> Recording:
@@ -198,8 +205,8 @@ class Reader:
                     ref={
                         "uniqueId": unique_id,
                         "leg": leg.number,
-                        "tag": leg["Tag"],
-                        "callRecordId": leg["CallRecordId"],
+                        "tag": api.as_told(leg.row.get("Tag")),
+                        "callRecordId": api.as_told(leg.row.get("CallRecordId")),
                     },
                 )
                 for leg in legs

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 import structlog
@@ -21,7 +22,7 @@ from ..localtime import bounds
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from ..rows import listing, mapping, segment, text
+from ..rows import as_told, listing, looked_up, mapping, segment
 from .xivo_cel import ChannelEvents
 from .xivo_history import History
 from .xivo_rows import read, why_missing, zone_error
@@ -157,19 +158,17 @@ class Xivo:
 
     async def look_up(self, call_ids: Sequence[str]) -> Listing:
         """The recordings of those calls, answered or not."""
+        ask = partial(self._search, "/records/callid_search")
+        answers, failed = await looked_up(call_ids, lambda call_id: ask(params={"callid": call_id}))
         found: dict[str, Recording] = {}
         rejected: list[Rejected] = []
-        for call_id in dict.fromkeys(i.strip() for i in call_ids if i.strip()):
-            try:
-                rows, more = await self._search("/records/callid_search", params={"callid": call_id})
-            except NotReady:
-                continue
+        for call_id, (rows, more) in answers.items():
             told = self._listing(rows, call_id)
             found |= {r.recording_id: r for r in told.recordings}
             rejected += told.rejected
             if more:
                 rejected.append(Rejected(raw=call_id, reason="this call has more recordings than one answer holds"))
-        return Listing(list(found.values()), rejected)
+        return Listing(list(found.values()), rejected, failed)
 
     async def fetch(self, medium: Medium, into: Sink) -> None:
         """The audio of a file id (the server writes one line of its access log), or channel events as JSON lines."""
@@ -208,7 +207,7 @@ class Xivo:
         if options.start and page.document.key(ListingKey.END) < options.start:
             return Chapter(Listing(), str(page.next), more=page.more)
         calls = await self.look_up(page.ended) if options.cel_look_up else Listing()
-        told = Listing([page.document, *calls.recordings], [*page.rejected, *calls.rejected])
+        told = Listing([page.document, *calls.recordings], [*page.rejected, *calls.rejected], calls.failed)
         return Chapter(told, str(page.next), more=page.more)
 
     async def detail(self, recording: Recording) -> Recording:
@@ -229,7 +228,7 @@ class Xivo:
         return {"start": start, "end": end, "direction": "all"}
 
     def _call_data_id(self, row: Mapping[str, Any]) -> str | None:
-        return text(row.get(self._options.call_data_id_field))
+        return as_told(row.get(self._options.call_data_id_field))
 
     def _path(self, path: str) -> str:
         return f"/{self._options.path_prefix.strip('/')}".rstrip("/") + path

@@ -16,7 +16,7 @@ from ..http import Client
 from ..localtime import made_at, utc
 from ..model import Medium, Recording, Rejected
 from ..ports import Sink
-from ..rows import EPOCH, UNREADABLE, rejected, text
+from ..rows import EPOCH, UNREADABLE, as_told, rejected, text
 
 _NDJSON = "application/x-ndjson"
 #: Asterisk's name of the event, and the one in the vendor's example.
@@ -71,7 +71,7 @@ class ChannelEvents:
             media=(medium,),
             raw={"cel": {"first": first, "last": last, "count": len(taken)}},
         )
-        ended = [i for _, row in taken if text(row.get("eventtype")) in _ENDS and (i := text(row.get("linkedid")))]
+        ended = [i for _, row in taken if text(row.get("eventtype")) in _ENDS and (i := as_told(row.get("linkedid")))]
         # Not "a full page": a server may hold a page shorter than it was asked for.
         more = len(taken) == len(rows)
         return Page(document=document, ended=ended, rejected=rejected, next=last + 1, more=more)

@@ -28,6 +28,8 @@ FIELDS = (
     "call_id", "started_at", "ended_at", "duration", "direction", "caller", "callee",
     "agent", "queue", "parties", "events", "attributes",
 )  # fmt: skip
+#: What a vendor may call a recording: spaces at the ends, quoting and case are part of an id.
+ODD_IDS = (" lead and trail ", "a\tb", "e\u0301", "\u00e9", "50%2F1%", "007", "A/b?c#d&e=f+g;h", "..%2f", "a\\b'c\"")
 NOW = datetime(2024, 5, 18, 12, 0, tzinfo=UTC)
 
 
@@ -158,6 +160,22 @@ class SourceContract:
             after = await self.everything(source, self.span())
         assert not set(sim.expected(late)) & set(before)
         assert set(sim.expected(late)) <= set(after)
+
+    async def test_ids_are_kept_and_asked_for_exactly_as_they_are_told(self, sim: Simulator) -> None:
+        if not sim.takes_any_id:
+            pytest.skip("its ids are all of one form")
+        begun, lasted = NOW - timedelta(hours=2), timedelta(seconds=9)
+        calls = [sim.add_call(begun, lasted, extra={"id": odd}) for odd in ODD_IDS]
+        truth = {i: told for call in calls for i, told in sim.expected(call).items()}
+        async with self.reading(sim) as source:
+            found = await self.everything(source, self.span())
+            assert set(ODD_IDS) <= set(truth) <= set(found)
+            for recording_id, expected in truth.items():
+                assert {m.media_id for m in found[recording_id].media} == set(expected.audio)
+                for medium in found[recording_id].media:
+                    kept = Kept()
+                    await source.fetch(medium, kept)
+                    assert bytes(kept.data) == expected.audio[medium.media_id], recording_id
 
     async def test_check_logs_in(self, sim: Simulator) -> None:
         async with self.reading(sim) as source:

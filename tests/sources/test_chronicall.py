@@ -294,6 +294,54 @@ async def test_check_finds_out_that_a_list_does_not_go_by_the_start() -> None:
             assert "set overlap" not in await source.check()
 
 
+async def test_check_fetches_one_recording_of_the_cloud_and_says_what_came() -> None:
+    async with live(api_version="v2") as sim:
+        async with reading(sim, rate="100/s") as source:
+            said = await source.check()
+            call = sim.calls[0]
+            size = len(sim.parts(call)[0].sound("spx"))
+            kbits = f"{size * 8 / 1000 / call.duration.total_seconds():.0f} kbit/s"
+            assert said.startswith("Chronicall v2: 3 recordings in the last hour; one was fetched: audio/ogg")
+            assert said.endswith(f", {size} bytes ({kbits}), its row tells {sim.told_size(sim.parts(call)[0])}")
+            await source.check()
+            assert sim.count("audio") == 1, "the tenant's allowance is small"
+        async with reading(sim, rate="100/s") as source:
+            sim.fault("status", "audio", value=509, times=-1)
+            assert "the audio of one can't be had: the tenant's allowance" in await source.check()
+        async with reading(sim, rate="100/s", format="wav") as source:
+            assert (await source.check()).startswith('warning: format = "wav" is 128 kbit/s')
+    async with live() as sim, reading(sim) as source:
+        await source.check()
+        assert sim.count("audio") == 0
+
+
+async def test_check_looks_at_a_day_of_the_cloud_where_the_last_hour_is_quiet() -> None:
+    sim = ChronicallSimulator(seed=7, api_version="v2")
+    sim.add_call(datetime.now(UTC) - timedelta(hours=9), timedelta(seconds=8), index=1)
+    async with sim, reading(sim, rate="100/s") as source:
+        assert "1 recordings in the last day; one was fetched" in await source.check()
+
+
+async def test_the_size_of_the_cloud_s_rows_is_compared_only_if_asked_for() -> None:
+    """The vendor's sample row tells three times what its Speex takes: each download would be refused."""
+    async with live(api_version="v2") as sim:
+        for wanted, told in ((None, None), (True, sim.told_size(sim.parts(sim.calls[0])[0]))):
+            more = {"check_size": wanted} if wanted is not None else {}
+            async with reading(sim, rate="100/s", **more) as source:
+                now = datetime.now(UTC)
+                found = await source.list(Window(now - timedelta(hours=1), now))
+            assert min(found.recordings, key=lambda r: r.started_at).media[0].size == told
+
+
+async def test_check_size_counts_as_it_is_set_now() -> None:
+    (medium,) = recording(ROW).media
+    for options, size in (({}, 42443), ({"check_size": False}, None), ({"format": "wav"}, None)):
+        async with opened(
+            Chronicall, {"kind": "chronicall", "base_url": "http://h", "token": "t", **options}
+        ) as source:
+            assert source.expected(medium).size == size  # type: ignore[attr-defined]
+
+
 async def test_check_tries_the_zip_where_it_is_wanted() -> None:
     async with live(ZipRecorder) as sim, reading(sim) as source:
         assert "ZIP" not in await source.check()
@@ -591,6 +639,18 @@ async def test_an_unknown_call_has_no_recordings() -> None:
         for call_id in ("no-such-call", "..", ""):
             assert not (await source.look_up([call_id])).recordings
         assert sim.count("call") == len(sim.seen) == 1
+
+
+async def test_a_call_that_fails_alone_is_named_and_holds_up_no_other() -> None:
+    async with recorder() as sim, reading(sim) as source:
+        keys = [sim.call_key(call) for call in sim.calls[:3]]
+        sim.fault("status", "call", value=500, match=keys[0], times=-1)
+        told = await source.look_up(keys)
+        assert [key for key, _ in told.failed] == keys[:1]
+        assert {r.call_id for r in told.recordings} == set(keys[1:])
+        sim.fault("status", "call", value=429, times=-1)
+        with pytest.raises(TryAgain):
+            await source.look_up(keys[1:])
 
 
 async def test_a_call_beyond_the_rights_is_shown_and_the_others_are_looked_up() -> None:

@@ -389,6 +389,15 @@ def test_a_duration_is_milliseconds_or_seconds(told, stop, seconds):
     assert medium.duration == timedelta(seconds=seconds)
 
 
+async def test_sizes_count_as_they_are_set_now():
+    for sizes, clear, encrypted in (("clear", 8544, None), ("always", 8544, 8544), ("never", None, None)):
+        options = {"kind": "genesys", "base_url": "http://h", "username": "u", "password": "p", "sizes": sizes}
+        async with opened(Genesys, options) as source:
+            for opaque, size in ((False, clear), (True, encrypted)):
+                medium = Medium(recording_id="r", media_id="m", size=8544, opaque=opaque)
+                assert source.expected(medium).size == size
+
+
 def test_media_without_a_uuid_are_known_by_their_media_id_or_call_and_never_collide():
     files = [
         {"startTime": "2024-05-17T11:00:00Z", "callUUID": "c", "mediaId": "m.wav"},
@@ -835,6 +844,36 @@ async def test_a_failure_while_uris_are_read_fails_the_listing(sim):
     sim.fault("status", "detail", value=503, times=1)
     with pytest.raises(TryAgain):
         await listed(sim)
+
+
+async def test_a_recording_that_fails_alone_is_named_and_holds_up_no_other(sim):
+    sim.uris_only = True
+    calls = sim.add_calls(NOW - 5 * HOUR, NOW - HOUR, 12)
+    bad = recording_id(calls[4])
+    sim.fault("status", "detail", value=500, match=bad, times=-1)
+    found = await listed(sim, page_size=5)
+    assert ids(found) == {recording_id(call) for call in calls} - {bad}
+    assert [i for i, _ in found.failed] == [bad]
+    async with reading(sim) as source:
+        told = await source.look_up([recording_id(calls[0]), bad])
+        assert (ids(told), [i for i, _ in told.failed]) == ({recording_id(calls[0])}, [bad])
+    sim.fault("status", "detail", value=500, times=-1)
+    with pytest.raises(TryAgain):
+        await listed(sim, page_size=5)
+
+
+async def test_pages_of_several_nodes_are_pages_of_one_list():
+    """Behind a load balancer each answer names the hosts of another node."""
+    rows, nodes = [row(n) for n in range(6)], iter(range(10**6))
+
+    def answer(request):
+        if request.path != "/api/v2/recordings":
+            return {"statusCode": 0, "recording": rows[int(request.path.rsplit("/r")[-1])]}
+        at, node = int(request.query["offset"]), next(nodes)
+        uris = [f"http://node-{node}:8080/api/v2/recordings/{r['id']}" for r in rows[at : at + 3]]
+        return {"statusCode": 0, "uris": uris}
+
+    assert len(ids(await list_of(answer, page_size=3))) == 6
 
 
 async def test_an_id_told_twice_is_one_recording_merged_by_the_page_s_rules():

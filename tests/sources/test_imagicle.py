@@ -385,6 +385,11 @@ class TestImagicle(SourceContract):
         ]
         assert [(await self.detailed(sim, c)).call_id for c in calls] == ["5", "5"]
 
+    @pytest.mark.parametrize("told", [ID, ID.lower(), f" {ID} ", "{" + ID + "}"])
+    def test_one_guid_is_one_recording_however_it_is_written_and_asked_for_as_it_is_told(self, told: str) -> None:
+        found = read({"id": told, "startTime": "2024-05-18T11:00:00Z", "pbxCallId": " 5 "}, UTC, "strict")
+        assert (found.recording_id, found.media[0].ref["id"], found.call_id) == (ID.lower(), told, " 5 ")
+
     @pytest.mark.parametrize(
         ("told", "direction", "caller", "callee", "role"),
         [
@@ -483,6 +488,17 @@ class TestImagicle(SourceContract):
             await self.detailed(sim)
         assert (await self.detailed(sim, hash_check="warn")).attributes["source_sha256"] == "(odd)"
         assert "source_sha256" not in (await self.detailed(sim, hash_check="off")).attributes
+
+    async def test_hash_check_counts_as_it_is_set_now(self) -> None:
+        """Of what was listed before it was changed, too."""
+        row = {"id": ID, "startTime": "2024-05-18T11:00:00Z", "size": 7, "hash": {"SHA256": "0" * 64}}
+        for before in ("strict", "warn"):
+            (medium,) = read(row, UTC, before).media
+            for now, facts in (("strict", (7, "0" * 64)), ("warn", (None, None)), ("off", (None, None))):
+                options = {"kind": "imagicle", "base_url": "http://h", "username": "u", "password": "p"}
+                async with opened(Imagicle, {**options, "hash_check": now}) as source:
+                    expected = source.expected(medium)  # type: ignore[attr-defined]
+                assert (expected.size, expected.sha256) == facts, (before, now)
 
     @pytest.mark.parametrize("hash_check", ["strict", "warn", "off"])
     async def test_a_recording_without_a_hash_is_read(self, sim: ImagicleSimulator, hash_check: str) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import json
+import shutil
 import time
+import zlib
 from datetime import UTC, date, datetime, timedelta
 from urllib.parse import parse_qs
 from zoneinfo import ZoneInfo
@@ -14,10 +16,10 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from archiver.errors import BadData, Gone, NotReady, Refused, TryAgain
-from archiver.idfile import Feed
+from archiver.idfile import Feed, line_id
 from archiver.localtime import clock_hours, epoch
 from archiver.model import Availability, Direction, ListingKey, Medium, Recording, Window
-from archiver.ports import Follows, LooksUp
+from archiver.ports import Follows, LooksUp, lists_by_time
 from archiver.simulators.base import Clock
 from archiver.simulators.noojee import ROUTE_USER, NoojeeSimulator
 from archiver.sources import noojee_legs as legs
@@ -570,7 +572,7 @@ async def test_the_right_time_zone_is_not_warned_about(live, tmp_path):
 
 
 async def test_a_hash_is_the_sha256_of_the_key_and_the_server_s_time_verbatim(hashed):
-    async with reading(hashed) as source:
+    async with reading(hashed, listing="none") as source:
         await source.check()
     asked = parse_qs(hashed.seen[-1].query)
     (stamp,) = asked["timeStamp"]
@@ -751,7 +753,7 @@ async def test_an_error_page_is_never_audio(sim, kind):
 )
 async def test_an_error_of_a_look_up_is_raised(sim, told, error):
     async with reading(sim) as source:
-        sim.fault("error_in_200", "unique_id", value=told)
+        sim.fault("error_in_200", "unique_id", value=told, times=-1)
         with pytest.raises(error):
             await source.look_up(["1.2"])
 
@@ -841,9 +843,10 @@ async def test_audio_by_tag_where_that_is_all_the_server_has(live):
 async def test_a_404_is_no_such_call_only_once_a_look_up_has_worked(live):
     """Before, it may as well be a wrong prefix, and no id may be lost to that."""
     async with reading(live) as source:
-        live.fault("status", "unique_id", value=404, match="uniqueId=1.1", times=-1)
+        fault = live.fault("status", "unique_id", value=404, times=-1)
         with pytest.raises(TryAgain, match="prefix"):
             await source.look_up(["1.1"])
+        fault.match = "uniqueId=1.1"
         await source.look_up(["1.2"])
         assert not (await source.look_up(["1.1"])).recordings
 
@@ -854,6 +857,51 @@ async def test_a_hopeless_batch_is_given_up_early(live):
         with pytest.raises(TryAgain):
             await source.look_up([f"1.{n}" for n in range(500)])
     assert live.count("unique_id") < 20
+
+
+async def test_check_tries_the_audio_of_the_last_id(live, ids):
+    old = a_call(live, start=datetime.now(UTC) - 300 * HOUR, deleted_at=datetime.now(UTC))
+    new = a_call(live, start=datetime.now(UTC) - 3 * HOUR)
+    ids.write_text(f"{live.unique_id(old)}\n" + "# filled up\n" * 2000 + f"{live.unique_id(new)}")
+    async with reading(live, ids_file=ids) as source:
+        assert (await source.check()).endswith("of 1 id tried 1 known; audio comes as audio/wav")
+        await source.check()
+    assert live.count("audio") == 1, "once is enough"
+    async with reading(live, ids_file=ids, audio_path="{prefix}/RecordingAPI/wrong?uniqueId={uniqueId}") as source:
+        said = await source.check()
+    assert said.startswith("warning: the audio of leg 1 of call ")
+    assert "is audio_path right?" in said
+
+
+async def test_check_tries_the_audio_of_the_last_hour(sim):
+    sim.clock = Clock()
+    over = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - HOUR
+    a_call(sim, start=over - timedelta(minutes=20))
+    a_call(sim, start=over + timedelta(minutes=20), duration=timedelta(seconds=4))
+    async with reading(sim, settle="0s") as source:
+        assert (await source.check()).endswith("1 calls in the last whole hour; audio comes as audio/wav")
+        await source.check()
+    assert (sim.count("list"), sim.count("audio")) == (1, 1)
+    async with reading(sim, settle="0s", audio_path="{prefix}/RecordingAPI/wrong?x={callRecordId}") as source:
+        assert "is audio_path right?" in await source.check()
+    sim.fault("status", "list", value=429, times=-1)
+    async with reading(sim, settle="0s") as source:
+        assert "the last hour can't be listed" in await source.check()
+
+
+@pytest.mark.parametrize("kind", ["html", "json", "empty"])
+async def test_check_says_that_something_else_comes_than_audio(live, ids, kind):
+    ids.write_text(live.unique_id(a_call(live, start=datetime.now(UTC) - 3 * HOUR)))
+    live.fault(kind, "audio", times=-1)
+    async with reading(live, ids_file=ids) as source:
+        assert (await source.check()).startswith("warning: the audio of leg 1 of call ")
+
+
+async def test_a_source_without_a_listing_says_so(live, sim):
+    async with reading(live) as source:
+        assert not lists_by_time(source)
+    async with reading(sim) as source:
+        assert lists_by_time(source)
 
 
 async def test_check_says_what_would_never_be_found(live):
@@ -988,6 +1036,211 @@ async def test_without_a_file_there_is_nothing_to_follow(live):
     assert not chapter.more
 
 
+async def test_a_file_that_was_renamed_is_read_to_its_end_before_the_new_one(live, ids):
+    known = past(live, 4)
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, known[1])
+        ids.rename(ids.with_name("ids.txt.1"))
+        append(ids, known[2])
+        found, rejected, cursor = await followed(source, cursor)
+        assert (found, rejected) == (known[1:3], [])
+        # Who writes it had it open until now.
+        append(ids.with_name("ids.txt.1"), known[3])
+        found, rejected, cursor = await followed(source, cursor)
+        assert (found, rejected) == (known[3:], [])
+        assert (await followed(source, cursor))[:2] == ([], [])
+    assert live.count("unique_id") == 4
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+async def test_a_file_that_was_copied_and_truncated_is_read_to_its_end(live, ids, read_before):
+    known = past(live, 4)
+    append(ids, known[0], known[1])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, known[2])
+        shutil.copy(ids, ids.with_name("ids.txt-20261130"))
+        ids.write_text("")
+        if read_before:
+            found, rejected, cursor = await followed(source, cursor)
+            assert (found, rejected) == (known[2:3], [])
+        append(ids, known[3])
+        found, rejected, _ = await followed(source, cursor)
+        assert (found, rejected) == (known[3:] if read_before else known[2:], [])
+    assert live.count("unique_id") == 4
+
+
+async def test_several_rotations_between_two_looks_lose_nothing(live, ids):
+    known = past(live, 5)
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, known[1])
+        ids.rename(ids.with_name("ids.txt.1"))
+        append(ids, known[2])
+        ids.with_name("ids.txt.1").rename(ids.with_name("ids.txt.2"))
+        ids.rename(ids.with_name("ids.txt.1"))
+        append(ids, known[3])
+        found, rejected, cursor = await followed(source, cursor)
+        assert (sorted(found), rejected) == (known[1:4], [])
+        append(ids, known[4])
+        assert (await followed(source, cursor))[0] == known[4:]
+
+
+async def test_while_the_new_file_is_not_there_yet_the_old_one_is_read_on(live, ids):
+    known = past(live, 3)
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, known[1])
+        ids.rename(ids.with_name("ids.txt.1"))
+        found, rejected, cursor = await followed(source, cursor)
+        assert (found, rejected) == (known[1:2], [])
+        append(ids, known[2])
+        found, rejected, cursor = await followed(source, cursor)
+        assert (found, rejected) == (known[2:], [])
+
+
+async def test_a_file_that_an_editor_replaced_is_read_from_where_it_was_read_to(live, ids, tmp_path):
+    known = past(live, 3)
+    append(ids, known[0], known[1])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        new = tmp_path / "new"
+        append(new, *known)
+        ids.unlink()
+        new.rename(ids)
+        found, rejected, _ = await followed(source, cursor)
+    assert (found, rejected) == (known[2:], [])
+    assert live.count("unique_id") == 3
+
+
+@pytest.mark.parametrize("how", ["removed", "rewritten", "packed"])
+async def test_what_can_t_be_read_to_its_end_is_said(live, ids, how):
+    known = past(live, 3)
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, known[1])
+        if how == "rewritten":
+            ids.write_text("")
+        else:
+            # Kept from being used again: a new file could get its number.
+            ids.rename(ids.with_name("elsewhere"))
+            if how == "packed":
+                ids.with_name("ids.txt.1.gz").write_bytes(b"packed")
+                ids.with_name("elsewhere").write_text("")
+            else:
+                ids.with_name("elsewhere").rename(ids.parent.parent / f"elsewhere-{ids.parent.name}")
+        append(ids, known[2])
+        found, rejected, cursor = await followed(source, cursor)
+        assert found == known[2:]
+        assert [("ids_file was replaced" in r.reason, str(ids) in r.raw) for r in rejected] == [(True, True)]
+        assert (await followed(source, cursor))[:2] == ([], [])
+
+
+async def test_an_old_file_that_is_packed_while_it_is_read_is_said(live, ids):
+    known = past(live, 2, extra={"legs": 1})
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        append(ids, *[f"# {'x' * 900}" for _ in range(20)], known[1])
+        ids.rename(ids.with_name("ids.txt.1"))
+        append(ids, "# new")
+        chapter = await source.follow(cursor)
+        assert chapter.more
+        ids.with_name("ids.txt.1").rename(ids.parent.parent / f"gone-{ids.parent.name}")
+        found, rejected, _ = await followed(source, chapter.cursor)
+    assert (found, len(rejected)) == ([], 1)
+    assert "removed before it was read to its end" in rejected[0].reason
+
+
+async def test_a_cursor_of_an_earlier_version_is_read_on(live, ids):
+    known = past(live, 3)
+    append(ids, known[0])
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        told = json.loads(cursor)
+        cursor = json.dumps({name: told[name] for name in ("inode", "size", "offset", "mark", "open")})
+        append(ids, known[1])
+        found, rejected, newer = await followed(source, cursor)
+        assert (found, rejected) == (known[1:2], [])
+        assert json.loads(newer)["crc"] == zlib.crc32(ids.read_bytes())
+        # And where the first look with it finds the file rotated.
+        ids.rename(ids.with_name("ids.txt.1"))
+        append(ids, known[2])
+        found, rejected, _ = await followed(source, cursor)
+        assert (sorted(found), rejected) == (known[1:], [])
+
+
+async def test_a_missing_file_holds_up_no_id_that_is_known(live, ids, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr("archiver.sources.noojee.time.time", lambda: now)
+    call = a_call(live, start=datetime.now(UTC) - 10 * MINUTE, duration=MINUTE)
+    append(ids, live.unique_id(call))
+    async with reading(live, ids_file=ids) as source:
+        _, _, cursor = await followed(source)
+        away = ids.parent.parent / f"away-{ids.parent.name}"
+        ids.rename(away)
+        with pytest.raises(BadData, match="No such file"):
+            await source.follow(cursor)
+        now += 86400
+        found, rejected, cursor = await followed(source, cursor)
+        assert (found, rejected) == ([live.unique_id(call)], [])
+        asked = live.count("unique_id")
+        away.rename(ids)
+        assert (await followed(source, cursor))[:2] == ([], [])
+    assert live.count("unique_id") == asked, "it is the same file again"
+
+
+async def test_a_line_that_never_ends_is_rejected_once_and_its_rest_is_no_id(live, ids):
+    known = past(live, 2)
+    ids.write_bytes(f"{known[0]}\n".encode() + b"z" * (3 * 8192 + 5) + f"\n{known[1]}\n".encode())
+    async with reading(live, ids_file=ids) as source:
+        found, rejected, _ = await followed(source)
+    assert (found, len(rejected)) == (known, 1)
+    assert live.count("unique_id") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("1.1", "1.1"),
+        ("  1.1\t\r", "1.1"),
+        ("# 1.1", None),
+        ("1.1 # late", "1.1"),
+        ("1.1\t#late", "1.1"),
+        ("case#7", "case#7"),
+        ('" lead and trail "', " lead and trail "),
+        ('"case #7"', "case #7"),
+        (r'"a\tb\""', 'a\tb"'),
+        ('"half', '"half'),
+        ("é e\u0301", "é e\u0301"),
+        ("007", "007"),
+        ('"  "', "  "),
+        ("", None),
+        ("   ", None),
+    ],
+)
+def test_a_line_holds_an_id(line, told):
+    assert line_id(line) == told
+
+
+@pytest.mark.parametrize("line", ["a\0b", "a\x1b[2J", "z" * 801, r'"a\u0000b"', r'"\ud800"'])
+def test_a_line_that_is_no_id_is_refused(line):
+    with pytest.raises(ValueError, match="no id"):
+        line_id(line)
+
+
+async def test_lines_of_any_system_are_read(live, ids):
+    known = past(live, 3)
+    ids.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(known).encode() + b"\r\n")
+    async with reading(live, ids_file=ids) as source:
+        assert (await followed(source))[:2] == (known, [])
+
+
 @pytest.mark.parametrize("cursor", ["", "x", "[]", '{"offset":3,"what":1}', '{"open":7}', "null"])
 async def test_a_cursor_nobody_can_read_begins_anew(live, ids, cursor):
     known = past(live, 1)
@@ -1022,20 +1275,68 @@ async def test_an_id_that_comes_before_its_call_has_ended_is_asked_until_no_call
     assert sum(asked[37:]) == 0
 
 
-async def test_an_id_that_fails_alone_is_kept_and_holds_up_no_other(live, ids, monkeypatch):
-    now = time.time()
-    monkeypatch.setattr("archiver.sources.noojee.time.time", lambda: now)
-    known = past(live, 3)
-    append(ids, *known)
-    fault = live.fault("status", "unique_id", value=500, match=known[1], times=-1)
+@pytest.mark.parametrize("bad", [1, 30])
+async def test_ids_that_fail_alone_are_told_and_hold_up_no_other(live, ids, bad):
+    """However many: more than are tried before the server is asked whether it works."""
+    failing, fine = past(live, bad, extra={"legs": 1}), past(live, 5, extra={"legs": 1})
+    append(ids, *failing, *fine)
+    for i in failing:
+        live.fault("status", "unique_id", value=500, match=f"={i}&", times=-1)
     async with reading(live, ids_file=ids) as source:
         with capture_logs() as logs:
-            found, _, cursor = await followed(source)
-        assert sorted(found) == sorted([known[0], known[2]])
-        assert [entry["id"] for entry in logs] == [known[1]]
-        live.faults.remove(fault)
-        now += 600
-        assert (await followed(source, cursor))[0] == [known[1]]
+            chapter = await source.follow(None)
+        assert [r.recording_id for r in chapter.listing.recordings] == fine
+        assert chapter.listing.failed == [(i, "it answered 500 Internal Server Error: out of order") for i in failing]
+        assert {entry["id"] for entry in logs} == set(failing)
+        asked = live.count("unique_id")
+        assert (await source.follow(chapter.cursor)).listing.failed == []
+        assert live.count("unique_id") == asked, "who keeps them asks for them"
+
+
+async def test_an_only_id_that_fails_each_time_does_not_hold_up_what_comes_later(live, ids):
+    bad, fine = past(live, 2)
+    live.fault("status", "unique_id", value=500, match=f"={bad}&", times=-1)
+    append(ids, bad)
+    async with reading(live, ids_file=ids) as source:
+        chapter = await source.follow(None)
+        assert [i for i, _ in chapter.listing.failed] == [bad]
+        append(ids, fine)
+        assert (await followed(source, chapter.cursor))[0] == [fine]
+
+
+async def test_an_id_that_failed_while_its_call_may_go_on_is_asked_once_more_at_the_end(live, ids, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr("archiver.sources.noojee.time.time", lambda: now)
+    call = a_call(live, start=datetime.now(UTC) - 10 * MINUTE, duration=MINUTE)
+    append(ids, live.unique_id(call))
+    live.fault("status", "unique_id", value=500, match=f"={live.unique_id(call)}&", times=1)
+    async with reading(live, ids_file=ids, longest_call="3h") as source:
+        _, _, cursor = await followed(source)
+        now += 3600
+        assert (await followed(source, cursor))[0] == []
+        now += 7200
+        assert (await followed(source, cursor))[0] == [live.unique_id(call)]
+
+
+async def test_one_that_fails_is_named_among_those_that_are_looked_up(live):
+    known = past(live, 3)
+    live.fault("status", "unique_id", value=500, match=f"={known[1]}&", times=-1)
+    async with reading(live) as source:
+        told = await source.look_up(known)
+    assert [r.recording_id for r in told.recordings] == [known[0], known[2]]
+    assert [i for i, _ in told.failed] == [known[1]]
+
+
+@pytest.mark.parametrize("lookup", ["unique_id", "tag"])
+async def test_a_call_whose_look_up_fails_is_told_as_the_hour_tells_it(sim, lookup):
+    calls = [a_call(sim), a_call(sim)]
+    bad, fine = (sim.unique_id(call) for call in calls)
+    sim.fault("status", "unique_id", value=500, match=f"={bad}&", times=-1)
+    async with reading(sim, lookup=lookup) as source:
+        told = await source.list(Window(NOW - 2 * HOUR, NOW - HOUR))
+    assert {r.recording_id: len(r.media) for r in told.recordings} == {bad: 3, fine: 3}
+    assert [*told.failed, *((r.raw, r.reason) for r in told.rejected)][0][0].strip('"') == bad
+    assert bool(told.failed) == (lookup == "unique_id"), "a look-up by tag would not find it again"
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
@@ -1063,6 +1364,11 @@ async def test_tags_can_be_fed_too(live, ids):
     append(ids, "case 7")
     async with reading(live, ids_file=ids, lookup="tag", longest_call="0s") as source:
         assert (await followed(source))[0] == [known]
+
+
+def test_ids_that_were_never_asked_come_first():
+    feed = Feed(open={**{f"old {n}": (5.0, 9.0) for n in range(600)}, "new": (0.0, 9.0)})
+    assert feed.due(10.0)[0] == "new"
 
 
 def test_many_ids_that_are_due_are_asked_in_turns():
@@ -1150,6 +1456,6 @@ async def test_a_file_that_was_replaced_by_one_with_the_same_end_is_noticed(live
 
 async def test_a_410_of_a_look_up_is_no_answer(live):
     async with reading(live) as source:
-        live.fault("status", "unique_id", value=410)
+        live.fault("status", "unique_id", value=410, times=-1)
         with pytest.raises(TryAgain):
             await source.look_up(["1.1"])

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
+from urllib.parse import parse_qs
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -227,6 +228,27 @@ class TestTheVendorsPage:
             kept = Kept()
             await source.fetch(got.media[0], kept)
         assert bytes(kept.data) == sim.sound(call, "wav")
+
+    async def test_a_call_that_fails_alone_is_named_and_holds_up_no_other(self, sim):
+        calls = [sim.add_call(NOW - HOUR, MINUTE) for _ in range(3)]
+        known = [sim.call_id(call) for call in calls]
+        sim.fault("status", "look_up", value=500, match=known[1], times=-1)
+        async with reading(sim, cel=True) as source:
+            told = await source.look_up(known)
+            assert [r.call_id for r in told.recordings] == [known[0], known[2]]
+            assert [i for i, _ in told.failed] == [known[1]]
+            # Nor do the channel events wait for it.
+            chapter = await source.follow(None)
+            assert [i for i, _ in chapter.listing.failed] == [known[1]]
+            assert len(chapter.listing.recordings) == 3
+            sim.fault("status", "look_up", value=503, times=-1)
+            with pytest.raises(TryAgain):
+                await source.look_up(known[:1])
+
+    async def test_a_call_id_is_asked_for_as_it_is_told(self, sim):
+        async with reading(sim) as source:
+            await source.look_up([" 1.1 ", "  "])
+        assert [parse_qs(seen.query)["callid"] for seen in sim.seen] == [[" 1.1 "]]
 
     async def test_each_download_writes_one_line_of_the_access_log_and_nothing_else_does(self, sim):
         call = sim.add_call(NOW - HOUR, MINUTE)
