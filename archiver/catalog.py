@@ -74,6 +74,8 @@ AHEAD_BY = timedelta(seconds=30)
 #: No lease (of media, of a share) is longer, and no pause of a source.
 LONGEST_LEASE, LONGEST_PAUSE = timedelta(minutes=2), timedelta(minutes=15)
 CLOCK_WORDS = "it was ahead: waits that it made too long are cut, and what it covered too early is listed again"
+#: A statement may take so long, in seconds; but for a migration's.
+PATIENCE = 60.0
 #: How often it is said that a migration is under way, in seconds.
 PROGRESS = 10.0
 #: After the server's start its processes get so long to connect again.
@@ -1007,7 +1009,11 @@ class Catalog:
         catalog = cls(url, clock, schema)
         with catalog._translated(connecting=True):
             catalog._pool = await asyncpg.create_pool(
-                min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **catalog._how(command_timeout=60)
+                min_size=1,
+                max_size=size,
+                init=catalog._prepare,
+                reset=_nothing,
+                **catalog._how(command_timeout=PATIENCE),
             )
         await catalog.ping()
         return catalog

@@ -334,6 +334,8 @@ class Email(Strict):
     tls: Literal["starttls", "tls", "none"] = "starttls"
     username: str | None = None
     password: SecretStr | None = None
+    #: The certificate of the server's issuer, where no public authority issued it; read for each mail.
+    ca_file: Path | None = None
 
 
 class Alerts(Strict):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
+from archiver import catalog as catalogs
+from archiver import config, wiring
 from archiver.catalog import Catalog, Need, migrations, newest
 from archiver.embedded import Embedded
 from archiver.errors import (
@@ -305,6 +310,40 @@ async def test_commands_that_look_make_no_tables_in_an_empty_database(place, mak
     await connection.close()
     await place.run("sync")
     await place.run("status")
+
+
+async def test_a_migration_takes_as_long_as_it_takes_and_systemd_is_told_to_wait(tmp_path, make, monkeypatch):
+    """With a time limit it would begin anew for ever: what it has done is undone with it."""
+    url = make("older_2")
+    await older(url)
+    monkeypatch.setattr(catalogs, "PATIENCE", 1.0)
+    monkeypatch.setattr(catalogs, "PROGRESS", 0.1)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    async with commands.place(tmp_path, f"{url}&options=-cstatement_timeout%3D500ms") as place:
+        await place.add("hq", ChronicallSimulator())
+        loaded = config.load(place.write())
+        reader = await asyncpg.connect(url)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, capture_logs() as said:
+            systemd.bind(str(tmp_path / "notify"))
+            systemd.setblocking(False)
+            reading = reader.transaction()
+            await reading.start()
+            await reader.execute("LOCK TABLE media")
+            migrating = asyncio.create_task(migrated(loaded))
+            await asyncio.sleep(3)
+            assert not migrating.done()
+            await reading.rollback()
+            await migrating
+            assert "EXTEND_TIMEOUT_USEC=" in systemd.recv(1000).decode()
+        await reader.close()
+    told = [line for line in said if line["event"] == "schema.migrating"]
+    assert told[0]["file"] == migrations()[-1][1]
+    assert await version_of(url) == newest()
+
+
+async def migrated(loaded: config.Config) -> None:
+    async with wiring.opened_catalog(loaded, Need.MIGRATED):
+        pass
 
 
 async def test_check_finds_everything_in_an_empty_database_and_leaves_it_so(make):
