@@ -1008,12 +1008,9 @@ class Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
         catalog = cls(url, clock, schema)
         with catalog._translated(connecting=True):
+            how = catalog._how(command_timeout=PATIENCE)
             catalog._pool = await asyncpg.create_pool(
-                min_size=1,
-                max_size=size,
-                init=catalog._prepare,
-                reset=_nothing,
-                **catalog._how(command_timeout=PATIENCE),
+                min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **how
             )
         await catalog.ping()
         return catalog

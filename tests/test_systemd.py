@@ -88,9 +88,9 @@ def test_what_older_systemd_does_not_know_stands_in_the_drop_in_alone():
 
 #: Directives for which systemd makes a mount, user or host name namespace (systemd.exec(5), "Sandboxing").
 NAMESPACED = {
-    "PrivateDevices", "PrivateMounts", "PrivateTmp", "PrivateUsers", "ProcSubset", "ProtectControlGroups", "ProtectHome",
-    "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectProc",
-    "ProtectSystem",
+    "PrivateDevices", "PrivateMounts", "PrivateTmp", "PrivateUsers", "ProcSubset", "ProtectControlGroups",
+    "ProtectHome", "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables",
+    "ProtectProc", "ProtectSystem",
 }  # fmt: skip
 
 
