@@ -29,7 +29,7 @@ from archiver.errors import (
     advice,
 )
 from archiver.simulators.chronicall import ChronicallSimulator
-from tests import commands
+from tests import commands, servers
 from tests.commands import Finished, Place
 from tests.conftest import Postgres
 
@@ -125,6 +125,29 @@ async def test_a_standby_is_read_and_never_written(place):
     await told(place, 3, "can only be read", "target_session_attrs=read-write")
     assert (await place.json("status"))["sources"].keys() == {"hq"}
     assert "can only be read" in one_line(await place.run("verify", code=3))
+
+
+async def test_a_real_standby_is_looked_at_and_the_primary_is_found_among_several_hosts(tmp_path):
+    with servers.postgres() as primary:
+        primary.execute("CREATE DATABASE archiver")
+        async with commands.place(tmp_path, primary.url()) as place:
+            hq = await place.add("hq", ChronicallSimulator())
+            hq.add_call(datetime.now(UTC) - HOUR, timedelta(seconds=1))
+            await place.run("sync")
+            with servers.standby(primary) as standby:
+                place.config["database"]["url"] = standby.url
+                assert (await place.json("status"))["sources"]["hq"]["archived"] == 2
+                assert len((await place.run("list", "--json")).rows) == 2
+                await told(place, 3, "can only be read", "target_session_attrs=read-write")
+                # The standby first, which is passed over.
+                hosts = f"127.0.0.1:{standby.url.rpartition(':')[2].partition('/')[0]},127.0.0.1:{primary.port}"
+                both = f"postgresql://archiver@{hosts}/archiver?target_session_attrs=read-write"
+                place.config["database"]["url"] = both
+                await place.run("sync")
+                assert "ok      database" in (await place.run("check")).out
+                place.config["database"]["url"] = f"{standby.url}?target_session_attrs=read-write"
+                said = one_line(await place.run("sync", code=3))
+                assert "no host of [database] url is as target_session_attrs wants it" in said
 
 
 async def test_a_dropped_table_ends_the_daemon_for_good_and_names_the_table(place):
