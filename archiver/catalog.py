@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import re
+import socket
 import ssl
 import time
 from collections import Counter, defaultdict
@@ -22,7 +23,7 @@ from enum import Enum, auto
 from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -979,12 +980,19 @@ class Need(Enum):
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
-    def __init__(self, url: str, clock: Clock | None = None, schema: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool: Any = None,
+        clock: Clock | None = None,
+        process: UUID | None = None,
+        schema: str | None = None,
+    ) -> None:
         self._url = url
         self.clock = clock or Clock()
         #: Identifies this process among those that share the database.
-        self.process = uuid4()
-        self._pool: Any = None
+        self.process = process or uuid4()
+        self._pool = pool
         self._target = _target(url)
         self._settings = KEEPALIVES | self._target.settings | ({"search_path": schema} if schema else {})
         #: The schema's version where it is not ours; it explains what fails.
@@ -1006,7 +1014,7 @@ class Catalog:
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        catalog = cls(url, clock, schema)
+        catalog = cls(url, clock=clock, schema=schema)
         with catalog._translated(connecting=True):
             how = catalog._how(command_timeout=PATIENCE)
             catalog._pool = await asyncpg.create_pool(
@@ -1035,6 +1043,9 @@ class Catalog:
         """A connection beside the pool's."""
         with self._translated(connecting=True):
             connection = await asyncpg.connect(**self._how(command_timeout=command_timeout))
+        if command_timeout is None:
+            # Nothing else would tell that the server is gone.
+            _keep_alive(connection)
         try:
             with self._translated(connecting=True):
                 await self._prepare(connection)
@@ -2375,6 +2386,17 @@ def statements() -> dict[str, str]:
 
 async def _nothing(_: Any) -> None:
     """Nothing here outlasts its transaction, so a connection needs no query more before its next user."""
+
+
+def _keep_alive(connection: Any) -> None:
+    """Have the kernel ask whether the other host is still there, as the server does of us."""
+    found = connection._transport.get_extra_info("socket")
+    # Not of a Unix socket, nor on every system.
+    with contextlib.suppress(OSError, AttributeError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, option in (("idle", "TCP_KEEPIDLE"), ("interval", "TCP_KEEPINTVL"), ("count", "TCP_KEEPCNT")):
+            value = int(KEEPALIVES[f"tcp_keepalives_{name}"])
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _ahead(row: Any) -> timedelta | None:

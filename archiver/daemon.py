@@ -378,7 +378,9 @@ class Daemon:
                 # The scheduler goes by this host's clock: it would wait until that is there once more.
                 log.warning("clock.host_set_back", seconds=round(before - ahead))
                 for job in self._scheduler.get_jobs():
+                    # At once, so that what is to come next is reckoned anew, here and by the watchdog.
                     job.reschedule(trigger(self._rhythms[job.id]))
+                    job.modify(next_run_time=datetime.now(UTC))
                 checked = float("-inf")
             database = self.archive.database
             if database is not None and not database.alive():
