@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import re
+import socket
 import ssl
 import time
 from collections import Counter, defaultdict
@@ -22,7 +23,7 @@ from enum import Enum, auto
 from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -69,6 +70,13 @@ ROWS_BYTES = 8 << 20
 FEW = 200
 #: Ids to one question.
 IDS = 10_000
+#: A clock that was ahead by more was wrong; by less it is corrected all the time.
+AHEAD_BY = timedelta(seconds=30)
+#: No lease (of media, of a share) is longer, and no pause of a source.
+LONGEST_LEASE, LONGEST_PAUSE = timedelta(minutes=2), timedelta(minutes=15)
+CLOCK_WORDS = "it was ahead: waits that it made too long are cut, and what it covered too early is listed again"
+#: A statement may take so long, in seconds; but for a migration's.
+PATIENCE = 60.0
 #: How often it is said that a migration is under way, in seconds.
 PROGRESS = 10.0
 #: After the server's start its processes get so long to connect again.
@@ -129,6 +137,35 @@ WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1"""
 
 #: Of no meaning to anybody, and undone at once.
 TRY_WRITE = """INSERT INTO processes (process) VALUES ($1)"""
+
+#: How far the clock was ahead once of what it says now ($1): nothing can have been polled, or be covered, later; and
+#: over how long it was so.
+AHEAD = """
+SELECT max(at) - $1 AS back,
+    (SELECT coalesce(max(first_at) - min(first_at), '0') FROM listings WHERE first_at > $1) AS lasted
+FROM sources, unnest(ARRAY[polled_at, upper(covered)]) AS at WHERE at > $1"""
+
+#: What was listed of a time that is still to come is listed when it has come. A start that nobody configured moves too.
+SET_BACK_SOURCES = """
+UPDATE sources SET covered = covered * tstzmultirange(tstzrange(NULL, $1)), polled_at = least(polled_at, $1),
+    paused_until = least(paused_until, $3), next_request_at = least(next_request_at, $1),
+    next_listing_at = least(next_listing_at, $1),
+    start_at = CASE WHEN start_at > $1 - interval '1 day' THEN start_at - $2::interval ELSE start_at END"""
+
+SET_BACK_LISTINGS = """
+WITH of_later AS (DELETE FROM listings WHERE upper(span) > $1)
+UPDATE listings SET first_at = least(first_at, $1), last_at = least(last_at, $1)
+WHERE greatest(first_at, last_at) > $1 AND upper(span) <= $1"""
+
+SET_BACK_CLAIMS = """UPDATE claims SET until = $1 WHERE until > $1"""
+SET_BACK_SHARES = """UPDATE shares SET until = $1 WHERE until > $1"""
+
+#: What was to begin later begins so much sooner ($2).
+SET_BACK_MEDIA = """
+UPDATE media SET due_at = greatest($1, due_at - $2::interval), failing_since = least(failing_since, $1)
+WHERE state = 'pending' AND due_at > $1"""
+SET_BACK_OUTBOX = """UPDATE outbox SET due_at = greatest($1, due_at - $2::interval) WHERE due_at > $1"""
+SET_BACK_LOOKUPS = """UPDATE lookups SET due_at = greatest($1, due_at - $2::interval) WHERE due_at > $1"""
 
 UPSERT_SOURCE = """
 INSERT INTO sources (name, kind, start_at) VALUES ($1, $2, $3)
@@ -1072,12 +1109,19 @@ class Need(Enum):
 class Catalog:
     """Open it with :func:`Catalog.open`; close it at the end."""
 
-    def __init__(self, url: str, clock: Clock | None = None, schema: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool: Any = None,
+        clock: Clock | None = None,
+        process: UUID | None = None,
+        schema: str | None = None,
+    ) -> None:
         self._url = url
         self.clock = clock or Clock()
         #: Identifies this process among those that share the database.
-        self.process = uuid4()
-        self._pool: Any = None
+        self.process = process or uuid4()
+        self._pool = pool
         self._target = _target(url)
         self._settings = KEEPALIVES | self._target.settings | ({"search_path": schema} if schema else {})
         #: The schema's version where it is not ours; it explains what fails.
@@ -1099,10 +1143,11 @@ class Catalog:
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
-        catalog = cls(url, clock, schema)
+        catalog = cls(url, clock=clock, schema=schema)
         with catalog._translated(connecting=True):
+            how = catalog._how(command_timeout=PATIENCE)
             catalog._pool = await asyncpg.create_pool(
-                min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **catalog._how(command_timeout=60)
+                min_size=1, max_size=size, init=catalog._prepare, reset=_nothing, **how
             )
         await catalog.ping()
         return catalog
@@ -1127,6 +1172,9 @@ class Catalog:
         """A connection beside the pool's."""
         with self._translated(connecting=True):
             connection = await asyncpg.connect(**self._how(command_timeout=command_timeout))
+        if command_timeout is None:
+            # Nothing else would tell that the server is gone.
+            _keep_alive(connection)
         try:
             with self._translated(connecting=True):
                 await self._prepare(connection)
@@ -1175,6 +1223,28 @@ class Catalog:
             now = await c.fetchval("SELECT clock_timestamp()")
         if type(self.clock) is Clock:
             self.clock.set(now)
+
+    async def set_right(self) -> timedelta | None:
+        """Where the clock was ahead and has been set back: cut what was reckoned by it. How far that was; None: not so.
+
+        Any process may do it, any number of times: what is cut is no longer ahead.
+        """
+        now = self.clock.now()
+        async with self._connection() as c:
+            if _ahead(await c.fetchrow(AHEAD, now)) is None:
+                return None
+        async with self._transaction() as c:
+            await c.execute("SELECT pg_advisory_xact_lock(hashtext('archiver.clock'))")
+            if (back := _ahead(await c.fetchrow(AHEAD, now))) is None:
+                return None
+            await c.execute(SET_BACK_SOURCES, now, back, now + LONGEST_PAUSE, timeout=600)
+            await c.execute(SET_BACK_LISTINGS, now, timeout=600)
+            for statement in (SET_BACK_CLAIMS, SET_BACK_SHARES):
+                await c.execute(statement, now + LONGEST_LEASE, timeout=600)
+            for statement in (SET_BACK_MEDIA, SET_BACK_OUTBOX, SET_BACK_LOOKUPS):
+                await c.execute(statement, now, back, timeout=600)
+        log.warning("clock.set_back", seconds=round(back.total_seconds()), error=CLOCK_WORDS)
+        return back
 
     @contextlib.contextmanager
     def _translated(self, *, connecting: bool = False) -> Iterator[None]:
@@ -1245,6 +1315,7 @@ class Catalog:
             log.warning("schema.other", error=with_advice(other_version(version)))
         if need is not Need.READABLE:
             await self.prove()
+            await self.set_right()
         self._proven = True
 
     async def prove(self) -> None:
@@ -2543,6 +2614,31 @@ def statements() -> dict[str, str]:
 
 async def _nothing(_: Any) -> None:
     """Nothing here outlasts its transaction, so a connection needs no query more before its next user."""
+
+
+def _keep_alive(connection: Any) -> None:
+    """Have the kernel ask whether the other host is still there, as the server does of us."""
+    found = connection._transport.get_extra_info("socket")
+    # Not of a Unix socket, nor on every system.
+    with contextlib.suppress(OSError, AttributeError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, option in (("idle", "TCP_KEEPIDLE"), ("interval", "TCP_KEEPINTVL"), ("count", "TCP_KEEPCNT")):
+            value = int(KEEPALIVES[f"tcp_keepalives_{name}"])
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _ahead(row: Any) -> timedelta | None:
+    """How far the clock was ahead, where it was."""
+    back: timedelta | None = row["back"]
+    if back is None or back < AHEAD_BY:
+        return None
+    if back > timedelta(days=1) and row["lasted"] > back / 2:
+        # All those days went by one after the other: it is the clock of now that is wrong.
+        log.error(
+            "clock.behind", seconds=round(back.total_seconds()), error="set the clock of the database's host right"
+        )
+        return None
+    return back
 
 
 async def _version(connection: Any) -> int:

@@ -234,6 +234,11 @@ def warnings(config: Config) -> list[str]:
             for entry in entries.values()
             if getattr(entry.options, "verify_tls", True) is False
         ]
+    said += [
+        f"{name}: sources.{source.name}.legacy_tls is on: with some effort others can read what it sends"
+        for source in config.sources.values()
+        if source.options.legacy_tls
+    ]
     stores = list(config.stores.values())
     said += [
         f"{name}: stores.{one.name} and stores.{other.name} are the same place: two copies there are one"
@@ -329,6 +334,8 @@ class Email(Strict):
     tls: Literal["starttls", "tls", "none"] = "starttls"
     username: str | None = None
     password: SecretStr | None = None
+    #: The certificate of the server's issuer, where no public authority issued it; read for each mail.
+    ca_file: Path | None = None
 
 
 class Alerts(Strict):

@@ -10,18 +10,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
+from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from . import config, live, reload, report, sync, wiring
 from . import log as logs
-from .catalog import newest, other_version
+from .catalog import LONGEST_PAUSE, newest, other_version
 from .config import Stamp
 from .errors import CatalogDown, ConfigError, Refused, SourceError
 from .journal import notify
@@ -40,6 +41,8 @@ END = 9.5
 #: How often the config file is looked at, in seconds; and how often one that was refused is tried again.
 LOOK = 1.0
 AGAIN = 30.0
+#: A host's clock that goes back so far at once was set, in seconds.
+STEP = 5.0
 #: How often to look for what is wrong although nothing fails, in seconds.
 WATCH = 300.0
 
@@ -64,6 +67,8 @@ class Daemon:
         self._stop = asyncio.Event()
         # Only a metronome: what it calls sets an event; our own task group sees what a poll raises.
         self._scheduler = AsyncIOScheduler(timezone="UTC")
+        #: By id of its jobs.
+        self._rhythms: dict[str, str] = {}
         self._side: set[asyncio.Task[None]] = set()
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._asked = asyncio.Event()
@@ -104,9 +109,8 @@ class Daemon:
                 for work in beside:
                     self._beside(group, work)
                 self.watch.beat("schedule")
-                # Coroutine functions all: others the scheduler would call in a thread, where no event may be set.
-                self._scheduler.add_job(self._beat, trigger("30s"), misfire_grace_time=None)
-                self._scheduler.add_job(_give_memory_back, trigger("60s"), misfire_grace_time=None)
+                self._ring(self._beat, "30s")
+                self._ring(_give_memory_back, "60s")
                 self._scheduler.start()
                 notify("READY=1")
                 log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
@@ -126,6 +130,19 @@ class Daemon:
 
     async def _beat(self) -> None:
         self.watch.beat("schedule")
+
+    def _end_waits(self) -> None:
+        """No source is paused for longer than one that is paused now."""
+        latest = self.archive.catalog.clock.now() + LONGEST_PAUSE
+        for feed in self.archive.feeds.values():
+            feed.paused_until = min(feed.paused_until, latest) if feed.paused_until is not None else None
+        self.engine.nudge()
+
+    def _ring(self, what: Callable[[], Coroutine[Any, Any, None]], rhythm: str) -> Job:
+        """Have the schedule call it. No plain function: it would call that in a thread, where no event may be set."""
+        job = self._scheduler.add_job(what, trigger(rhythm), misfire_grace_time=None, coalesce=True, max_instances=1)
+        self._rhythms[job.id] = rhythm
+        return job
 
     def _beside(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that ends with the daemon."""
@@ -248,8 +265,7 @@ class Daemon:
         async def ring() -> None:
             beat.set()
 
-        how = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
-        job = self._scheduler.add_job(ring, trigger(poll), **how)
+        job = self._ring(ring, poll)
         schedule = f"schedule {name}"
         try:
             while True:
@@ -272,6 +288,7 @@ class Daemon:
             self.watch.rest(schedule)
             with contextlib.suppress(JobLookupError):
                 job.remove()
+            del self._rhythms[job.id]
 
     async def _poll(self, name: str) -> bool:
         """One poll; True where there is more to list at once."""
@@ -351,10 +368,20 @@ class Daemon:
             said = set(told)
 
     async def _keep_database(self) -> None:
-        """An embedded PostgreSQL that was killed is started again; a host's jumping clock is set right."""
+        """An embedded PostgreSQL that was killed is started again; a jumping clock is set right."""
         checked = time.monotonic()
+        ahead = time.time() - checked
         while True:
             await asyncio.sleep(1)
+            before, ahead = ahead, time.time() - time.monotonic()
+            if ahead < before - STEP:
+                # The scheduler goes by this host's clock: it would wait until that is there once more.
+                log.warning("clock.host_set_back", seconds=round(before - ahead))
+                for job in self._scheduler.get_jobs():
+                    # At once, so that what is to come next is reckoned anew, here and by the watchdog.
+                    job.reschedule(trigger(self._rhythms[job.id]))
+                    job.modify(next_run_time=datetime.now(UTC))
+                checked = float("-inf")
             database = self.archive.database
             if database is not None and not database.alive():
                 log.warning("database.restarting")
@@ -365,6 +392,8 @@ class Daemon:
                 version = 0
                 with contextlib.suppress(CatalogDown):
                     await self.archive.catalog.ping()
+                    if await self.archive.catalog.set_right() is not None:
+                        self._end_waits()
                     version = await self.archive.catalog.version()
                 if version > newest():
                     # A newer version has taken the tables over: what they mean now this one can't know.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.message import EmailMessage
+from email.utils import format_datetime, make_msgid
 from typing import Any
 
 from pydantic import SecretStr
 
-from . import __version__
+from . import __version__, tls
 from .config import Email
 from .errors import ArchiverError
 
@@ -60,15 +63,23 @@ async def send_mail(email: Email, subject: str, text: str) -> None:
     message["From"] = email.sender
     message["To"] = ", ".join(email.to)
     message["Subject"] = " ".join(subject.split())[:200]
+    # Relays take a mail without these two, and those behind them bounce it.
+    message["Date"] = format_datetime(datetime.now(UTC))
+    message["Message-ID"] = make_msgid("archiver", email.sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     host, port = email.server
+    try:
+        trusted = await asyncio.to_thread(tls.context, email.ca_file) if email.tls != "none" else None
+    except OSError as error:
+        raise Undelivered(f"the mail was not sent: ca_file {email.ca_file}: {error.strerror or error}") from None
     client = SMTP(
         hostname=host,
         port=port,
         use_tls=email.tls == "tls",
         start_tls=email.tls == "starttls",
         timeout=PATIENCE / 2,
+        tls_context=trusted,
     )
     try:
         async with asyncio.timeout(PATIENCE):
@@ -82,5 +93,10 @@ async def send_mail(email: Email, subject: str, text: str) -> None:
     except TimeoutError:
         raise Undelivered(f"the mail was not taken within {PATIENCE:g} s") from None
     except (SMTPException, OSError, ValueError) as error:
+        causes = (error, error.__cause__, error.__context__)
+        refused = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
+        if refused is not None:
+            remedy = tls.remedy(refused, address="alerts.email.server", ca_file=email.ca_file, legacy=None)
+            raise Undelivered(f"the mail was not taken: TLS failed ({tls.reason(refused)}); {remedy}") from None
         code = getattr(error, "code", None)
         raise Undelivered(f"the mail was not taken ({type(error).__name__}{f' {code}' if code else ''})") from None

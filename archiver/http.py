@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -29,7 +30,7 @@ from urllib.parse import quote, quote_plus, unquote
 from multidict import CIMultiDict
 from yarl import URL
 
-from . import __version__
+from . import __version__, tls
 from .errors import (
     BadData,
     Busy,
@@ -295,6 +296,7 @@ class Client:
         timeout: timedelta = timedelta(seconds=60),
         gate: Gate | None = None,
         tls: ssl.SSLContext | bool = True,
+        ca_file: Path | None = None,
         cookies: bool = False,
         largest: int = 8 << 30,
     ) -> None:
@@ -304,6 +306,7 @@ class Client:
         self._timeout = timeout
         self._cookies = cookies
         self._largest = largest
+        self._ca_file = ca_file
         self._credentials: dict[str, str] = {}
         self._hidden = _Hidden()
         self._origin = Origin.of(self.base)
@@ -319,14 +322,17 @@ class Client:
     @classmethod
     def of(cls, options: SourceOptions, gate: Gate | None = None, *, cookies: bool = False) -> Client:
         """The client that a source's options describe. Raises OSError where ca_file can't be read."""
-        tls: ssl.SSLContext | bool = options.verify_tls
-        if options.ca_file is not None and options.verify_tls:
-            tls = ssl.create_default_context(cafile=str(options.ca_file))
+        # Else it is made when it is needed: reading all public authorities takes a while.
+        secure: ssl.SSLContext | bool = options.verify_tls
+        issuer = options.ca_file if options.verify_tls else None
+        if issuer is not None or options.legacy_tls:
+            secure = tls.context(issuer, verify=options.verify_tls, legacy=options.legacy_tls)
         return cls(
             options.base_url,
             timeout=options.timeout,
             gate=gate or Gate(options.concurrency),
-            tls=tls,
+            tls=secure,
+            ca_file=options.ca_file,
             cookies=cookies,
             largest=options.largest,
         )
@@ -563,7 +569,8 @@ class Client:
         except NoConnection as error:
             self.gate.broken += 1
             text = f"can't connect to {self._at}: {_reason(error)}"
-            raise RecorderDown("; ".join(filter(None, [text, hint(error, self._origin)]))) from None
+            old = "where it speaks old TLS only, set legacy_tls = true" if "handshake" in str(error) else None
+            raise RecorderDown("; ".join(filter(None, [text, hint(error, self._origin) or old]))) from None
         except TimeoutError:
             self.gate.broken += 1
             raise NoAnswer(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
@@ -582,8 +589,10 @@ class Client:
         except SourceError:
             raise
         except ssl.SSLError as error:
-            remedy = hint(error, self._origin) or _remedy(error)
-            raise Refused(f"TLS with {self._at} failed ({_reason(error)}); {remedy}") from None
+            remedy = hint(error, self._origin) or tls.remedy(
+                error, address="base_url", ca_file=self._ca_file, legacy="legacy_tls"
+            )
+            raise Refused(f"TLS with {self._at} failed ({tls.reason(error)}); {remedy}") from None
         except TimeoutError:
             raise TooSlow(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
         except OSError as error:
@@ -640,16 +649,6 @@ def loads(body: bytes | bytearray, *, deepest: int = _DEEPEST) -> Any:
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
         level = [child for each in inner for child in each if isinstance(child, dict | list)]
     raise ValueError("it nests too deeply")
-
-
-def _remedy(error: ssl.SSLError) -> str:
-    """OpenSSL's numbers (openssl/x509_vfy.h): 9 not valid yet, 10 expired, 62 and 64 another name or address."""
-    code = getattr(error, "verify_code", None)
-    if code in {9, 10}:
-        return "renew its certificate, or set this clock right"
-    if code in {62, 64}:
-        return "base_url must name the host as its certificate does"
-    return "set ca_file to the certificate of its issuer"
 
 
 def _reason(error: BaseException) -> str:

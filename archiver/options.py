@@ -203,6 +203,8 @@ class SourceOptions(Strict):
     ca_file: Path | None = None
     #: false: anyone on the way can read and change what is transferred.
     verify_tls: bool = True
+    #: true: TLS 1.0 and 1.1 too, and other old ways that can be broken; for recorders that know no better.
+    legacy_tls: bool = False
     #: No recording is larger: a body that never ends is cut off here.
     largest: Size = 8 << 30
     #: Where the recordings have no container: their coding and rate, like raw:ulaw:8000.

@@ -5,6 +5,7 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html; what is not here
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import NamedTuple
 
@@ -85,8 +86,8 @@ def meaning(error: BaseException, *, connecting: bool = False) -> Meaning | None
     code, text = str(getattr(error, "sqlstate", None) or ""), str(error)
     if connecting and ((code[:2] in {"22", "42"} and code != "42501") or "unsupported startup parameter" in text):
         return Meaning(CatalogRefused, "leave that parameter out of [database] url")
-    if code == "08P01" and "no such" in text:
-        return Meaning(CatalogRefused, "mend the name of database or user in [database] url, or in the pooler's config")
+    if code == "08P01" and re.search(r"no such|authentication failed|password", text):
+        return Meaning(CatalogRefused, "mend user, password and database in [database] url, or in the pooler's config")
     if code == "0A000" and "cached" in text:
         # Another process has changed the tables meanwhile.
         return Meaning(CatalogDown, "it is tried again by itself")

@@ -173,7 +173,8 @@ class Transport:
         except (ssl.SSLError, TimeoutError):
             raise
         except OSError as error:
-            raise NoConnection(error.errno, error.strerror or str(error)) from error
+            silent = "it ended the connection during the TLS handshake" if secure else "it ended the connection"
+            raise NoConnection(error.errno, error.strerror or str(error) or silent) from error
         return connection
 
     def _context(self) -> ssl.SSLContext:

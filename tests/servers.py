@@ -395,6 +395,46 @@ class Postgres(Server):
         self._end(signal.SIGQUIT)
 
 
+class Standby(Server):
+    """A hot standby of a PostgreSQL, which it follows: it can be read, and never written."""
+
+    _with_parent = staticmethod(lambda: _signal_with_parent(signal.SIGQUIT))
+
+    def __init__(self, folder: Path, primary: Postgres) -> None:
+        super().__init__("standby", folder)
+        self._primary = primary
+        (self._port,) = free_ports(1)
+        self._prefix, self._how = primary._prefix, primary._how
+        self._data = folder / "pgdata"
+        self._data.mkdir(mode=0o700)
+        owner = primary._data.stat()
+        for path in (folder, self._data):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        where = ["-h", str(primary._sockets), "-p", str(primary._port), "-U", "archiver"]
+        copy = [*self._prefix, str(primary._programs / "pg_basebackup"), *where, "-R", "-X", "stream", "-c", "fast"]
+        subprocess.run([*copy, "-D", str(self._data)], check=True, timeout=120, cwd=folder, **self._how)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://archiver@127.0.0.1:{self._port}/archiver"
+
+    def _command(self) -> list[str]:
+        sockets = str(self._primary._sockets)
+        postgres = [str(self._primary._programs / "postgres"), "-D", str(self._data), "-k", sockets]
+        return [
+            *self._prefix,
+            *postgres,
+            f"--port={self._port}",
+            "--listen_addresses=127.0.0.1",
+            "--shared_buffers=64MB",
+        ]
+
+    def _is_ready(self) -> bool:
+        where = ["-h", str(self._primary._sockets), "-p", str(self._port), "-U", "archiver", "-d", "postgres"]
+        command = [str(self._primary._programs / "pg_isready"), *where]
+        return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
 class Bouncer(Server):
     """PgBouncer before a PostgreSQL that is reached by a Unix socket."""
 
@@ -409,6 +449,8 @@ class Bouncer(Server):
             # It refuses root, and only the server's own account may enter.
             owner = sockets.stat()
             self._how = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        # For whom auth_type asks for a password.
+        (folder / "users.txt").write_text('"archiver" "right"\n')
         (folder / "pgbouncer.ini").write_text(f"""[databases]
 * = host={sockets} port={where["port"]} user={parts.username}
 [pgbouncer]
@@ -416,6 +458,7 @@ listen_addr = 127.0.0.1
 listen_port = {self._port}
 unix_socket_dir =
 auth_type = any
+auth_file = {folder}/users.txt
 pool_mode = {pool_mode}
 default_pool_size = 20
 server_round_robin = 0
@@ -482,6 +525,16 @@ def apache() -> Iterator[Apache]:
     """An Apache of one's own, started at once."""
     with _serving(Apache) as server:
         yield server
+
+
+@contextlib.contextmanager
+def standby(primary: Postgres) -> Iterator[Standby]:
+    """A hot standby of that server, which holds what the primary holds now."""
+    with _serving(lambda folder: Standby(folder, primary)) as server:
+        try:
+            yield server
+        finally:
+            server._end(signal.SIGINT)
 
 
 @contextlib.contextmanager

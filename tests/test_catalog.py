@@ -1925,7 +1925,7 @@ class TestLostDatabase:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                with Catalog("postgresql://x", ManualClock())._translated():
+                with Catalog("postgresql://x")._translated():
                     raise TimeoutError from None
 
         task = asyncio.create_task(cancelled())

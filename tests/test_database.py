@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
+from archiver import catalog as catalogs
+from archiver import config, wiring
 from archiver.catalog import Catalog, Need, migrations, newest
 from archiver.embedded import Embedded
 from archiver.errors import (
@@ -24,7 +29,7 @@ from archiver.errors import (
     advice,
 )
 from archiver.simulators.chronicall import ChronicallSimulator
-from tests import commands
+from tests import commands, servers
 from tests.commands import Finished, Place
 from tests.conftest import Postgres
 
@@ -120,6 +125,29 @@ async def test_a_standby_is_read_and_never_written(place):
     await told(place, 3, "can only be read", "target_session_attrs=read-write")
     assert (await place.json("status"))["sources"].keys() == {"hq"}
     assert "can only be read" in one_line(await place.run("verify", code=3))
+
+
+async def test_a_real_standby_is_looked_at_and_the_primary_is_found_among_several_hosts(tmp_path):
+    with servers.postgres() as primary:
+        primary.execute("CREATE DATABASE archiver")
+        async with commands.place(tmp_path, primary.url()) as place:
+            hq = await place.add("hq", ChronicallSimulator())
+            hq.add_call(datetime.now(UTC) - HOUR, timedelta(seconds=1))
+            await place.run("sync")
+            with servers.standby(primary) as standby:
+                place.config["database"]["url"] = standby.url
+                assert (await place.json("status"))["sources"]["hq"]["archived"] == 2
+                assert len((await place.run("list", "--json")).rows) == 2
+                await told(place, 3, "can only be read", "target_session_attrs=read-write")
+                # The standby first, which is passed over.
+                hosts = f"127.0.0.1:{standby.url.rpartition(':')[2].partition('/')[0]},127.0.0.1:{primary.port}"
+                both = f"postgresql://archiver@{hosts}/archiver?target_session_attrs=read-write"
+                place.config["database"]["url"] = both
+                await place.run("sync")
+                assert "ok      database" in (await place.run("check")).out
+                place.config["database"]["url"] = f"{standby.url}?target_session_attrs=read-write"
+                said = one_line(await place.run("sync", code=3))
+                assert "no host of [database] url is as target_session_attrs wants it" in said
 
 
 async def test_a_dropped_table_ends_the_daemon_for_good_and_names_the_table(place):
@@ -305,6 +333,40 @@ async def test_commands_that_look_make_no_tables_in_an_empty_database(place, mak
     await connection.close()
     await place.run("sync")
     await place.run("status")
+
+
+async def test_a_migration_takes_as_long_as_it_takes_and_systemd_is_told_to_wait(tmp_path, make, monkeypatch):
+    """With a time limit it would begin anew for ever: what it has done is undone with it."""
+    url = make("older_2")
+    await older(url)
+    monkeypatch.setattr(catalogs, "PATIENCE", 1.0)
+    monkeypatch.setattr(catalogs, "PROGRESS", 0.1)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    async with commands.place(tmp_path, f"{url}&options=-cstatement_timeout%3D500ms") as place:
+        await place.add("hq", ChronicallSimulator())
+        loaded = config.load(place.write())
+        reader = await asyncpg.connect(url)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, capture_logs() as said:
+            systemd.bind(str(tmp_path / "notify"))
+            systemd.setblocking(False)
+            reading = reader.transaction()
+            await reading.start()
+            await reader.execute("LOCK TABLE media")
+            migrating = asyncio.create_task(migrated(loaded))
+            await asyncio.sleep(3)
+            assert not migrating.done()
+            await reading.rollback()
+            await migrating
+            assert "EXTEND_TIMEOUT_USEC=" in systemd.recv(1000).decode()
+        await reader.close()
+    told = [line for line in said if line["event"] == "schema.migrating"]
+    assert told[0]["file"] == migrations()[-1][1]
+    assert await version_of(url) == newest()
+
+
+async def migrated(loaded: config.Config) -> None:
+    async with wiring.opened_catalog(loaded, Need.MIGRATED):
+        pass
 
 
 async def test_check_finds_everything_in_an_empty_database_and_leaves_it_so(make):

@@ -10,12 +10,14 @@ import html
 import json
 import random
 import re
+import socket
 import ssl
 import subprocess
+import time
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -34,6 +36,8 @@ from cryptography.x509.oid import NameOID
 from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
 from archiver.http import Client, Gate
 from archiver.options import SourceOptions
+from tests.certificates import a_house, presenting
+from tests.servers import free_ports
 
 #: A vendor's example key, with all that can go wrong on the way into a header.
 KEY = "u@pf#41[gYHJm<]9N[a0iWDQQ7`e9k"
@@ -700,6 +704,35 @@ def expired(folder: Path) -> Path:
     return folder / "old.pem"
 
 
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """An authority of a company's own, as its tools make one: no key identifier anywhere."""
+    return a_house(tmp_path_factory.mktemp("house"))
+
+
+@contextmanager
+def old_server(house: Path, version: str) -> Iterator[str]:
+    """OpenSSL's own, which speaks that version of TLS and no other."""
+    (port,) = free_ports(1)
+    server = house / "server.pem"
+    line = ["openssl", "s_server", "-www", version, "-cipher", "DEFAULT:@SECLEVEL=0", "-accept", f"127.0.0.1:{port}"]
+    line += ["-cert", server, "-key", server, "-cert_chain", house / "between.pem", "-quiet"]
+    with subprocess.Popen(
+        line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            end = time.monotonic() + 30
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            yield f"https://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def tls(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -754,6 +787,63 @@ class TestTls:
             server.answer = answer(body=b"there")
             assert await self.ask(server.url, verify_tls=False) == b"there"
 
+    async def test_an_authority_without_key_identifiers_is_trusted_where_python_asks_for_them(self, house, monkeypatch):
+        """As Python does by default from 3.13 on."""
+        made = ssl.create_default_context
+
+        def strict(**how):
+            context = made(**how)
+            context.verify_flags |= ssl.VERIFY_X509_STRICT
+            return context
+
+        monkeypatch.setattr(ssl, "create_default_context", strict)
+        async with serving(presenting(house / "server.pem")) as server:
+            server.answer = answer(body=b"there")
+            assert await self.ask(server.url, ca_file=house / "root.pem") == b"there"
+            with pytest.raises(Refused, match="base_url must name the host"):
+                await self.ask(server.url.replace("127.0.0.1", "localhost"), ca_file=house / "root.pem")
+
+    async def test_an_issuer_in_between_is_enough(self, house):
+        async with serving(presenting(house / "server.pem")) as server:
+            server.answer = answer(body=b"there")
+            assert await self.ask(server.url, ca_file=house / "between.pem") == b"there"
+
+    @pytest.mark.parametrize(
+        ("presented", "trusted", "words"),
+        [
+            ("alone.pem", None, r"self-signed certificate\); set ca_file to that certificate"),
+            ("alone.pem", "root.pem", r"root\.pem holds another certificate"),
+            ("server.pem", None, r"set ca_file to the certificate of its issuer"),
+            ("server.pem", "alone.pem", r"alone\.pem holds another issuer"),
+            ("early.pem", "early.pem", r"begins in the future: set this host's clock right"),
+        ],
+    )
+    async def test_the_remedy_depends_on_the_reason(self, house, presented, trusted, words):
+        async with serving(presenting(house / presented)) as server:
+            with pytest.raises(Refused, match=words):
+                await self.ask(server.url, ca_file=house / trusted if trusted else None)
+        assert server.requests == []
+
+    @pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
+    async def test_a_recorder_that_speaks_old_tls_only_is_served_where_that_is_wanted(self, house, version):
+        trusted = {"ca_file": house / "root.pem"}
+        with old_server(house, version) as url:
+            with pytest.raises(Refused, match=r"old TLS only.* legacy_tls = true"):
+                await self.ask(url, **trusted)
+            assert b"Cipher" in await self.ask(url, **trusted, legacy_tls=True)
+            # Old is not unchecked.
+            with pytest.raises(Refused, match="holds another issuer"):
+                await self.ask(url, ca_file=house / "alone.pem", legacy_tls=True)
+
+    async def test_a_server_that_ends_the_handshake_without_a_word_may_only_be_old(self):
+        async def silent(reader, writer):
+            await reader.read(1)
+            writer.transport.abort()
+
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
+            with pytest.raises(TryAgain, match=r"during the TLS handshake; .*legacy_tls = true"):
+                await self.ask(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+
     async def test_plain_http_to_a_tls_port_is_to_be_tried_again(self, tls):
         async with serving(tls) as server:
             with pytest.raises(TryAgain):
@@ -767,7 +857,7 @@ class TestTls:
 
         listening = await asyncio.start_server(deny, "127.0.0.1", 0)
         async with listening:
-            with pytest.raises((Refused, TryAgain)):
+            with pytest.raises(Refused, match="that port speaks no TLS: write http:// in base_url"):
                 await self.ask(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
 
     async def test_a_redirect_down_to_plain_http_gets_no_credentials(self, tls, certificate, server):

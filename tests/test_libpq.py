@@ -142,6 +142,17 @@ def _simple(how):
     return unprepared
 
 
+@pytest.mark.parametrize("how", ["plain", "md5", "scram-sha-256"])
+async def test_a_wrong_password_is_a_config_error_and_repeated_nowhere(database, how):
+    with servers.bouncer(database, "session", f"auth_type = {how}") as bouncer:
+        for password in ("very-wrong", ""):
+            with pytest.raises(CatalogRefused) as raised:
+                await shown(bouncer.url.replace("archiver@", f"archiver:{password}@"), "timezone")
+            assert "password" in advice(raised.value)
+            assert "very-wrong" not in str(raised.value)
+        assert await shown(bouncer.url.replace("archiver@", "archiver:right@"), "timezone") == ["UTC"]
+
+
 async def test_a_pooler_without_room_or_without_its_server_is_away_for_now(database):
     with servers.bouncer(database, "session", "max_client_conn = 1") as bouncer:
         catalog = await Catalog.open(bouncer.url, size=1)

@@ -9,7 +9,9 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from structlog.testing import capture_logs
 
 from archiver import watch
 from archiver.alerts import Alerter
-from archiver.config import Alerts
+from archiver.config import Alerts, Email
+from archiver.delivery import Undelivered, send_mail
 from archiver.survey import StoreView, Survey
 from archiver.web import server
+from tests.certificates import a_house, presenting
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
 from tests.factories import NOON
 from tests.prometheus import ROOT, page, scrape
@@ -440,5 +444,29 @@ async def test_alerts_go_by_mail_with_a_login(tmp_path):
         assert mail.mail_from == "archiver@example.com"
         assert b"StoreDown main" in mail.content
         assert b"Auto-Submitted: auto-generated" in mail.content
+        read = message_from_bytes(mail.content)
+        assert abs(parsedate_to_datetime(read["Date"]) - datetime.now(UTC)) < timedelta(hours=1)
+        assert re.fullmatch(r"<[^<>@\s]+@example\.com>", read["Message-ID"])
     finally:
         serving.close()
+
+
+@pytest.mark.parametrize("how", ["starttls", "tls"])
+async def test_a_mail_server_with_a_certificate_of_its_own_is_trusted_where_that_is_wanted(tmp_path, how):
+    house, box, loop = a_house(tmp_path), Mailbox(), asyncio.get_running_loop()
+    secure = presenting(house / "server.pem")
+    about: dict[str, Any] = {"loop": loop} | ({"tls_context": secure} if how == "starttls" else {})
+    wrapped = {"ssl": secure} if how == "tls" else {}
+    serving = await loop.create_server(lambda: SMTP(box, **about), "127.0.0.1", 0, **wrapped)
+    async with serving:
+        server = f"127.0.0.1:{serving.sockets[0].getsockname()[1]}"
+        email = {"to": ["ops@example.com"], "from": "archiver@example.com", "server": server, "tls": how}
+        for ca_file, words in ((None, "set ca_file to the certificate of its issuer"), ("alone.pem", "another issuer")):
+            told = Email.model_validate(email | ({"ca_file": house / ca_file} if ca_file else {}))
+            with pytest.raises(Undelivered, match=words):
+                await send_mail(told, "subject", "text")
+        with pytest.raises(Undelivered, match=r"ca_file .*none\.pem: No such file"):
+            await send_mail(Email.model_validate(email | {"ca_file": house / "none.pem"}), "subject", "text")
+        assert box.mails == []
+        await send_mail(Email.model_validate(email | {"ca_file": house / "root.pem"}), "subject", "text")
+    assert len(box.mails) == 1

@@ -86,6 +86,35 @@ def test_what_older_systemd_does_not_know_stands_in_the_drop_in_alone():
     assert {line.partition("=")[0] for line in directives(ROOT / "systemd/archiver-backoff.conf")} == NEWER
 
 
+#: Directives for which systemd makes a mount, user or host name namespace (systemd.exec(5), "Sandboxing").
+NAMESPACED = {
+    "PrivateDevices", "PrivateMounts", "PrivateTmp", "PrivateUsers", "ProcSubset", "ProtectControlGroups",
+    "ProtectHome", "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables",
+    "ProtectProc", "ProtectSystem",
+}  # fmt: skip
+
+
+def test_the_drop_in_for_containers_leaves_out_what_needs_a_namespace_and_nothing_else(units, tmp_path):
+    loosened = dict(line.split("=") for line in directives(ROOT / "systemd/archiver-container.conf"))
+    assert set(loosened) == {line.partition("=")[0] for unit in UNITS for line in directives(unit)} & NAMESPACED
+    assert set(loosened.values()) == {"no", "default", "all"}
+    unit = tmp_path / "archiver.service"
+    unit.write_text((units / unit.name).read_text())
+    (tmp_path / "archiver.service.d").mkdir()
+    (tmp_path / "archiver.service.d/container.conf").write_text(
+        (ROOT / "systemd/archiver-container.conf").read_text("utf-8")
+    )
+    said = analyze("verify", "--man=no", str(unit))
+    assert not [line for line in (said.stdout + said.stderr).splitlines() if "archiver" in line]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_waits_for_the_clock_to_be_right_but_does_not_pull_that_in(unit):
+    after = [line for line in directives(unit) if line.startswith("After=")]
+    assert ["time-sync.target" in line for line in after] == [True]
+    assert not [line for line in directives(unit) if line.startswith("Wants=") and "time-sync" in line]
+
+
 # -- make install ----------------------------------------------------------------------------------------------------
 
 

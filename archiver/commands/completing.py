@@ -105,8 +105,8 @@ def page(program: click.Command) -> str:
 _END = (
     ".SH EXIT STATUS",
     *(".TP", "0", "Done and complete."),
-    *(".TP", "1", "Done, but not complete: something failed or is still pending."),
-    *(".TP", "2", "Usage or config error."),
+    *(".TP", "1", "Done, but not complete: something failed, is still pending, or was lost on the way."),
+    *(".TP", "2", "Usage or config error; also: the database refuses its role, or its tables are not this version's."),
     *(".TP", "3", "Something needed (database, store, source) can't be reached."),
     *(".TP", "130, 143", "Ended by SIGINT or SIGTERM; the same command goes on where it stopped."),
     ".SH ENVIRONMENT",
