@@ -967,6 +967,8 @@ UNCOVER = """UPDATE sources SET covered = covered - tstzmultirange(tstzrange($2,
 LOOKUPS = """
 SELECT call_id, attempts FROM lookups WHERE source = $1 AND due_at <= $2 ORDER BY due_at, call_id LIMIT $3"""
 
+FAILED_LOOKUPS = """SELECT call_id FROM lookups WHERE source = $1 AND call_id = ANY($2)"""
+
 LOOK_UP_LATER = """
 INSERT INTO lookups AS l (source, call_id, due_at, error)
 SELECT $1, t.call_id, $4, t.error FROM unnest($2::text[], $3::text[]) AS t (call_id, error)
@@ -1740,6 +1742,12 @@ class Catalog:
         """Call ids that could not be looked up and are due again, and how often it was tried."""
         async with self._connection() as c:
             return [(row[0], row[1]) for row in await c.fetch(LOOKUPS, source, self.clock.now(), limit)]
+
+    async def failed_lookups(self, source: str, call_ids: Sequence[str]) -> set[str]:
+        """Those of these call ids that could not be looked up, due again or not."""
+        async with self._connection() as c:
+            rows = await c.fetch(FAILED_LOOKUPS, source, [holdable(call_id) for call_id in call_ids])
+        return {row[0] for row in rows}
 
     async def look_up_later(self, source: str, failed: Sequence[tuple[str, str]], due_at: datetime) -> None:
         """These call ids could not be looked up, for that reason: they are due again then."""

@@ -521,7 +521,7 @@ class Engine:
         sink = sinks[claim.medium.recording_id]
         try:
             body = await sink.body()
-            found = await sync.checked(feed, claim, body, self.catalog)
+            found = await sync.checked(feed, claim, body, self.catalog, sink.content_type)
         except SourceError as error:
             return await sync.explain(feed, claim, self.catalog, error)
         except SpoolDown as error:

@@ -675,7 +675,10 @@ async def _next_chapter(feed: Feed, catalog: Catalog, cursor: str | None) -> Cha
     found = await catalog.call_ids(other, *_place(cursor), 200)
     if not found:
         return None
-    listing = await _looked_up(feed, catalog, feed.source, [call_id for call_id, _ in found])
+    # Those that failed before are asked again by themselves.
+    failed = await catalog.failed_lookups(feed.name, [call_id for call_id, _ in found])
+    asked = [call_id for call_id, _ in found if call_id not in failed]
+    listing = await _looked_up(feed, catalog, feed.source, asked) if asked else Listing()
     call_id, at = found[-1]
     return Chapter(listing, f"{at.isoformat()} {call_id}", more=len(found) == 200)
 
@@ -816,7 +819,7 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, he
             await feed.source.fetch(claim.medium, sink)
         body = await sink.body()
         tell(size=body.length)
-    return body, await checked(feed, claim, body, catalog)
+    return body, await checked(feed, claim, body, catalog, sink.content_type)
 
 
 @contextlib.asynccontextmanager
@@ -852,9 +855,15 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
         raise TooSlow(f"it stood still for {HURRIED:g} s while others waited; the next try has all its time") from None
 
 
-async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog) -> audio.Audio:
-    """What bytes from the source are, once they may be kept. Raises SourceError."""
-    found = await verified(claim.medium, body, feed)
+async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_type: str | None = None) -> audio.Audio:
+    """What bytes from the source are, once they may be kept. Raises SourceError.
+
+    ``told_type``: what their answer calls them.
+    """
+    medium = claim.medium
+    if medium.content_type is None and told_type is not None:
+        medium = replace(medium, content_type=told_type)
+    found = await verified(medium, body, feed)
     accept(feed, claim, body, found, catalog.clock.now())
     await delivered(feed, catalog)
     return found

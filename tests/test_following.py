@@ -146,3 +146,31 @@ async def test_a_recorder_that_tells_no_call_ids_is_warned_about(tmp_path, datab
         assert warned["other"]["warnings"] == []
         await sync.look_up(rig.archive.feeds["other"], rig.catalog, [other.call_id(call)])
         assert (await rig.status())["sources"]["pbx"]["warnings"] == []
+
+
+async def test_a_call_id_that_errs_each_time_holds_up_no_other_and_is_asked_again_by_itself(tmp_path, database, clock):
+    other, sim = at_noon(Beside), at_noon(Fed)
+    sim.ids = {"ids_from": "other"}
+    for recorder in (other, sim):
+        recorder.add_calls(NOON - HOUR, NOON - 5 * MINUTE, 6)
+    bad = sim.unique_id(sim.calls[2])
+    fault = sim.fault("status", "unique_id", times=-1, value=500, match=bad)
+    async with archiving(tmp_path, database, {"other": other, "pbx": sim}, clock=clock) as rig:
+        await rig.sync()
+        await rig.sync()
+        assert set(await rig.documents()) == {sim.unique_id(call) for call in sim.calls} - {bad}
+        # Those that come later are found too, and the bad one on its own schedule only.
+        for recorder in (other, sim):
+            recorder.add_call(NOON + MINUTE, MINUTE)
+        hits = fault.hits
+        rig.advance(5 * MINUTE)
+        await rig.sync()
+        await rig.sync()
+        assert len(await rig.documents()) == 6
+        assert hits < fault.hits <= hits + 2
+        assert bad in ((await rig.status())["sources"]["pbx"]["last_error"] or "")
+        fault.times = 0
+        rig.advance(HOUR)
+        await rig.sync()
+        assert len(await rig.documents()) == 7
+        await assert_archived(rig)
