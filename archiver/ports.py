@@ -175,7 +175,10 @@ class Store(Protocol):
         """The bytes under the key. Raises StoreMissing, and ObjectFailed where it is there and can't be read."""
 
     def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
-        """Every object whose key starts with the prefix and sorts after ``after``, sorted by key (code points)."""
+        """Every object whose key starts with the prefix and sorts after ``after``, sorted by key (code points).
+
+        A StoreError of one folder names it (``StoreError.folder``), so that the others can be listed all the same.
+        """
 
     async def delete(self, key: str) -> None:
         """Remove an object (the canary, a spoilt copy's remains); missing is fine."""
