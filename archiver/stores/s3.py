@@ -74,6 +74,8 @@ _CONTENT_TYPES = {
     ".jsonl": "application/x-ndjson",
 }
 
+#: Where archiver keeps what describes the recordings.
+_OURS = ("_audit/", "_ledger/", "_manifests/", "_proof/", "_verified/")
 #: Classes whose objects must be restored before they can be read.
 _COLD = {"DEEP_ARCHIVE", "GLACIER"}
 #: What a server says of one object only, whatever its status: of its size, its name, its class.
@@ -299,8 +301,8 @@ class S3Store:
         traits = self._traits or await self._known()
         lock = self.options.object_lock
         until = datetime.now(UTC) + timedelta(days=lock.days) if lock is not None else None
-        # Manifests and the like are read again by archiver itself, and from a cold class nothing is.
-        ours = key.startswith(f"{self.options.prefix}_")
+        # From a cold class nothing can be read, and these archiver reads again itself.
+        ours = key.removeprefix(self.options.prefix).startswith(_OURS)
         how = _How(None if ours else self.options.storage_class, until)
         if body.length > self.options.multipart_threshold:
             return await self._put_parts(key, body, traits, how)

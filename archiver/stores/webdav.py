@@ -109,7 +109,13 @@ class WebDavStore:
         with of_the_store():
             await self.put(key, body)
         try:
-            if await self._digest(key) != (body.length, body.sha256):
+            length, sha256 = await self._digest(key)
+            if length < 0:
+                raise StoreRefused(
+                    "a file that MOVE just gave its name is not there: a proxy that rewrites paths must rewrite the "
+                    "Destination header as well"
+                )
+            if (length, sha256) != (body.length, body.sha256):
                 raise StoreDown("the canary came back with other bytes")
             if overwriting and await self._move(await self._upload(key, body), key) is None:
                 raise StoreRefused("the server overwrites in spite of Overwrite: F (RFC 4918, 10.6)")

@@ -656,14 +656,17 @@ async def test_however_it_refuses_a_wrong_hash_it_refuses_it(answer):
         await all_of_it(server, store, said)
 
 
-async def test_a_server_that_is_down_for_a_moment_is_not_taken_for_one_that_verifies():
+@pytest.mark.parametrize("how", ["503", "cut"])
+async def test_a_server_that_is_down_for_a_moment_is_not_taken_for_one_that_verifies(how):
     async with rude(verifies=False) as (server, store):
-        answer, left = server.answer, [1]
+        answer, left = server.answer, [2 if how == "cut" else 1]
 
         async def sometimes(request, path, body):
             if body == b"archiver canary, sent" and left[0]:
                 left[0] -= 1
-                return error(503, "SlowDown")
+                if how == "503":
+                    return error(503, "SlowDown")
+                request.transport.abort()
             return await answer(request, path, body)
 
         server.answer = sometimes

@@ -615,3 +615,25 @@ async def test_a_redirect_to_the_same_name_with_a_slash_means_a_folder():
                 await read(store, "a/c%41")
             server.answer = answer
         await store.alive()
+
+
+async def test_a_proxy_that_rewrites_paths_but_not_destinations_fails_the_check():
+    async with rude() as (server, store):
+        await store.close()
+        store = a_store(url=f"{server.url}outside/", timeout="2s")
+        # The backend knows nothing of /outside, but has such a folder.
+        server.named = lambda path: path.removeprefix("/outside") if path in server.asked else path
+        answer, server.asked = server.answer, set()
+        server.folders |= {"/outside/", "/outside/_canary/"}
+
+        async def rewritten(request, path, body):
+            server.asked = {path}
+            try:
+                return await answer(request, path, body)
+            finally:
+                server.asked = set()
+
+        server.answer = rewritten
+        with pytest.raises(StoreRefused, match="Destination header"):
+            await store.check()
+        await store.close()
