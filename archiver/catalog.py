@@ -969,6 +969,10 @@ SELECT call_id, attempts FROM lookups WHERE source = $1 AND due_at <= $2 ORDER B
 
 FAILED_LOOKUPS = """SELECT call_id FROM lookups WHERE source = $1 AND call_id = ANY($2)"""
 
+LOOKUP_TROUBLE = """
+SELECT call_id, error, count(*) OVER () AS count FROM lookups
+WHERE source = $1 ORDER BY attempts DESC, call_id LIMIT 1"""
+
 LOOK_UP_LATER = """
 INSERT INTO lookups AS l (source, call_id, due_at, error)
 SELECT $1, t.call_id, $4, t.error FROM unnest($2::text[], $3::text[]) AS t (call_id, error)
@@ -1748,6 +1752,12 @@ class Catalog:
         async with self._connection() as c:
             rows = await c.fetch(FAILED_LOOKUPS, source, [holdable(call_id) for call_id in call_ids])
         return {row[0] for row in rows}
+
+    async def lookup_trouble(self, source: str) -> tuple[int, str, str]:
+        """How many call ids can't be looked up; one of them, and why."""
+        async with self._connection() as c:
+            row = await c.fetchrow(LOOKUP_TROUBLE, source)
+        return (row["count"], row["call_id"], row["error"]) if row else (0, "", "")
 
     async def look_up_later(self, source: str, failed: Sequence[tuple[str, str]], due_at: datetime) -> None:
         """These call ids could not be looked up, for that reason: they are due again then."""

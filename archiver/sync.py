@@ -335,6 +335,7 @@ async def _poll(
                 await _list_all(feed, catalog, pieces, report, budget, pause)
             if wanted is None and not report.down:
                 await _follow(feed, catalog, ledger.cursor, report, budget)
+                await _name_lookups(feed, catalog, report)
                 if not report.more:
                     await _revisit(feed, catalog, report, pause)
         except Refused as refusal:
@@ -459,6 +460,7 @@ async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *,
         try:
             # What was listed whole is written down before what follows it is asked for.
             async for piece, listing in listed(feed, part, pause=pause, tries=tries):
+                await _look_up_later(feed, catalog, listing.failed)
                 if not await _recorded(feed, catalog, listing, report, piece):
                     await _gets_stuck(feed, catalog, piece, f"not one of its {len(listing.rejected)} rows can be read")
                 report.windows += 1
@@ -483,7 +485,7 @@ async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *,
 
 async def _recorded(feed: Feed, catalog: Catalog, listing: Listing, report: Polled, window: Window) -> bool:
     """Write down what a window's listing told; False, and not covered, where not one row of it could be read."""
-    readable = bool(listing.recordings) or not listing.rejected
+    readable = bool(listing.recordings or listing.failed) or not listing.rejected
     await record(feed, catalog, listing, report, window=window, cover=readable)
     if readable:
         feed.stuck = {w: s for w, s in feed.stuck.items() if not (window.start <= w.start and w.end <= window.end)}
@@ -634,8 +636,9 @@ async def _follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Poll
                 chapter.cursor == (cursor or "") and not chapter.listing.recordings and not chapter.listing.failed
             ):
                 return
-            await record(feed, catalog, chapter.listing, report, cursor=_bookmark(feed, chapter.cursor, began))
+            # First: whoever is ended between the two asks once more, and forgets none.
             await _look_up_later(feed, catalog, chapter.listing.failed)
+            await record(feed, catalog, chapter.listing, report, cursor=_bookmark(feed, chapter.cursor, began))
             more, cursor = chapter.more and chapter.cursor != cursor, chapter.cursor
             if budget is not None and catalog.clock.now() - began > budget:
                 report.more = report.more or more
@@ -692,12 +695,18 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
     await catalog.source(feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start)
     for start in range(0, len(call_ids), 50):
         listing = await _looked_up(feed, catalog, feed.source, call_ids[start : start + 50])
-        await record(feed, catalog, listing, report)
         await _look_up_later(feed, catalog, listing.failed)
-        if listing.failed:
-            call_id, why = listing.failed[-1]
-            report.error = f"call {call_id} can't be looked up: {why}"
+        await record(feed, catalog, listing, report)
+    await _name_lookups(feed, catalog, report)
     return report
+
+
+async def _name_lookups(feed: Feed, catalog: Catalog, report: Polled) -> None:
+    """Call ids that can't be looked up are said in each poll, asked for or not."""
+    count, call_id, why = await catalog.lookup_trouble(feed.name)
+    if count and report.error is None:
+        others = f" (and {count - 1} more)" if count > 1 else ""
+        report.error = f"call {call_id} can't be looked up: {why}{others}"
 
 
 async def _looked_up(feed: Feed, catalog: Catalog, source: LooksUp, call_ids: Sequence[str]) -> Listing:
@@ -725,7 +734,6 @@ async def _look_up_again(feed: Feed, catalog: Catalog, report: Polled) -> None:
         listing = await _looked_up(feed, catalog, feed.source, [call_id])
         if listing.failed:
             await _look_up_later(feed, catalog, listing.failed, attempts)
-            report.error = f"call {call_id} can't be looked up: {listing.failed[0][1]}"
         else:
             await record(feed, catalog, listing, report)
             await catalog.looked_up(feed.name, call_id)

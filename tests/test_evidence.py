@@ -128,7 +128,7 @@ async def test_bytes_that_differ_each_time_are_not_kept_and_cost_ever_less(tmp_p
     sim.clock.advance(30 * DAY)
     async with archiving(tmp_path, database, sim, clock=clock, start=NOON - DAY, retry={"cap": "6h"}) as rig:
         for turn in range(48):
-            sim.bodies[0] = unended(a_spx(2.0 + turn / 10))
+            sim.bodies[0] = unended(audio.make("spx", seconds=4.0, seed=f"turn {turn}"))
             await rig.sync()
             rig.advance(30 * MINUTE)
         medium = await rig.medium()
@@ -225,7 +225,7 @@ async def test_a_copy_in_one_store_is_taken_to_the_other_with_its_flags(tmp_path
         (tmp_path / "far").rename(tmp_path / "aside")
         (tmp_path / "far").write_bytes(b"")
         rig.advance(11 * MINUTE)
-        await rig.sync()
+        await rig.transfer()
         medium = await rig.medium()
         assert ([c["store"] for c in medium["copies"]], medium["state"]) == (["near"], "pending")
         (tmp_path / "far").unlink()

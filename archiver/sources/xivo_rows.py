@@ -40,6 +40,7 @@ def read(
         recording_id=recording_id,
         media_id="audio",
         availability=Availability.NOT_READY if running else Availability.READY,
+        duration=lasted,
         ref={"ended": utc_text(ended or started)},
     )
     return Recording(
