@@ -1,6 +1,7 @@
 """The file store where many files come at once: one syncfs for a group, in a process of its own."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -42,8 +43,10 @@ def children() -> list[int]:
     found = []
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():
-            if b"archiver.stores.apart" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
+            # One may end while we look.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"archiver.stores.apart" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
     return found
 
 
