@@ -868,7 +868,7 @@ def test_whatever_happens_in_the_end_all_that_was_listable_is_archived_or_gone(
     url, reached = postgres.create(), Counter[str]()
     known = hypothesis.settings()
     how = hypothesis.settings(
-        max_examples=18 if known.derandomize else 300,
+        max_examples=32 if known.derandomize else 300,
         stateful_step_count=25,
         deadline=None,
         report_multiple_bugs=False,
