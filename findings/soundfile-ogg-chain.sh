@@ -2,7 +2,7 @@
 # libsndfile reads only the first part of a chained Ogg file, without a word.
 #
 # Expected: RFC 3533, section 4: logical bitstreams may follow each other in one file ("sequentially multiplexed",
-#   "chaining"); RFC 7845, section 7.2 warns Opus players of it. A recorder that pauses (hold, card payment) and goes
+#   "chaining"); RFC 7845, section 7.2 tells how to chain Opus. A recorder that pauses (hold, card payment) and goes
 #   on begins a new link. A decoder should play all of them.
 # Seen: of two links of 10 s each soundfile tells and returns 10 s, for Opus and Vorbis; mutagen and tinytag tell
 #   10 s. PyAV (ffmpeg) decodes 20 s, though its "duration" says 10 too. So do opusdec and ogg123: 20 s.
