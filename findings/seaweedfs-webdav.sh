@@ -3,8 +3,7 @@
 # are missing make themselves.
 #
 # Expected: RFC 9110, section 8.8.3: an ETag is a quoted string that tells representations of one resource apart.
-#   RFC 4918, section 10.6: without an Overwrite header a server "MUST treat the request as if it had an Overwrite header
-#   of value T"; sections 9.3.1 and 9.7.1: MKCOL and PUT below a folder that is not there are 409.
+#   RFC 4918, section 10.6: without an Overwrite header a server must treat the request as if it had Overwrite: T; sections 9.3.1 and 9.7.1: MKCOL and PUT below a folder that is not there are 409.
 # Seen: each PUT answers ETag d41d8cd98f00b204e9800998ecf8427e-0 (the MD5 of no bytes, unquoted), whatever was sent;
 #   HEAD tells another one. MOVE onto an existing file without Overwrite: 412. MKCOL and PUT below a missing folder: 201.
 # Who meets it: clients that keep the PUT's ETag to recognise their file later, and clients that rely on 409 to notice a
