@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Apache's mod_dav refuses a Destination that is a path, and calls a missing target folder its own error.
 #
-# Expected: RFC 4918, section 10.3: Destination = Simple-ref, and section 8.3: Simple-ref is an absolute URI or an absolute
-#   path. Sections 9.8.5 and 9.9.4: MOVE or COPY into a folder that is not there is 409.
-# Seen: MOVE with "Destination: /b.wav": 400; with "Destination: http://host/b.wav": 201. Into a missing folder: 500 for MOVE,
-#   409 for COPY. wsgidav, lighttpd, rclone, SeaweedFS and asgi-webdav take the path.
-# Who meets it: clients behind a proxy that changes scheme or host: a path would be the way round it, and RFC 4918 brought it
-#   for that. And clients that try a 5xx again for ever, though the folder has to be made first.
+# Expected: RFC 4918, section 10.3: Destination = Simple-ref, and section 8.3: Simple-ref is an absolute URI or an
+#   absolute path. Sections 9.8.5 and 9.9.4: MOVE or COPY into a folder that is not there is 409.
+# Seen: MOVE with "Destination: /b.wav": 400; with "Destination: http://host/b.wav": 201. Into a missing folder: 500
+#   for MOVE, 409 for COPY. wsgidav, lighttpd, rclone, SeaweedFS and asgi-webdav take the path.
+# Who meets it: clients behind a proxy that changes scheme or host: a path would be the way round it, and RFC 4918
+#   brought it for that. And clients that try a 5xx again for ever, though the folder has to be made first.
 # What to do: send the absolute URI, as the server knows itself; take a 500 to MOVE for "is the folder there?".
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # asgi-webdav answers HEAD with Content-Length: 0 and text/html, whatever the file is.
 #
-# Expected: RFC 9110, section 8.6: a server "MUST NOT send Content-Length" in an answer to HEAD "unless its field value
-#   equals the decimal number of octets that would have been sent" for GET; section 9.3.2: HEAD sends GET's fields.
-# Seen: a WAV of 1,004 bytes: GET tells 1004 and audio/x-wav, PROPFIND too; HEAD tells 0 and text/html.
-#   It also ignores If-None-Match: * on PUT and writes over the file (RFC 9110, section 13.1.2: 412).
+# Expected: RFC 9110, section 8.6: a server "MUST NOT send Content-Length" in an answer to HEAD "unless its field
+#   value equals the decimal number of octets that would have been sent" for GET; section 9.3.2: HEAD sends GET's
+#   fields.
+# Seen: a WAV of 1,004 bytes: GET tells 1004 and audio/x-wav, PROPFIND too; HEAD tells 0 and text/html. It also
+#   ignores If-None-Match: * on PUT and writes over the file (RFC 9110, section 13.1.2: 412).
 # Who meets it: whoever checks an upload by HEAD: every recording looks empty, and is sent again and again.
 # What to do: take the size from PROPFIND (getcontentlength), and the hash from a GET.
 set -euo pipefail

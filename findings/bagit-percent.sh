@@ -4,10 +4,10 @@
 # Expected: RFC 8493, section 2.1.3: where a payload path has a line feed, a carriage return or a percent sign, "those
 #   characters (and only those) MUST be percent-encoded" in the manifest.
 # Seen: bagit.py writes "%" as it is, but decodes %0A and %0D when it reads. A bag it made a moment ago with a file
-#   named "call%0A1.wav" is "incomplete: data/call<line feed>1.wav exists in manifest but was not found". "call%41.wav" is valid
-#   for bagit.py, but a reader that keeps to the RFC looks for "callA.wav".
-# Who meets it: whoever names files by percent-encoded call ids (ids with "/", ":" or "%"), as URLs and many exports do,
-#   and hands them over in a bag.
+#   named "call%0A1.wav" is "incomplete: data/call<line feed>1.wav exists in manifest but was not found".
+#   "call%41.wav" is valid for bagit.py, but a reader that keeps to the RFC looks for "callA.wav".
+# Who meets it: whoever names files by percent-encoded call ids (ids with "/", ":" or "%"), as URLs and many exports
+#   do, and hands them over in a bag.
 # What to do: keep "%" out of payload names (use "_" or "="), or validate each bag right after making it.
 set -euo pipefail
 work=$(mktemp -d)

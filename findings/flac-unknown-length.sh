@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Three readers, three lengths for a FLAC file that was streamed: 36 billion years, 0 s, unknown.
+# Three readers, three lengths for a FLAC file that was streamed: 36 million years, 0 s, unknown.
 #
-# Expected: RFC 9639, section 8.2: "A value of 0 here means the number of total samples is unknown" – the usual case for
-#   an encoder that writes to a pipe. A reader should say that it does not know, or count.
-# Seen: soundfile.info() tells 9,223,372,036,854,775,807 samples, over 10^15 s at 8 kHz; mutagen and tinytag tell 0.0 s;
-#   PyAV says None, and decodes the 10 s that are there.
-# Who meets it: whoever receives FLAC from a recorder or converter that streams, and stores or compares the length: the
-#   one number overflows a database's interval or a progress bar, the other looks like an empty call.
+# Expected: RFC 9639, section 8.2: "A value of 0 here means the number of total samples is unknown" – the usual case
+#   for an encoder that writes to a pipe. A reader should say that it does not know, or count.
+# Seen: soundfile.info() tells 9,223,372,036,854,775,807 samples, over 10^15 s at 8 kHz; mutagen and tinytag tell 0.0
+#   s; PyAV says None, and decodes the 10 s that are there.
+# Who meets it: whoever receives FLAC from a recorder or converter that streams, and stores or compares the length:
+#   the one number overflows a database's interval or a progress bar, the other looks like an empty call.
 # What to do: take 0 and 2^63-1 as "unknown"; count the samples by decoding, where the length matters.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # lame writes no Info frame into telephone MP3 (8 kHz, 16 kbit/s), without a word.
 #
-# Expected: lame's manual: "-t: disable writing of the INFO Tag on encoding" – so the tag is written unless -t is given.
-#   It tells frames, bytes, delay and padding, and with it a reader sees whether a file is whole.
-# Seen: at 24 kbit/s and above the tag is there. At 8 and 16 kbit/s a frame has 72 or 144 bytes, too few for
-#   the tag; lame then leaves it out: same bytes as with -t, exit code 0, no message.
+# Expected: lame's manual: "-t: disable writing of the INFO Tag on encoding" – so the tag is written unless -t is
+#   given. It tells frames, bytes, delay and padding, and with it a reader sees whether a file is whole.
+# Seen: at 24 kbit/s and above the tag is there. At 8 and 16 kbit/s a frame has 72 or 144 bytes, too few for the tag;
+#   lame then leaves it out: same bytes as with -t, exit code 0, no message.
 # Who meets it: recorders that store mono calls at 8 or 16 kbit/s. Such a file that is cut between two frames looks
 #   whole to every reader, and its length is 0.15 s too long, for the delay is not told.
 # What to do: trust the length and the hash of the download, not the file; compare the length with the call's.

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # lame turns a G.722 WAV into half a second of noise, and ends with 0.
 #
-# Expected: lame's manual says that it reads WAV, and asks for -r ("Assume the input file is raw pcm") before
-#   it takes a file for headerless samples. A WAV whose coding it does not know should end in an error.
+# Expected: lame's manual says that it reads WAV, and asks for -r ("Assume the input file is raw pcm") before it takes
+#   a file for headerless samples. A WAV whose coding it does not know should end in an error.
 # Seen: without -r, lame takes the whole file, header included, for 16-bit stereo at 44,100 Hz. Ten seconds of speech
-#   become half a second of hiss. Exit code 0; --quiet prints nothing. The same with G.726 and G.723.1.
-#   µ-law, A-law, GSM and ADPCM in WAV are decoded rightly, so a converter works for years until such a file comes.
+#   become half a second of hiss. Exit code 0; --quiet prints nothing. The same with G.726 and G.723.1. µ-law, A-law,
+#   GSM and ADPCM in WAV are decoded rightly, so a converter works for years until such a file comes.
 # Who meets it: whoever converts recordings to MP3 before or while archiving, and then deletes the original.
 # What to do: keep the recorder's own bytes; look at the coding in "fmt " before lame; compare both lengths after it.
 set -euo pipefail

@@ -6,8 +6,8 @@
 #   April 1994: a fact chunk is required for every coding but PCM).
 # Seen: mutagen divides the data by the block size, as if each block were one sample. One block of GSM has 320
 #   samples, one of IMA ADPCM 505. libsndfile and tinytag tell 10 s for the same files.
-# Who meets it: WAV49 is Asterisk's small WAV; ADPCM comes from many recorders. Whoever drops "calls
-#   shorter than a second" by this number drops all of them.
+# Who meets it: WAV49 is Asterisk's small WAV; ADPCM comes from many recorders. Whoever drops "calls shorter than a
+#   second" by this number drops all of them.
 # What to do: read the length of compressed WAV from "fact" and the sample rate, or with libsndfile (soundfile.info).
 set -euo pipefail
 work=$(mktemp -d)

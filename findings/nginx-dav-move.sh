@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # nginx's dav module makes missing folders on MOVE, though create_full_put_path is off, and never says 201 or 412.
 #
-# Expected: nginx's documentation of ngx_http_dav_module: "The WebDAV specification only allows creating files in already
-#   existing directories" – create_full_put_path (default off) is the exception. RFC 4918, section 9.9.4: MOVE to a missing
-#   folder is 409, to a new name 201. RFC 9110, section 13.1.2: PUT with If-None-Match: * over a file is 412.
-# Seen: MOVE into folders that are not there: 204, and they are there now; PUT into one: 500. MOVE to a new
-#   name: 204, as if something had been replaced. PUT with If-None-Match: *: 204, the file is overwritten.
-# Who meets it: whoever uploads under a temporary name and MOVEs: a wrong target path is never noticed, and the answer does
-#   not tell "new" from "replaced".
+# Expected: nginx's documentation of ngx_http_dav_module: "The WebDAV specification only allows creating files in
+#   already existing directories" – create_full_put_path (default off) is the exception. RFC 4918, section 9.9.4: MOVE
+#   to a missing folder is 409, to a new name 201. RFC 9110, section 13.1.2: PUT with If-None-Match: * over a file is
+#   412.
+# Seen: MOVE into folders that are not there: 204, and they are there now; PUT into one: 500. MOVE to a new name: 204,
+#   as if something had been replaced. PUT with If-None-Match: *: 204, the file is overwritten.
+# Who meets it: whoever uploads under a temporary name and MOVEs: a wrong target path is never noticed, and the answer
+#   does not tell "new" from "replaced".
 # What to do: send Overwrite: F with each MOVE (nginx does heed that: 412), and make folders with MKCOL first.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # pg8000: after a value it can't turn into Python, a connection answers each query with the answer to the one before.
 #
-# Expected: PostgreSQL's documentation, "Date/Time Types": time reaches from 00:00:00 to 24:00:00, and timestamps may be
-#   "infinity". DB-API (PEP 249): an error concerns the statement that raised it.
-# Seen: SELECT '24:00'::time raises ValueError; then SELECT 2 gives None, SELECT 3 gives 2, SELECT 4 gives 3, and so on,
-#   without an error. The infinite end of a range is read as the text "nfinit" ("infinity" less its first and last
+# Expected: PostgreSQL's documentation, "Date/Time Types": time reaches from 00:00:00 to 24:00:00, and timestamps may
+#   be "infinity". DB-API (PEP 249): an error concerns the statement that raised it.
+# Seen: SELECT '24:00'::time raises ValueError; then SELECT 2 gives None, SELECT 3 gives 2, SELECT 4 gives 3, and so
+#   on, without an error. The infinite end of a range is read as the text "nfinit" ("infinity" less its first and last
 #   letter); asyncpg reads datetime.max there, psycopg raises DataError.
-# Who meets it: whoever keeps opening hours, or call records with "until 24:00", or "covered until infinity", in PostgreSQL and
-#   reads them with pg8000: a report after the error shows other calls' rows.
+# Who meets it: whoever keeps opening hours, or call records with "until 24:00", or "covered until infinity", in
+#   PostgreSQL and reads them with pg8000: a report after the error shows other calls' rows.
 # What to do: close the connection after any error that is no DatabaseError; select such values as text.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # psycopg reads an endless interval as zero.
 #
-# Expected: PostgreSQL 17 and later have 'infinity'::interval ("Date/Time Types", table of special values; release notes of
-#   17). What Python can't represent should be an error, as psycopg makes it for a timestamp of infinity (DataError).
+# Expected: PostgreSQL 17 and later have 'infinity'::interval ("Date/Time Types", table of special values; release
+#   notes of 17). What Python can't represent should be an error, as psycopg makes it for a timestamp of infinity
+#   (DataError).
 # Seen: in text format, the default, 'infinity' and '-infinity' both come back as timedelta(0), without an error. In
 #   binary format the same value raises DataError.
 # Who meets it: whoever stores how long a recording is to be kept as an interval, with "infinity" for "for ever": the

@@ -3,11 +3,11 @@
 #
 # Expected: ITU-T G.711: 8 coded bits stand for 14 (µ-law) or 13 (A-law) linear ones. Every other decoder gives 16-bit
 #   samples, and pydub's API documentation says of sample_width only "number of bytes in each sample".
-# Seen: pydub takes the 8 coded bits for the width of the sample and has ffmpeg decode to 8-bit PCM. A tone
-#   of -52 dBFS, quiet but well audible, comes back as zeros (rms 0); soundfile gives it back. A loud tone loses
-#   eight bits, without a message.
-# Who meets it: whoever searches recordings for silence, one-way audio or a dead channel with pydub: a far-away speaker
-#   is called silent.
+# Seen: pydub takes the 8 coded bits for the width of the sample and has ffmpeg decode to 8-bit PCM. A tone of -52
+#   dBFS, quiet but well audible, comes back as zeros (rms 0); soundfile gives it back. A loud tone loses eight bits,
+#   without a message.
+# Who meets it: whoever searches recordings for silence, one-way audio or a dead channel with pydub: a far-away
+#   speaker is called silent.
 # What to do: decode G.711 with ffmpeg, soundfile or audioop to 16 bits first, and hand pydub those.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # "rclone serve s3" does not check x-amz-checksum-sha256: it keeps the claim and repeats it as if it were true.
 #
-# Expected: Amazon S3 User Guide, "Checking object integrity in Amazon S3": S3 computes the checksum itself, and refuses the
-#   upload where it differs from the one sent; a HEAD with ChecksumMode then tells what was verified. rclone's page on
-#   serve s3 names multipart, versioning and other limits, not this.
-# Seen: three bytes with the SHA-256 of other bytes: 200. HEAD tells the wrong SHA-256 back, GET gives the bytes that do
-#   not fit it. Content-MD5 is checked: 400 BadDigest. If-None-Match: * on PUT is ignored too: the object is replaced.
-# Who meets it: whoever tests or runs an archive against rclone in place of a bucket, and takes the echoed checksum for
-#   the server's word: what was damaged on the way counts as verified.
+# Expected: Amazon S3 User Guide, "Checking object integrity in Amazon S3": S3 computes the checksum itself, and
+#   refuses the upload where it differs from the one sent; a HEAD with ChecksumMode then tells what was verified.
+#   rclone's page on serve s3 names multipart, versioning and other limits, not this.
+# Seen: three bytes with the SHA-256 of other bytes: 200. HEAD tells the wrong SHA-256 back, GET gives the bytes that
+#   do not fit it. Content-MD5 is checked: 400 BadDigest. If-None-Match: * on PUT is ignored too: the object is
+#   replaced.
+# Who meets it: whoever tests or runs an archive against rclone in place of a bucket, and takes the echoed checksum
+#   for the server's word: what was damaged on the way counts as verified.
 # What to do: send Content-MD5 as well to such a server; read back and hash what was stored, at least once per store.
 set -euo pipefail
 work=$(mktemp -d)

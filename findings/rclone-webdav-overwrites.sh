@@ -2,11 +2,11 @@
 # "rclone serve webdav" writes over a file although the request forbids it, and makes a folder that is there already.
 #
 # Expected: RFC 9110, section 13.1: where If-None-Match: * or If-Match is false, the server "MUST NOT perform the
-#   requested method" and answers 412. RFC 4918, section 9.3.1: MKCOL on a URL that is mapped already is 405.
-#   rclone's page on serve webdav names no such limit.
+#   requested method" and answers 412. RFC 4918, section 9.3.1: MKCOL on a URL that is mapped already is 405. rclone's
+#   page on serve webdav names no such limit.
 # Seen: PUT with If-None-Match: * over a file, and PUT with an If-Match that can't be true: both 201, the bytes are
-#   replaced. MKCOL on an existing folder: 201. MOVE with Overwrite: F is refused as it should (412).
-#   SeaweedFS's WebDAV gateway and nginx's dav module ignore the two conditions as well; Apache, lighttpd and wsgidav heed them.
+#   replaced. MKCOL on an existing folder: 201. MOVE with Overwrite: F is refused as it should (412). SeaweedFS's
+#   WebDAV gateway and nginx's dav module ignore the two conditions as well; Apache, lighttpd and wsgidav heed them.
 # Who meets it: whoever writes each recording once and relies on the server to refuse a second writer.
 # What to do: PUT under a temporary name, then MOVE with Overwrite: F: all of these servers heed that. Don't take a
 #   201 of MKCOL for "this folder is mine".

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # rfc3161-client can't read a time stamp that "openssl ts" made with -chain.
 #
-# Expected: RFC 3161, section 2.4.2: where certReq is set, the token holds the signer's certificate and may hold others.
-#   They are a set, which RFC 5652 allows in BER, in any order; over HTTP RFC 3161, section 3.4 wants DER: sorted by bytes.
-# Seen: openssl, the reference for many, writes the certificates in the order it got them, so not in DER's; its own verifier
-#   does not mind. rfc3161-client does: ValueError (InvalidSetOrdering) for a token that openssl verifies. Without -chain the
-#   same authority's token is read and verified. (The shorter certificate sorts first; here that is the root's.)
-# Who meets it: whoever runs an internal time-stamping authority with openssl, or gets tokens from one, and checks them
-#   in Python: a valid proof looks broken.
+# Expected: RFC 3161, section 2.4.2: where certReq is set, the token holds the signer's certificate and may hold
+#   others. They are a set, which RFC 5652 allows in BER, in any order; over HTTP RFC 3161, section 3.4 wants DER:
+#   sorted by bytes.
+# Seen: openssl, the reference for many, writes the certificates in the order it got them, so not in DER's; its own
+#   verifier does not mind. rfc3161-client does: ValueError (InvalidSetOrdering) for a token that openssl verifies.
+#   Without -chain the same authority's token is read and verified. (The shorter certificate sorts first; here that is
+#   the root's.)
+# Who meets it: whoever runs an internal time-stamping authority with openssl, or gets tokens from one, and checks
+#   them in Python: a valid proof looks broken.
 # What to do: have the authority leave the chain out and give the certificates to the verifier; keep the token's bytes
 #   as they came; verify with openssl before calling a token invalid.
 set -euo pipefail

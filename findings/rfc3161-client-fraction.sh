@@ -3,10 +3,11 @@
 #
 # Expected: RFC 3161, section 2.4.2: genTime may tell fractions of a second ("YYYYMMDDhhmmss[.s...]Z"), and "ordering"
 #   TRUE says that tokens of one authority can be put in order by genTime alone.
-# Seen: gen_time of rfc3161-client is cut to the whole second; accuracy (1 s and 500 ms) is read rightly. openssl
-#   and rfc3161ng tell the fraction of the same token. The signature is verified over the right bytes.
-# Who meets it: whoever time-stamps the state of an archive and compares the stamp with the catalog's own times: a state
-#   committed at 12:00:00.3 and stamped at 12:00:00.6 looks stamped before it existed; the order within a second is lost.
+# Seen: gen_time of rfc3161-client is cut to the whole second; accuracy (1 s and 500 ms) is read rightly. openssl and
+#   rfc3161ng tell the fraction of the same token. The signature is verified over the right bytes.
+# Who meets it: whoever time-stamps the state of an archive and compares the stamp with the catalog's own times: a
+#   state committed at 12:00:00.3 and stamped at 12:00:00.6 looks stamped before it existed; the order within a second
+#   is lost.
 # What to do: take genTime from the token itself (openssl ts -reply -text, or an ASN.1 reader), or allow a second.
 set -euo pipefail
 work=$(mktemp -d)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Two S3 keys, one file: in SeaweedFS a folder marker "q/" destroys the object "q", and "d//x" is "d/x".
 #
-# Expected: Amazon S3 User Guide, "Naming Amazon S3 objects": a key is a string of bytes, the bucket is flat, "/" means
-#   nothing; so "q", "q/" and "q/y", "d//x" and "d/x" are all different objects.
-# Seen: with "q/y" and "q" stored (both can be read), PUT "q/" (what a browser's "new folder" does) answers 200, and GET
-#   "q" is then 404, without a delete. PUT "d//x" and then "d/x": both answer 200, GET "d//x" gives the bytes of "d/x".
-#   PUT "g/" with four bytes answers 200 with their MD5, GET gives none.
-# Who meets it: whoever builds keys from parts that can be empty (a department, an extension), or looks at the archive with
-#   a graphical S3 client.
-# What to do: never leave a part of a key empty, nor let one object's key be another one's folder; switch
-#   versioning or object lock on; audit by reading back, not by the answers of the PUTs.
+# Expected: Amazon S3 User Guide, "Naming Amazon S3 objects": a key is a string of bytes, the bucket is flat, "/"
+#   means nothing; so "q", "q/" and "q/y", "d//x" and "d/x" are all different objects.
+# Seen: with "q/y" and "q" stored (both can be read), PUT "q/" (what a browser's "new folder" does) answers 200, and
+#   GET "q" is then 404, without a delete. PUT "d//x" and then "d/x": both answer 200, GET "d//x" gives the bytes of
+#   "d/x". PUT "g/" with four bytes answers 200 with their MD5, GET gives none.
+# Who meets it: whoever builds keys from parts that can be empty (a department, an extension), or looks at the archive
+#   with a graphical S3 client.
+# What to do: never leave a part of a key empty, nor let one object's key be another one's folder; switch versioning
+#   or object lock on; audit by reading back, not by the answers of the PUTs.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -32,7 +32,8 @@ account = {"accessKey": "key", "secretKey": "secret-of-this-test"}
 with open("s3.json", "w") as out:
     json.dump({"identities": [{"name": "test", "credentials": [account], "actions": ["Admin"]}]}, out)
 server = subprocess.Popen(
-    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
+    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
+     "-filer", "-s3",
      f"-master.port={ports[0]}", f"-master.port.grpc={ports[1]}", f"-volume.port={ports[2]}",
      f"-volume.port.grpc={ports[3]}", f"-filer.port={ports[4]}", f"-filer.port.grpc={ports[5]}", f"-s3.port={ports[6]}",
      f"-s3.port.grpc={ports[7]}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=s3.json", "-volume.max=30",

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SeaweedFS's S3 gateway lists keys in another order than S3, and StartAfter then leaves some out.
 #
-# Expected: Amazon S3 API Reference, ListObjectsV2: "Objects are returned sorted in an ascending order of the respective
-#   key names" (UTF-8 bytes); StartAfter: "Amazon S3 starts listing after this specified key". "-" (2D) and "." (2E) sort
-#   before "/" (2F).
+# Expected: Amazon S3 API Reference, ListObjectsV2: "Objects are returned sorted in an ascending order of the
+#   respective key names" (UTF-8 bytes); StartAfter: "Amazon S3 starts listing after this specified key". "-" (2D) and
+#   "." (2E) sort before "/" (2F).
 # Seen: the gateway sorts path segment by segment: "hq/1.wav" comes before "hq-2/1.wav". A listing with
 #   StartAfter="hq-2/1.wav" leaves out "hq/1.wav", which sorts after it. Pages by ContinuationToken are complete.
 # Who meets it: whoever merges a bucket's sorted listing with a sorted list of their own (sync, audit, "what is in the
@@ -31,7 +31,8 @@ account = {"accessKey": "key", "secretKey": "secret-of-this-test"}
 with open("s3.json", "w") as out:
     json.dump({"identities": [{"name": "test", "credentials": [account], "actions": ["Admin"]}]}, out)
 server = subprocess.Popen(
-    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
+    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
+     "-filer", "-s3",
      f"-master.port={ports[0]}", f"-master.port.grpc={ports[1]}", f"-volume.port={ports[2]}",
      f"-volume.port.grpc={ports[3]}", f"-filer.port={ports[4]}", f"-filer.port.grpc={ports[5]}", f"-s3.port={ports[6]}",
      f"-s3.port.grpc={ports[7]}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=s3.json", "-volume.max=30",

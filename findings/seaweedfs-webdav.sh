@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# SeaweedFS's WebDAV gateway: every PUT gets the ETag of nothing, a MOVE without Overwrite is refused, and folders that
-# are missing make themselves.
+# SeaweedFS's WebDAV gateway gives every PUT the ETag of nothing, and refuses a MOVE that does not say Overwrite.
 #
-# Expected: RFC 9110, section 8.8.3: an ETag is a quoted string that tells representations of one resource apart.
-#   RFC 4918, section 10.6: without an Overwrite header a server must treat the request as if it had Overwrite: T; sections 9.3.1 and 9.7.1: MKCOL and PUT below a folder that is not there are 409.
+# Expected: RFC 9110, section 8.8.3: an ETag is a quoted string that tells representations of one resource apart. RFC
+#   4918, section 10.6: without an Overwrite header a server must treat the request as if it had Overwrite: T;
+#   sections 9.3.1 and 9.7.1: MKCOL and PUT below a folder that is not there are 409.
 # Seen: each PUT answers ETag d41d8cd98f00b204e9800998ecf8427e-0 (the MD5 of no bytes, unquoted), whatever was sent;
-#   HEAD tells another one. MOVE onto an existing file without Overwrite: 412. MKCOL and PUT below a missing folder: 201.
-# Who meets it: clients that keep the PUT's ETag to recognise their file later, and clients that rely on 409 to notice a
-#   wrong path: a mistyped base folder silently becomes a second archive.
+#   HEAD tells another one. MOVE onto an existing file without Overwrite: 412. MKCOL and PUT below a missing folder:
+#   201.
+# Who meets it: clients that keep the PUT's ETag to recognise their file later, and clients that rely on 409 to notice
+#   a wrong path: a mistyped base folder silently becomes a second archive.
 # What to do: forget the ETag of a PUT; always send Overwrite; check the base folder with PROPFIND at the start.
 set -euo pipefail
 work=$(mktemp -d)
@@ -25,7 +26,8 @@ with contextlib.ExitStack() as all_at_once:
     ports = [free.getsockname()[1] for free in sockets]
 os.mkdir("data"), os.mkdir("cache"), os.mkdir("logs")
 server = subprocess.Popen(
-    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-webdav",
+    [weed, "-logdir=logs", "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
+     "-filer", "-webdav",
      f"-master.port={ports[0]}", f"-master.port.grpc={ports[1]}", f"-volume.port={ports[2]}",
      f"-volume.port.grpc={ports[3]}", f"-filer.port={ports[4]}", f"-filer.port.grpc={ports[5]}",
      f"-webdav.port={ports[6]}", "-webdav.cacheDir=cache", "-volume.max=30", "-volume.minFreeSpace=1",

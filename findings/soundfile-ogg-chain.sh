@@ -3,10 +3,10 @@
 #
 # Expected: RFC 3533, section 4: logical bitstreams may follow each other in one file ("sequentially multiplexed",
 #   "chaining"); RFC 7845, section 7.2 tells how to chain Opus. A recorder that pauses (hold, card payment) and goes
-#   on begins a new link. A decoder should play all of them.
-# Seen: of two links of 10 s each soundfile tells and returns 10 s, for Opus and Vorbis; mutagen and tinytag tell
-#   10 s. PyAV (ffmpeg) decodes 20 s, though its "duration" says 10 too. So do opusdec and ogg123: 20 s.
-#   SoX reads Vorbis the same short way ("hole in stream; probably harmless").
+#   on may begin a new link. A decoder should play all of them.
+# Seen: of two links of 10 s each soundfile tells and returns 10 s, for Opus and Vorbis; mutagen and tinytag tell 10
+#   s. PyAV (ffmpeg) decodes 20 s, though its "duration" says 10 too. So do opusdec and ogg123: 20 s. SoX reads Vorbis
+#   the same short way ("hole in stream; probably harmless").
 # Who meets it: whoever transcribes, converts or measures recordings with soundfile (most speech software does): the
 #   second half of the call is missing from the result, and no tool says so.
 # What to do: walk the pages and count the links; decode with ffmpeg or opusdec; never replace the original.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # filetype and puremagic do not know telephone MP3: at 8 kHz it is MPEG 2.5, whose frames begin with FF E3.
 #
-# Expected: filetype's README lists "mp3 - audio/mpeg" among the types it knows, puremagic's table has it too.
-#   A frame's sync word is 11 bits, the next two bits tell the version, and 00 is MPEG 2.5 (the common extension of
-#   ISO 13818-3 for 8, 11.025 and 12 kHz). So FF E2 and FF E3 are MP3 as much as FF FB is.
+# Expected: filetype's README lists "mp3 - audio/mpeg" among the types it knows, puremagic's table has it too. A
+#   frame's sync word is 11 bits, the next two bits tell the version, and 00 is MPEG 2.5 (the common extension of ISO
+#   13818-3 for 8, 11.025 and 12 kHz). So FF E2 and FF E3 are MP3 as much as FF FB is.
 # Seen: the same tone without an ID3 tag: at 44.1 kHz (FF FB) both say audio/mpeg, at 16 kHz (FF F3) only filetype, at
 #   8 kHz neither: filetype answers None, puremagic nothing. libmagic ("file"): "MPEG ADTS, layer III, v2.5".
 # Who meets it: whoever checks "is this really audio" by magic bytes before storing: 8 kHz is what telephones have.

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # vcon: the hash that add_external_data() gives a recording is not the recording's hash, and its URL is lost.
 #
-# Expected: IETF draft vCon container (draft-ietf-vcon-vcon-container), externally referenced files: the url is given, with
-#   a hash of the file's content, so that whoever fetches it later can see that it is still the same.
+# Expected: IETF draft vCon container (draft-ietf-vcon-vcon-container), externally referenced files: the url is given,
+#   with a hash of the file's content, so that whoever fetches it later can see that it is still the same.
 # Seen: vcon 0.3.10 (the newest that Python 3.11 gets) decodes the WAV as text first, replaces what is no text, and
-#   hashes that: "sha256" of other bytes than the file's. The dialog has no "url" at all, so is_external_data()
-#   says False. is_valid() finds no fault. (The source of vcon 0.10.0, for Python 3.12, hashes the bytes.)
-# Who meets it: whoever hands call recordings over as vCon: every receiver that checks finds all of them damaged; one that
-#   does not check can't fetch them.
+#   hashes that: "sha256" of other bytes than the file's. The dialog has no "url" at all, so is_external_data() says
+#   False. is_valid() finds no fault. (The source of vcon 0.10.0, for Python 3.12, hashes the bytes.)
+# Who meets it: whoever hands call recordings over as vCon: every receiver that checks finds all of them damaged; one
+#   that does not check can't fetch them.
 # What to do: set url, alg and signature oneself from the bytes: Dialog(..., url=..., alg="sha256", signature=...).
 set -euo pipefail
 work=$(mktemp -d)

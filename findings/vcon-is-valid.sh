@@ -3,9 +3,10 @@
 #
 # Expected: IETF draft vCon container (draft-ietf-vcon-vcon-container), section on the Dialog Object: type is one of
 #   recording, text, transfer and incomplete; transfer and incomplete have no content, so no media type either.
-# Seen: is_valid() of vcon 0.3.10 (the newest that Python 3.11 gets) wants one of its own nine media types in
-#   every dialog: "Dialog 0 has invalid mimetype: missing". And get_tag() cuts a value at its first colon: a SIP address
-#   "sip:1001@pbx.example" comes back as "sip" (the source of vcon 0.10.0, for Python 3.12, has the same line).
+# Seen: is_valid() of vcon 0.3.10 (the newest that Python 3.11 gets) wants one of its own nine media types in every
+#   dialog: "Dialog 0 has invalid mimetype: missing". And get_tag() cuts a value at its first colon: a SIP address
+#   "sip:1001@pbx.example" comes back as "sip". (In the source of vcon 0.10.0, for Python 3.12, is_valid() knows both
+#   types; get_tag() is the same.)
 # Who meets it: whoever exports a call history with its missed and transferred calls, or checks what others export.
 # What to do: don't take is_valid() for the draft's rules; read tags from the attachment itself.
 set -euo pipefail

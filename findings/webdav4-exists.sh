@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # webdav4's exists() lists the whole tree below a folder, or fails where a server allows no such listing.
 #
-# Expected: webdav4's documentation: "exists: checks whether the resource with the given path exists or not".
-#   A question about one resource is PROPFIND with Depth: 0 (RFC 4918, section 9.1).
-# Seen: exists(), isdir() and the check before upload_file() send PROPFIND without Depth. RFC 4918, section 9.1
-#   reads that as "Depth: infinity": the server walks everything below. exists("calls") over 300 recordings in 30 folders
+# Expected: webdav4's documentation: "exists: checks whether the resource with the given path exists or not". A
+#   question about one resource is PROPFIND with Depth: 0 (RFC 4918, section 9.1).
+# Seen: exists(), isdir() and the check before upload_file() send PROPFIND without Depth. RFC 4918, section 9.1 reads
+#   that as "Depth: infinity": the server walks everything below. exists("calls") over 300 recordings in 30 folders
 #   fetches 331 answers; Apache and lighttpd, which refuse infinity by default (403), make it raise an error instead,
 #   and lighttpd so makes every upload_file() fail.
 # Who meets it: whoever asks "is last year's folder there" on an archive of a million recordings.

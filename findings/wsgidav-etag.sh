@@ -2,13 +2,13 @@
 # wsgidav gives two different files the same strong ETag, and PROPFIND tells it without its quotes.
 #
 # Expected: RFC 9110, section 8.8.1: a strong validator "changes value whenever a change occurs to the representation
-#   data". RFC 4918, section 15.6: getetag holds the value of the ETag header, an entity-tag, which is quoted
-#   (RFC 9110, section 8.8.3). So a writer that sends If-Match never writes over what somebody else wrote meanwhile.
-# Seen: the ETag is made of inode, size and whole seconds. Two PUTs of the same length within a second get the same one,
-#   without W/ before it; If-Match with the first one's ETag then replaces the second file (204, not 412).
-#   The quotes are in the header, not in PROPFIND.
-# Who meets it: whoever lets several hosts write one manifest or state file over WebDAV and relies on If-Match; whoever
-#   compares the ETag of a PUT with the one of a listing.
+#   data". RFC 4918, section 15.6: getetag holds the value of the ETag header, an entity-tag, which is quoted (RFC
+#   9110, section 8.8.3). So a writer that sends If-Match never writes over what somebody else wrote meanwhile.
+# Seen: the ETag is made of inode, size and whole seconds. Two PUTs of the same length within a second get the same
+#   one, without W/ before it; If-Match with the first one's ETag then replaces the second file (204, not 412). The
+#   quotes are in the header, not in PROPFIND.
+# Who meets it: whoever lets several hosts write one manifest or state file over WebDAV and relies on If-Match;
+#   whoever compares the ETag of a PUT with the one of a listing.
 # What to do: never change a file in place; name files by their content. Strip quotes before comparing, and prove
 #   content by reading it back.
 set -euo pipefail
