@@ -3304,6 +3304,10 @@ def with_results(document: Document, downloads: Sequence[Download]) -> Document:
         # As COPIES_OF_RECORDINGS has them.
         copies.sort(key=lambda c: (datetime.fromisoformat(c["archived_at"]), c["store"]))
         whole = {c.store for c in download.copies} >= set(download.claim.stores)
+        if medium["state"] == State.ARCHIVED.value and not whole:
+            # It comes too late: another has archived it meanwhile, and less than that is not to be told.
+            media.append(medium | {"copies": copies})
+            continue
         media.append(
             medium
             | {
