@@ -821,14 +821,14 @@ class Story(RuleBasedStateMachine):
             return
         assert document is not None, f"lost: {call}"
         media = {m["media_id"]: m for m in document["media"]}
+        refusing = {name for name, ids in self.world.unputtable.items() if call.id in ids}
         if call.vanished:
             # After a rebuild nobody knows that a window once told of it: what is only "not found" stays visible.
-            waiting = {"pending"} if self.made_again and not call.honest else set()
+            waiting = {"pending"} if refusing or (self.made_again and not call.honest) else set()
             assert {m["state"] for m in media.values()} <= {"archived", "gone"} | waiting, (call, media)
             return
         assert document["agent"] == call.agent, (call, document)
         assert set(media) == set(call.media), (call, document)
-        refusing = {name for name, ids in self.world.unputtable.items() if call.id in ids}
         for name, seed in call.media.items():
             medium = media[name]
             held = {c["store"] for c in medium["copies"] if c["sha256"] == medium["sha256"]}
