@@ -12,6 +12,8 @@ async def test_a_short_storm_loses_nothing_doubles_nothing_and_can_be_rebuilt():
     assert report.good, told
     assert report.recordings == 100, told
     assert report.kills.total() == 16, told
+    assert (report.refused, report.unreadable) == (2, 1), told
+    assert report.bad >= 2, told
     assert report.rebuilt == {"main": True, "dav": True}, told
 
 

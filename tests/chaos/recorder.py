@@ -11,6 +11,7 @@ import random
 import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
@@ -60,6 +61,8 @@ class Settings:
     address: str = "127.0.0.1"
     #: Seconds between the pieces of each download, where it is a slow one.
     drip: float = 0.0
+    #: Of how many calls one's audio can't be had, as long as anything goes wrong; 0: of none.
+    bad_each: int = 0
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -84,8 +87,23 @@ def made(settings: Settings) -> Simulator:
     return sim
 
 
-def spoil(sim: Simulator, dice: random.Random) -> None:
+#: How the audio of a bad call is answered.
+BADLY: tuple[tuple[str, int | None], ...] = (("status", 500), ("html", None), ("truncate", None), ("status", 404))
+
+
+def bad(sim: Simulator, settings: Settings) -> list[str]:
+    """The recordings whose audio can't be had."""
+    calls = sim.calls[:: settings.bad_each] if settings.bad_each else []
+    return [name for call in calls for name in sim.expected(call)]
+
+
+def spoil(sim: Simulator, dice: random.Random, settings: Settings) -> None:
     sim.random = dice
+    for number, name in enumerate(bad(sim, settings)):
+        kind, value = BADLY[number % len(BADLY)]
+        # Some are told in the other case, or with characters that an address can't have.
+        for told in {name, name.lower(), name.upper(), quote(name, safe="")}:
+            sim.fault(kind, "audio", times=-1, match=told, value=value)
     for kind, on, chance, value in FAULTS:
         sim.fault(kind, on, times=-1, chance=chance, value=value)
     if sim.kind in {"imagicle", "chronicall"}:
@@ -95,7 +113,7 @@ def spoil(sim: Simulator, dice: random.Random) -> None:
 async def serve(settings: Settings) -> None:
     sim = made(settings)
     if settings.start >= 0:
-        spoil(sim, random.Random(f"{settings.seed}/{settings.kind}/{settings.start}"))
+        spoil(sim, random.Random(f"{settings.seed}/{settings.kind}/{settings.start}"), settings)
     if settings.drip:
         sim.fault("drip", "audio", times=-1, value=settings.drip)
     await sim.start()

@@ -1,8 +1,10 @@
 """The chaos run: ``python -m tests.chaos.run [--seed N]``, or ``make chaos``.
 
 Five simulated recorders, two daemons, PostgreSQL, S3 and WebDAV, each in processes of its own, which are killed and
-stopped while connections between them are slow, late, silent and cut. Afterwards everything must be archived in both
-stores, byte for byte and field for field, once; and a catalog made again from either store alone must list the same.
+stopped while connections between them are slow, late, silent and cut. Of one recording in forty the audio can't be had
+meanwhile, and each store refuses one object. Afterwards everything must be archived in both stores, byte for byte and
+field for field, once; a catalog made again from either store alone must list the same; and a copy that can't be read
+keeps no other from being verified.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -30,12 +33,13 @@ from typing import Any
 import asyncpg
 
 from archiver import config as configuration
-from archiver import wiring
+from archiver import layout, wiring
+from archiver.model import Body
 from archiver.simulators.base import Simulator
 from tests import servers
 from tests.chaos.links import Link
 from tests.chaos.plan import DAEMONS, RECORDERS, Event, plan
-from tests.chaos.recorder import Settings, made
+from tests.chaos.recorder import Settings, bad, made
 from tests.commands import ROOT, Place, until
 from tests.engine import Rig, assert_archived, show_all
 
@@ -59,6 +63,13 @@ class Report:
     recordings: int = 0
     media: int = 0
     archived_in_the_storm: int = 0
+    #: Recordings whose audio could not be had during the storm, objects that a store refused, copies that can't be
+    #: read.
+    bad: int = 0
+    refused: int = 0
+    unreadable: int = 0
+    #: How long the others waited from their first listing until they were archived, in seconds: half, 99 of 100, all.
+    waits: tuple[float, float, float] = (0.0, 0.0, 0.0)
     #: Media that are not archived in the end, objects and copies beyond one, by whatever else is wrong.
     stuck: int = 0
     lost: int = 0
@@ -92,6 +103,11 @@ class Report:
             ("starts that failed, and were tried again", told(self.exits)),
             ("recordings, media", f"{self.recordings}, {self.media}, in two stores"),
             ("archived during the storm", str(self.archived_in_the_storm)),
+            (
+                "single bad things: recordings, refused objects, unreadable copies",
+                f"{self.bad}, {self.refused}, {self.unreadable}",
+            ),
+            ("the others waited, in seconds: half, 99 of 100, all", ", ".join(f"{wait:.1f}" for wait in self.waits)),
             ("lost, doubled, stuck", f"{self.lost}, {self.doubled}, {self.stuck}"),
             ("served by SeaweedFS, and not listed", str(self.hidden)),
             ("crashes", str(len(self.crashes))),
@@ -251,15 +267,26 @@ class ProcessPeer(Peer):
 class World:
     """Everything there is, and what happens to it."""
 
-    def __init__(self, folder: Path, seed: int, recordings: int, seconds: float, report: Report) -> None:
+    def __init__(
+        self, folder: Path, seed: int, recordings: int, seconds: float, report: Report, *, bad_each: int
+    ) -> None:
         self.folder = folder
         self.report = report
         self.seconds = seconds
+        self.bad_each = bad_each
+        #: By store, the key of an object that it refuses for now.
+        self.refused: dict[str, str] = {}
         # To the second: recorders tell no microseconds.
         self.began = datetime.now(UTC).replace(microsecond=0)
         self.settings = {
             kind: Settings(
-                kind, seed, -(-recordings // len(RECORDERS)), self.began.isoformat(), seconds, servers.free_ports(1)[0]
+                kind,
+                seed,
+                -(-recordings // len(RECORDERS)),
+                self.began.isoformat(),
+                seconds,
+                servers.free_ports(1)[0],
+                bad_each=bad_each,
             )
             for kind in RECORDERS
         }
@@ -348,6 +375,77 @@ class World:
                 "retry": {"first": "1s", "cap": "10s"},
             }
         return place
+
+    # -- single bad things ---------------------------------------------------------------------------------------------
+
+    async def refuse(self) -> None:
+        """In each store something else lies where one recording is to go: what is put there is refused."""
+        if not self.bad_each:
+            return
+        sim = self.truth()["xivo"]
+        loaded = configuration.load(self.place("audit").write())
+        async with AsyncExitStack() as stack:
+            outlets = wiring.open_outlets(loaded, stack)
+            for number, name in enumerate(outlets, 1):
+                ((recording_id, told),) = sim.expected(sim.calls[number]).items()
+                ((media_id, sound),) = told.audio.items()
+                digest = hashlib.sha256(sound).hexdigest()
+                key = layout.media_key(
+                    outlets[name].prefix, "xivo", told.fields["started_at"], recording_id, media_id, digest, "wav"
+                )
+                await outlets[name].store.put(key, Body.of(b"something else"))
+                self.refused[name] = key
+        self.report.refused = len(self.refused)
+
+    async def give_way(self) -> None:
+        """What lay in the way is gone, and an hour has passed for what was refused."""
+        loaded = configuration.load(self.place("audit").write())
+        async with AsyncExitStack() as stack:
+            outlets = wiring.open_outlets(loaded, stack)
+            for name, key in self.refused.items():
+                await outlets[name].store.delete(key)
+        connection = await asyncpg.connect(self.postgres.url(), timeout=20)
+        try:
+            await connection.execute(
+                "UPDATE media SET due_at = now() WHERE state = 'pending' AND error LIKE '%refused this object%'"
+            )
+        finally:
+            await connection.close()
+
+    async def waited(self) -> None:
+        """How long those waited that nothing was wrong with."""
+        names = {kind: bad(sim, self.settings[kind]) for kind, sim in self.truth().items()}
+        self.report.bad = sum(len(of) for of in names.values())
+        connection = await asyncpg.connect(self.postgres.url(), timeout=20)
+        try:
+            row = await connection.fetchrow(
+                "SELECT percentile_disc(ARRAY[0.5, 0.99, 1.0]) WITHIN GROUP (ORDER BY"
+                " extract(epoch FROM m.archived_at - r.first_listed_at)::float8) AS waits"
+                " FROM media m JOIN recordings r USING (source, recording_id)"
+                " WHERE NOT (source || ' ' || recording_id) = ANY($1) AND NOT recording_id = ANY($2)",
+                [f"{kind} {name}" for kind, of in names.items() for name in of],
+                [key.split("/")[-2] for key in self.refused.values()],
+            )
+        finally:
+            await connection.close()
+        self.report.waits = tuple(row["waits"])
+
+    async def verify_around_an_unreadable_copy(self) -> None:
+        """A folder lies under the name of one copy: that is found, and all others are read and good."""
+        if not self.bad_each:
+            return
+        place = self.place("audit")
+        path = min((self.apache.files / "xivo").rglob("*.wav"))
+        aside = path.with_name("aside")
+        path.rename(aside)
+        path.mkdir()
+        told = await place.run("verify", "--store", "dav", "--json", code=1)
+        (found,) = told.json["stores"].values()
+        path.rmdir()
+        aside.rename(path)
+        self.report.unreadable = 1
+        if (found["bad"], found["good"], found["error"]) != (1, self.report.media - 1, None):
+            self.report.wrong.append(f"verify beside an unreadable copy: {found}")
 
     async def ready(self) -> None:
         """Both daemons are at work."""
@@ -520,18 +618,23 @@ async def run(
     seconds: float = 300.0,
     patience: float = 900.0,
     hurry: bool = False,
+    bad_each: int = 40,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """One run. ``hurry``: leases and waits of what was killed are shortened afterwards, as if time had passed."""
+    """One run. ``hurry``: leases and waits of what was killed are shortened afterwards, as if time had passed.
+
+    ``bad_each``: of so many recordings the audio of one can't be had during the storm.
+    """
     report, began = Report(seed), time.monotonic()
     events = plan(seed, kills=kills, seconds=seconds, longest_stop=min(30.0, seconds / 4))
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)
     try:
         async with AsyncExitStack() as stack:
-            world = World(folder, seed, recordings, seconds, report)
+            world = World(folder, seed, recordings, seconds, report, bad_each=bad_each)
             await world.open(stack)
             async with looked_after(world):
+                await world.refuse()
                 await world.ready()
                 say(f"{len(events)} events in {seconds:.0f} s, seed {seed}")
                 start = time.monotonic()
@@ -540,6 +643,7 @@ async def run(
                 await world.soothe()
                 report.storm = time.monotonic() - start
                 report.archived_in_the_storm = (await world.archived())[0]
+                await world.give_way()
                 start = time.monotonic()
                 if hurry:
                     for name in DAEMONS:
@@ -549,11 +653,13 @@ async def run(
                 await _all_is_archived(world, patience, hurry=hurry)
                 report.calm = time.monotonic() - start
                 telling.cancel()
+                await world.waited()
                 await world.stop_daemons()
                 say(f"calm after {report.calm:.0f} s; the audit begins")
             before = await world.audit()
             say("the audit is done; the catalog is made again")
             await world.rebuild(before)
+            await world.verify_around_an_unreadable_copy()
     finally:
         report.seconds = time.monotonic() - began
         if report.rebuilt and report.good:
@@ -595,6 +701,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recordings", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=210)
     parser.add_argument("--seconds", type=float, default=300.0, help="how long the storm lasts")
+    parser.add_argument(
+        "--bad-each", type=int, default=40, help="of so many recordings one can't be had during the storm; 0: of none"
+    )
     parser.add_argument("--plan", action="store_true", help="only print what would happen")
     asked = parser.parse_args(arguments)
     seed = asked.seed if asked.seed is not None else random.randrange(1 << 32)
@@ -608,6 +717,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recordings=asked.recordings,
             kills=asked.kills,
             seconds=asked.seconds,
+            bad_each=asked.bad_each,
             say=lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True),
         )
     )
