@@ -138,6 +138,9 @@ class Lane:
         What failed before gets a tenth of the turns and of the time while others wait; then half of the slots.
         """
         spared = self.behind and not self.running_behind and self._may_spare()
+        if self.queue and self.feed.samples and not self.queue[0].newest:
+            # Others are tried first; these are about to be given back.
+            return []
         if self.queue and not spared:
             claims = [self.queue.popleft()]
             self.fresh += 1

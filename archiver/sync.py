@@ -108,8 +108,9 @@ UNDETAILED = "undetailed"
 STUCK = timedelta(minutes=15)
 #: So many media refused, and none delivered in between, are no matter of single recordings.
 REFUSALS = 5
-#: So many of them come from the other end of the queue.
+#: So many of them come from the other end of the queue; and for so long no audio came at all.
 SAMPLED = 3
+SILENT = timedelta(minutes=10)
 #: Listings of a window that are tried in place before the poll goes on without it.
 TRIES = 3
 #: Of a long listing so many recordings are written first, so that the stores need not wait for the others.
@@ -216,6 +217,8 @@ class Feed:
     #: taken from the other end of the queue, to see whether all are.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
     refused_newest: set[tuple[str, str, str]] = field(default_factory=set)
+    #: When audio last came.
+    delivered_at: datetime | None = None
     #: Until when the queue is taken from its other end (monotonic clock), and how many gave way in a row.
     other_end_until: float = float("-inf")
     hurries: int = 0
@@ -880,7 +883,7 @@ async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_t
 async def delivered(feed: Feed, catalog: Catalog) -> None:
     """Audio came: the account may have it."""
     feed.health.worked()
-    feed.hurries = 0
+    feed.hurries, feed.delivered_at = 0, catalog.clock.now()
     refused, feed.refused, feed.refused_newest = feed.refused, set(), set()
     if len(refused) >= REFUSALS and feed.pauses:
         await catalog.forgive(refused, "refused", catalog.clock.now())
@@ -1190,8 +1193,10 @@ async def _refused(
     feed.refused.add(claim.id)
     if claim.newest:
         feed.refused_newest.add(claim.id)
-    if len(feed.refused_newest) < SAMPLED:
-        if not feed.samples and await catalog.delivered(feed.name):
+    now = catalog.clock.now()
+    lately = feed.delivered_at is not None and now - feed.delivered_at < SILENT
+    if len(feed.refused_newest) < SAMPLED or lately:
+        if lately or (not feed.samples and await catalog.delivered(feed.name)):
             return outcome(State.FAILED, "refused", counts=True)
         # An account that never got any audio may not be meant to; and perhaps all are refused now.
         due_at = catalog.clock.now() + next_try(claim.attempts + 1, feed.options.retry, 0.5)

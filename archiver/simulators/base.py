@@ -314,15 +314,22 @@ class Simulator:
         headers = {"Content-Type": whole.headers.get("Content-Type", "application/octet-stream")}
         match fault.kind:
             case "flip":
-                at = len(body) * 2 // 3
+                # Elsewhere each time, as on a bad line: what comes twice alike is what a recorder holds.
+                at = self._somewhere(body)
                 body = body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
             case "mislabel":
                 headers["Content-Type"] = "text/html"
-            case "torn" | "clean_cut":
+            case "clean_cut":
+                body = body[: self._somewhere(body)]
+            case "torn":
                 body = body[: len(body) // 2]
             case "truncate" | "drip":
                 return await self._stream(fault, request, body, headers)
         return web.Response(status=whole.status, body=body, headers=headers)
+
+    def _somewhere(self, body: bytes) -> int:
+        """In its middle third."""
+        return self.random.randrange(len(body) // 3, max(len(body) * 2 // 3, len(body) // 3 + 1))
 
     @staticmethod
     async def _stream(fault: Fault, request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
