@@ -14,8 +14,11 @@ from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.xivo import XivoSimulator
-from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
+from tests.commands import ROOT
+from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually, s3_table
 from tests.factories import NOON
+from tests.refusing import Refusing
+from tests.servers import seaweed as a_seaweed
 
 BAD, GOOD = 40, 120
 DAY = timedelta(days=1)
@@ -179,3 +182,45 @@ async def test_a_breaker_s_time_is_the_recorder_s_not_an_item_s(tmp_path, databa
         rig.advance(timedelta(minutes=20))
         await rig.sync()
         assert asked(sim, [name])[name] == 2
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_the_page_on_reliability_says_whom_each_error_concerns(kind):
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if f"`{kind.__name__}`" in line and line.startswith("| ")]
+    words = {Scope.ITEM: "medium or the window", Scope.OBJECT: "one object", Scope.HOST: "this machine"}
+    assert len(rows) == 1
+    assert words.get(kind.scope, kind.scope.value) in rows[0].split("|")[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(413, "EntityTooLarge"), (403, "AccessDenied"), (400, "InvalidRequest"), (500, "InternalError")],
+)
+async def test_an_object_that_a_store_refuses_keeps_no_other_waiting(status, code, tmp_path, database, clock, seaweed):
+    """It is downloaded and put as often as its own schedule says, and named in ``status``."""
+    sim = a_recorder(calls=30)
+    (name,) = sim.expected(sim.calls[0])
+    async with Refusing(seaweed.s3_url).serving() as proxy:
+        proxy.refuse(name, "PUT", status=status, code=code)
+        stores = {"main": s3_table(seaweed, f"one-refused-{status}", endpoint_url=proxy.url)}
+        async with archiving(tmp_path, database, sim, stores=stores, clock=clock, concurrency=2) as rig:
+            await rig.sync()
+            assert await rig.states() == {"archived": 29, "pending": 1}
+            medium = await rig.medium(name)
+            assert medium["error"].startswith("store main: refused this object: ")
+            assert rig.archive.outlets["main"].health.until is None
+            for _ in range(5):
+                rig.advance(10 * MINUTE)
+                await rig.sync()
+            assert asked(sim, [name])[name] == 1
+            assert "refused this object" in (await rig.status())["stores"]["main"]["waiting"]["error"]
+            for _ in range(24):
+                rig.advance(HOUR)
+                await rig.sync()
+            # From an hour on, longer each time.
+            assert asked(sim, [name])[name] <= 25
+            proxy.refuses.clear()
+            rig.advance(timedelta(hours=7))
+            await rig.sync()
+            assert await rig.states() == {"archived": 30}
