@@ -193,6 +193,12 @@ def test_the_page_on_reliability_says_whom_each_error_concerns(kind):
     assert words.get(kind.scope, kind.scope.value) in rows[0].split("|")[1]
 
 
+@pytest.fixture(scope="module")
+def seaweed():
+    with a_seaweed() as server:
+        yield server
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [(413, "EntityTooLarge"), (403, "AccessDenied"), (400, "InvalidRequest"), (500, "InternalError")],
