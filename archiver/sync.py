@@ -199,7 +199,7 @@ class Feed:
     options: SourceOptions
     outlets: dict[str, Outlet]
     gate: Gate
-    health: Health = field(default_factory=lambda: Health(5, timedelta(seconds=30), timedelta(minutes=10)))
+    health: Health = field(default_factory=lambda: Health(5, timedelta(seconds=5), timedelta(minutes=10)))
     #: The account is refused: nothing is asked before.
     paused_until: datetime | None = None
     paused_why: str = ""

@@ -382,7 +382,7 @@ async def test_a_recorder_that_works_no_more_opens_its_breaker_and_is_asked_whet
         assert 5 <= asked <= 5 + 4
         first = rig.feed.health.until
         assert first is not None
-        assert 30 * SECOND <= first - clock.now() <= 8 * MINUTE
+        assert 5 * SECOND <= first - clock.now() <= MINUTE
         assert sum(m["attempts"] for d in (await rig.documents()).values() for m in d["media"]) == asked
 
         # Half open: a question decides, no download is spent on it, and the wait grows.
@@ -391,7 +391,7 @@ async def test_a_recorder_that_works_no_more_opens_its_breaker_and_is_asked_whet
         assert sim.count("audio") == asked
         second = rig.feed.health.until
         assert second is not None
-        assert second - clock.now() > 59 * SECOND
+        assert second - clock.now() > 9 * SECOND
 
         outage.times = 0
         rig.advance(second - clock.now() + SECOND)

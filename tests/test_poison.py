@@ -221,11 +221,11 @@ async def test_an_object_that_a_store_refuses_keeps_no_other_waiting(status, cod
                 await rig.sync()
             assert asked(sim, [name])[name] == 1
             assert "refused this object" in (await rig.status())["stores"]["main"]["waiting"]["error"]
-            for _ in range(24):
+            for _ in range(6):
                 rig.advance(HOUR)
                 await rig.sync()
             # From an hour on, longer each time.
-            assert asked(sim, [name])[name] <= 25
+            assert asked(sim, [name])[name] <= 7
             proxy.refuses.clear()
             rig.advance(timedelta(hours=7))
             await rig.sync()
