@@ -398,16 +398,19 @@ class World:
         self.report.refused = len(self.refused)
 
     async def give_way(self) -> None:
-        """What lay in the way is gone, and an hour has passed for what was refused."""
+        """What lay in the way is gone."""
         loaded = configuration.load(self.place("audit").write())
         async with AsyncExitStack() as stack:
             outlets = wiring.open_outlets(loaded, stack)
             for name, key in self.refused.items():
                 await outlets[name].store.delete(key)
+
+    async def let_hours_pass(self) -> None:
+        """For what waits on its own slow schedule: what was refused, not there, or not whole."""
         connection = await asyncpg.connect(self.postgres.url(), timeout=20)
         try:
             await connection.execute(
-                "UPDATE media SET due_at = now() WHERE state = 'pending' AND error LIKE '%refused this object%'"
+                "UPDATE media SET due_at = now() WHERE state = 'pending' AND due_at > now() + interval '20 seconds'"
             )
         finally:
             await connection.close()
@@ -692,6 +695,7 @@ async def _all_is_archived(world: World, patience: float, *, hurry: bool) -> Non
                 return
             if hurry:
                 await world.end_leases()
+            await world.let_hours_pass()
         await asyncio.sleep(1.0)
 
 
