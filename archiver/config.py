@@ -478,6 +478,7 @@ class _Reader:
                 options = self._validated(cls.Options, table, where)
                 if isinstance(options, SourceOptions):
                     self._check_times(where, options)
+                    self._check_audio(where, options)
                     yield name, SourceConfig(name, cls, options, options.stores or (), self._issuer(options))
                 elif isinstance(options, StoreOptions):
                     yield name, StoreConfig(name, cls, options, self._issuer(options))
@@ -534,6 +535,15 @@ class _Reader:
             others = [source for source in tables if source != name]
             if isinstance(other, str) and other not in others:
                 self._say((*where, "ids_from"), f"there is no other source {_key(other)}{_did_you_mean(other, others)}")
+
+    def _check_audio(self, where: _Where, options: SourceOptions) -> None:
+        if options.audio is not None:
+            from .audio import raw_format
+
+            try:
+                raw_format(options.audio)
+            except ValueError as error:
+                self._say((*where, "audio"), str(error))
 
     def _check_times(self, where: _Where, options: SourceOptions) -> None:
         retry, none = options.retry, timedelta()
