@@ -664,15 +664,5 @@ def test_the_process_needs_no_home_folder_when_data_dir_is_given(write, monkeypa
 
 
 def test_a_coding_that_nobody_knows_is_told_with_those_that_are(problems):
-    (said,) = problems("""
-        [stores.disk]
-        kind = "file"
-        path = "calls"
-
-        [sources.hq]
-        kind = "chronicall"
-        base_url = "http://10.0.0.101:9080"
-        token = "hunter2-token"
-        audio = "raw:ulow:8000"
-    """)
+    (said,) = problems(VALID + 'audio = "raw:ulow:8000"\n')
     assert said.startswith("sources.hq.audio: 'raw:ulow:8000': no such raw coding: 'ulow'; there are ulaw")
