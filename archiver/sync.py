@@ -91,9 +91,9 @@ MISMATCH = "mismatch"
 ALIVE_FOR = timedelta(seconds=30)
 #: After so many failures in a row a source's queue is taken from its other end, for so long, in seconds.
 OTHER_END_AFTER, OTHER_END = 3, 60.0
-#: A first attempt that stands still for so long, in seconds, gives way where others wait; until so many gave way in a
-#: row and nothing came: then the recorder is slow.
-HURRIED, HURRIES = 2.0, 5
+#: A first attempt that stands still for this part of its source's time-out, and no less than so many seconds, gives way
+#: where others wait; until so many gave way in a row and nothing came: then the recorder is slow.
+HURRIED, HURRIED_LEAST, HURRIES = 1 / 6, 2.0, 5
 #: Where it asks for fewer requests, it gets none for so long: what it asked for itself, within these bounds.
 SPARED, SPARED_AT_MOST = timedelta(seconds=2), timedelta(minutes=1)
 #: What a store can't take of one object is tried again no sooner.
@@ -839,7 +839,8 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
     Raises TooSlow.
     """
-    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= HURRIED:
+    patience = max(HURRIED_LEAST, feed.options.timeout.total_seconds() * HURRIED)
+    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= patience:
         yield
         return
     loop = asyncio.get_running_loop()
@@ -850,12 +851,12 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
             def look() -> None:
                 nonlocal timer
                 still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
-                if still > HURRIED and feed.gate.waiting:
+                if still > patience and feed.gate.waiting:
                     limit.reschedule(loop.time())
                 else:
-                    timer = loop.call_later(HURRIED / 4, look)
+                    timer = loop.call_later(patience / 4, look)
 
-            timer = loop.call_later(HURRIED, look)
+            timer = loop.call_later(patience, look)
             try:
                 yield
             finally:
@@ -863,7 +864,7 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
                     timer.cancel()
     except TimeoutError:
         feed.hurries += 1
-        raise TooSlow(f"it stood still for {HURRIED:g} s while others waited; the next try has all its time") from None
+        raise TooSlow(f"it stood still for {patience:g} s while others waited; the next try has all its time") from None
 
 
 async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_type: str | None = None) -> audio.Audio:

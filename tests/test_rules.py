@@ -138,10 +138,23 @@ async def test_a_recorder_in_trouble(tmp_path, database, clock, monkeypatch):
         await rig.catalog.retry("pbx", State.FAILED)
         await it.over()
 
+        # It answers nothing but errors.
+        sim.fault("status", value=500, times=-1)
+        it.call(6)
+        rig.advance(MINUTE)
+        await it.troubled("BreakerOpen")
+        sim.faults.clear()
+        rig.advance(11 * MINUTE)
+        await it.over()
+
         # Its audio fails for more than a day.
         sim.fault("status", "audio", value=500, times=-1)
         it.call(6)
-        await it.troubled("BreakerOpen")
+
+        async def tried() -> bool:
+            return any(m["attempts"] for d in (await rig.documents()).values() for m in d["media"] if m["error"])
+
+        await eventually(tried)
         rig.advance(25 * HOUR)
         await it.troubled("MediaFailing")
         sim.faults.clear()
