@@ -387,14 +387,18 @@ SELECT (SELECT count(*) FROM dead) AS dead, EXISTS (
     WHERE mine.process = $1 AND other.process <> $1
         AND (least(mine.slots, other.slots) = 0 OR abs(mine.slots - other.slots) > 1)) AS uneven"""
 
-DUE = f"""
-SELECT source, min(due_at) AS due_at FROM (
+#: Of each source's two queues the first.
+_FIRST_DUE = " UNION ALL ".join(
+    f"""
     SELECT m.* FROM unnest($2::text[]) AS s (name)
-    CROSS JOIN (VALUES (false), (true)) AS t (troubled)
     CROSS JOIN LATERAL (
-        SELECT source, due_at FROM media
-        WHERE source = s.name AND state = 'pending' AND media.troubled = t.troubled AND {UNCLAIMED}
-        ORDER BY due_at LIMIT 1) m
+        SELECT source, due_at FROM media WHERE source = s.name AND state = 'pending' AND {which} AND {UNCLAIMED}
+        ORDER BY due_at LIMIT 1) m"""
+    for which in ("NOT troubled", "troubled")
+)
+
+DUE = f"""
+SELECT source, min(due_at) AS due_at FROM ({_FIRST_DUE}
     UNION ALL
     SELECT source, until FROM claims WHERE source = ANY($2) AND until > $1 AND token <> ALL($3::bigint[])) AS due
 GROUP BY source"""

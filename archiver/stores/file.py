@@ -49,8 +49,6 @@ _STALE = 86400.0
 _OURS_TO_MEND = {
     errno.EACCES: "may not write there: give the archiver's user access",
     errno.EPERM: "may not write there: give the archiver's user access",
-    # Of the root, or of this file's folder alone: the engine asks.
-    errno.ENOTDIR: "a part of the path is a file",
 }
 #: What concerns one file only, whatever else the disk does.
 _OF_THE_FILE = {
@@ -59,6 +57,7 @@ _OF_THE_FILE = {
     errno.EISDIR: "a folder lies under that name",
     errno.ELOOP: "the path runs through a circle of symbolic links",
     errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ENOTDIR: "a part of the path is a file",
 }
 
 
