@@ -49,7 +49,7 @@ from .options import SourceOptions
 from .pace import Pace
 from .ports import Sink
 from .tally import Timings
-from .transport import Answer, Cut, NoConnection, Origin, Transport, hint
+from .transport import Answer, Cut, NoConnection, NoHttp, Origin, Transport, hint
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
 JSON_LIMIT = 32 << 20
@@ -576,7 +576,8 @@ class Client:
             raise NoAnswer(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
         except OSError as error:
             self.gate.broken += 1
-            raise RecorderDown(self._broke(error)) from None
+            # What answers something, be it no HTTP, is there.
+            raise (TryAgain if isinstance(error, NoHttp) else RecorderDown)(self._broke(error)) from None
 
     def _broke(self, error: OSError) -> str:
         text = f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
@@ -589,9 +590,7 @@ class Client:
         except SourceError:
             raise
         except ssl.SSLError as error:
-            remedy = hint(error, self._origin) or tls.remedy(
-                error, address="base_url", ca_file=self._ca_file, legacy="legacy_tls"
-            )
+            remedy = tls.remedy(error, address="base_url", ca_file=self._ca_file, legacy="legacy_tls")
             raise Refused(f"TLS with {self._at} failed ({tls.reason(error)}); {remedy}") from None
         except TimeoutError:
             raise TooSlow(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None

@@ -632,8 +632,8 @@ REFUSALS = {
     "endless headers": ("TryAgain", ""),
     "a ZIP that says so": ("str", "nothing of it is taken"),
     "a ZIP that lies": ("str", "nothing of it is taken"),
-    "endless interim answers": ("TooSlow", ""),
-    "a head that drips": ("TooSlow", ""),
+    "endless interim answers": ("NoAnswer", ""),
+    "a head that drips": ("NoAnswer", ""),
     "a body that drips": ("TooSlow", ""),
 }
 

@@ -25,11 +25,11 @@ async def outlet(tmp_path: Path):
 
 
 async def fails(outlet: Outlet, key: str) -> StoreError:
-    """What reading it raises: a folder lies under its name."""
+    """A folder lies under its name; told as by a server that says no more than that it failed."""
     (outlet.store.options.path / key).mkdir(exist_ok=True)
     with pytest.raises(StoreError) as failed:
         await read(outlet.store, key)
-    return failed.value
+    return StoreDown(str(failed.value))
 
 
 async def test_what_fails_while_a_canary_works_is_the_objects(outlet):

@@ -84,7 +84,6 @@ _OF_THE_OBJECT = {
     "ExistingObjectIsDirectory": "a folder lies under that name",
     "ExistingObjectIsFile": "an object lies where its folder should be",
     "InvalidObjectName": "",
-    "InvalidObjectState": "it lies in a cold class: restore it first",
     "InvalidURI": "",
     "KeyTooLong": "",
     "KeyTooLongError": "",
@@ -208,6 +207,8 @@ class _Problem(Exception):  # carries an answer to the place that knows what it 
     def error(self, what: str) -> StoreError:
         said = ": ".join(filter(None, [self.code or f"status {self.status}", self.message]))
         text = f"{what}: {said}"
+        if self.code == "InvalidObjectState":
+            return StoreCold(f"{text}; it lies in a cold class: restore it first")
         if self.code in _OF_THE_OBJECT:
             return ObjectFailed("; ".join(filter(None, [text, _OF_THE_OBJECT[self.code]])))
         if self.code in _FULL:
@@ -216,8 +217,6 @@ class _Problem(Exception):  # carries an answer to the place that knows what it 
             return StoreDown(f"{what}: the bytes were damaged on the way ({said})")
         if self.code in _PASSING:
             return StoreDown(text)
-        if self.code == "InvalidObjectState":
-            return StoreCold(f"{text}; it lies in a cold class: restore it first")
         remedy = _REMEDIES.get(self.code)
         if remedy is None and self.status == 403:
             remedy = _REMEDIES["AccessDenied"]
