@@ -522,8 +522,8 @@ async def test_who_gets_less_than_was_asked_for_looks_again_at_once(tmp_path, da
     async with archiving(tmp_path, database, sim) as rig:
         claim = rig.catalog.claim
 
-        async def one_each(wanted, *how):
-            return await claim(dict.fromkeys(wanted, 1), *how)
+        async def one_each(wanted, *how, **more):
+            return await claim(dict.fromkeys(wanted, 1), *how, **more)
 
         monkeypatch.setattr(rig.catalog, "claim", one_each)
         await rig.poll()
@@ -560,10 +560,10 @@ async def test_what_is_claimed_begins_while_the_next_claim_is_under_way(tmp_path
     async with archiving(tmp_path, database, sim) as rig:
         claim, claimed, go_on = rig.catalog.claim, [], asyncio.Event()
 
-        async def slow(*how):
+        async def slow(*how, **more):
             if claimed:
                 await go_on.wait()
-            claimed.extend(await claim(*how))
+            claimed.extend(await claim(*how, **more))
             return claimed
 
         monkeypatch.setattr(rig.catalog, "claim", slow)
