@@ -11,10 +11,10 @@ from .catalog import Catalog, newest
 from .config import Config, SourceConfig, StoreConfig
 from .errors import ArchiverError, CatalogDown, with_advice
 from .log import redact
-from .report import number, status
+from .report import status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
-from .words import plain
+from .words import number, plain
 
 
 class Result(NamedTuple):
