@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -78,6 +80,37 @@ def made_at(unique_id: str) -> datetime | None:
     """:func:`epoch` as a moment: the one time in such a row that needs no zone."""
     second = epoch(unique_id)
     return None if second is None else datetime.fromtimestamp(second, UTC)
+
+
+class ZoneProof:
+    """Are the newest calls told for other moments than their ids hold, by what only a wrong zone can be wrong by?"""
+
+    #: Of so many calls, so many at least, and more than half.
+    NEWEST, ENOUGH = 20, 3
+
+    def __init__(self, late: timedelta) -> None:
+        """``late``: how long after its id was made a call may be told to begin."""
+        self._late = late
+        self._gaps: dict[str, timedelta] = {}
+
+    def wrong(self, gaps: Mapping[str, timedelta]) -> str | None:
+        """By how much, with these calls (by id, how long after the moment in it they are told to begin); else None.
+
+        Told once: it is proved anew by what is listed then, for the clock may have been set right.
+        """
+        for unique_id, gap in gaps.items():
+            self._gaps.pop(unique_id, None)
+            self._gaps[unique_id] = gap
+        for old in list(self._gaps)[: -self.NEWEST]:
+            del self._gaps[old]
+        off = Counter(
+            q for gap in self._gaps.values() if timedelta(minutes=-1) < gap - (q := whole_quarters(gap)) < self._late
+        )
+        most, count = max(off.items(), key=lambda counted: counted[1], default=(timedelta(), 0))
+        if not most or count < self.ENOUGH or count * 2 <= len(self._gaps):
+            return None
+        self._gaps.clear()
+        return f"{'-' if most < timedelta() else '+'}{abs(most)}"
 
 
 def whole_quarters(gap: timedelta) -> timedelta:

@@ -80,6 +80,8 @@ class Condition:
     unready: str | None = None
     #: `check` tries for itself whether it is so.
     tried: bool = False
+    #: It may mean no more than that nobody runs it: `check`, which asks anyway, leaves it out.
+    idle: bool = False
     #: It can only be seen from outside.
     outside: bool = False
 

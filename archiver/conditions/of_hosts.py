@@ -71,6 +71,7 @@ CONDITIONS = (
         about="no daemon answers",
         host=_down,
         local=True,
+        idle=True,
         outside=True,
     ),
     Condition(

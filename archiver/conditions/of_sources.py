@@ -233,6 +233,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         about="it was never polled",
         source=_never,
+        idle=True,
         after=timedelta(minutes=30),
     ),
     Condition(
@@ -242,6 +243,7 @@ CONDITIONS = (
         severity=Severity.CRITICAL,
         about="polls were left out, or new calls are not seen: 15 minutes past the schedule (`[alerts] stale`)",
         source=_stale,
+        idle=True,
     ),
     Condition(
         name="BreakerOpen",

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal
 import structlog
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
+from ..errors import BadData, NotReady, Refused, SourceError, TryAgain, WrongZone
 from ..http import Client
 from ..idfile import Feed
-from ..localtime import clock_hours, epoch
+from ..localtime import ZoneProof, clock_hours, epoch
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
@@ -105,8 +105,8 @@ class Noojee:
         self._reader = legs.Reader(options.zone, options.default_user, options.longest_call)
         #: Has a look-up ever been answered? Until then a 404 may mean a wrong prefix.
         self._proven = False
-        #: How far the server's clock is off the configured zone.
-        self._off: timedelta | None = None
+        # A call may have rung for a while before its first leg is recorded.
+        self._zone = ZoneProof(late=timedelta(seconds=90))
 
     async def check(self) -> str:
         try:
@@ -120,8 +120,6 @@ class Noojee:
             said.append(f"ids_file: of {len(ids)} id tried {known} known")
         elif self._options.listing == "none" and self._options.ids_from is None:
             said.append("finds no calls by itself: set listing, ids_file or ids_from, or use backfill --ids")
-        if self._off is not None:
-            said.append(f"its clock is {legs.minutes(self._off)} off timezone {self._options.timezone}")
         return "; ".join(said)
 
     async def list(self, window: Window) -> Listing:
@@ -201,9 +199,9 @@ class Noojee:
             recording, unread = self._reader.recording(unique_id, its, datetime.now(UTC), ended)
             rejected += unread
             recordings += [recording] if recording else []
-            if self._off is None and recording and (off := legs.off_zone(recording)):
-                self._off, zone = off, self._options.timezone
-                log.warning("source.timezone_mismatch", source=self._name, timezone=zone, off=legs.minutes(off))
+        late = {r.recording_id: gap for r in recordings if (gap := legs.late(r)) is not None}
+        if off := self._zone.wrong(late):
+            raise WrongZone(self._options.timezone, off)
         return Listing(recordings, rejected)
 
     async def _find(self, ids: Iterable[str], by: str) -> dict[str, Rows | SourceError]:

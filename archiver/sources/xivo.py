@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 import structlog
 from pydantic import Field, field_validator
 
-from ..errors import BadData, NotReady, Overflow, TryAgain
+from ..errors import BadData, NotReady, Overflow, TryAgain, WrongZone
 from ..http import Client
-from ..localtime import bounds
+from ..localtime import ZoneProof, bounds, made_at
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Rejected, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
 from ..rows import listing, mapping, segment, text
 from .xivo_cel import ChannelEvents
 from .xivo_history import History
-from .xivo_rows import read, why_missing, zone_error
+from .xivo_rows import read, why_missing
 
 log = structlog.get_logger()
 
@@ -91,6 +91,7 @@ class Xivo:
         self._options = options
         self._http = http
         self._warned: set[str] = set()
+        self._zone = ZoneProof(late=timedelta(minutes=1))
         self._cel = ChannelEvents(http, self._path("/cel"), options.zone, options.cel_limit)
         days, size = options.history_days, options.history_size
         self._history = History(http, self._path("/history"), options.zone, days=days, size=size, warn=self._warn)
@@ -106,8 +107,6 @@ class Xivo:
             rows, more = await self._search("/records/search", json=week, params={"page": 1, "pageSize": 20})
             events = (await self._cel.rows(options.cel_from, 1))[0] if options.cel else []
         told, wrong = self._listing(rows), []
-        if off := zone_error(told.recordings):
-            wrong.append(f"timezone {options.timezone} is off by {off}, so say the file ids: set it right")
         if told.rejected:
             wrong.append(f"{len(told.rejected)} rows are unreadable ({told.rejected[0].reason})")
         if self.acknowledges and rows and not any(self._call_data_id(r.raw) for r in told.recordings):
@@ -220,8 +219,9 @@ class Xivo:
         o = self._options
         how: dict[str, Any] = {"mark": o.attach, "longest_call": o.longest_call, "call_id": call_id}
         told = listing(rows, lambda row: read(mapping(row), o.zone, **how))
-        if off := zone_error(told.recordings):
-            self._warn("source.timezone_mismatch", timezone=o.timezone, off=off)
+        made = {r.recording_id: (r.started_at, made_at(r.recording_id)) for r in told.recordings}
+        if off := self._zone.wrong({i: start - at for i, (start, at) in made.items() if at is not None}):
+            raise WrongZone(o.timezone, off)
         return told
 
     def _filter(self, window: Window) -> dict[str, str]:
