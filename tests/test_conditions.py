@@ -497,3 +497,23 @@ def test_the_rules_for_prometheus_are_those_of_the_list():
             assert condition.after == int(amount) * {"m": MINUTE, "h": HOUR}[unit], condition.name
         asked = re.findall(r'archiver_condition\{name="(\w+)"\}', rule["expr"])
         assert asked in ([], [condition.name])
+
+
+async def test_nothing_is_listed_by_a_wrong_clock(tmp_path, database):
+    async with commands.place(tmp_path, database) as place:
+        hq = await place.add("hq", XivoSimulator())
+        for minutes in (50, 40, 30):
+            hq.add_call(datetime.now(UTC) - minutes * MINUTE, timedelta(seconds=1))
+        zone = place.config["sources"]["hq"]["timezone"]
+        place.config["sources"]["hq"]["timezone"] = "Asia/Kolkata"
+        told = await place.run("check", code=1)
+        assert re.search(r"^FAILED +source hq: timezone Asia/Kolkata is off by -[34]:30:00", told.out, re.MULTILINE)
+        await place.run("sync", code=3)
+        status = await place.json("status")
+        assert (status["sources"]["hq"]["covered_to"], status["sources"]["hq"]["archived"]) == (None, 0)
+        assert [p["condition"] for p in status["problems"]] == ["WrongTimezone", "SourceStale"]
+        place.config["sources"]["hq"]["timezone"] = zone
+        await place.run("check", code=1)
+        await place.run("sync")
+        status = await place.json("status")
+        assert (status["sources"]["hq"]["archived"], status["problems"]) == (3, [])

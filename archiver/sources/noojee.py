@@ -199,8 +199,7 @@ class Noojee:
             recording, unread = self._reader.recording(unique_id, its, datetime.now(UTC), ended)
             rejected += unread
             recordings += [recording] if recording else []
-        late = {r.recording_id: gap for r in recordings if (gap := legs.late(r)) is not None}
-        if off := self._zone.wrong(late):
+        if off := self._zone.wrong((r.recording_id, r.started_at) for r in recordings if legs.begins(r)):
             raise WrongZone(self._options.timezone, off)
         return Listing(recordings, rejected)
 

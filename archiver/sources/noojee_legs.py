@@ -77,12 +77,9 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
     return calls, rejected
 
 
-def late(recording: Recording) -> timedelta | None:
-    """How long after the second in its UniqueId leg 1 is told to begin."""
-    began = made_at(recording.recording_id)
-    if began is None or not recording.media or recording.media[0].ref["leg"] != "1":
-        return None
-    return recording.started_at - began
+def begins(recording: Recording) -> bool:
+    """Does it hold leg 1, by which it is told to begin?"""
+    return bool(recording.media) and recording.media[0].ref["leg"] == "1"
 
 
 def quiet(recordings: Sequence[Recording], began: datetime, now: datetime) -> timedelta:
