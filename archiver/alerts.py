@@ -1,6 +1,6 @@
 """What is wrong, in words, and who was told of it: one message a problem, and one when it is over.
 
-Each problem has a rule of the same name in monitoring/archiver.rules.yml and a section in docs/monitoring.md.
+What can be wrong is listed in conditions/.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,20 +19,19 @@ from typing import Literal
 
 import structlog
 
+from .conditions import CONDITIONS, found
 from .config import Alerts
 from .delivery import Undelivered, send_mail, send_webhook
-from .model import State, utc_text
-from .survey import SourceView, StoreView, Survey
+from .facts import Survey
+from .model import utc_text
 
 log = structlog.get_logger()
 
 #: Between two tries to deliver, at first and at most.
 AGAIN, LONGEST = timedelta(seconds=15), timedelta(minutes=10)
-HOUR, DAY = 3600.0, 86400.0
-#: A row that nobody could read and that was listed within this time is news.
-RECENT = HOUR
-#: Of a disk, free.
-SCARCE = 0.05
+
+#: Conditions that can be seen without the database.
+_LOCAL = {condition.name for condition in CONDITIONS if condition.local}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ class Problem:
     name: str
     #: The source or store; "" for the daemon as a whole.
     subject: str = ""
-    severity: Literal["critical", "warning", "info"] = "warning"
+    severity: str
     text: str
     #: How long it must last before anybody is told; None: as the config says.
     after: timedelta | None = None
@@ -52,86 +51,22 @@ class Problem:
         return f"{self.name} {self.subject}".strip()
 
 
-def problems(survey: Survey, alerts: Alerts) -> Iterator[Problem]:
-    """What is wrong now. While the database is away, that is all that can be said of what it holds."""
-    for part in survey.stuck:
-        yield Problem(name="Stuck", subject=part, severity="critical", text=f"{part} has not moved for too long")
-    for store in survey.stores.values():
-        if not store.up:
-            text = "it does not take what is put"
-            yield Problem(name="StoreDown", subject=store.name, severity="critical", text=text)
-    for place, disk in {"data_dir": survey.disk, **{name: s.disk for name, s in survey.stores.items()}}.items():
-        if disk is not None and disk[0] < SCARCE * disk[1]:
-            text = f"its disk is nearly full: {disk[0] / 1e9:.1f} GB free"
-            yield Problem(name="DiskFull", subject=place, severity="critical", text=text)
-    if survey.database is not None:
-        yield Problem(name="DatabaseDown", severity="critical", text=survey.database)
-        return
-    for source in survey.sources.values():
-        yield from _of_source(source, alerts)
-        yield from _of_what_came(source)
-    for store in survey.stores.values():
-        yield from _of_store(store)
-
-
-def _of_source(view: SourceView, alerts: Alerts) -> Iterator[Problem]:
-    name = view.name
-    if view.paused:
-        yield Problem(name="SourceRefused", subject=name, severity="critical", text="our account is refused")
-    if view.overdue > alerts.stale.total_seconds():
-        text = f"what happened in the last {view.lag / 60:.0f} minutes was not listed yet"
-        yield Problem(name="SourceStale", subject=name, severity="critical", text=text)
-    if view.breaker_open:
-        text = "many requests in a row failed; it is asked now and then"
-        yield Problem(name="BreakerOpen", subject=name, text=text, after=timedelta(minutes=10))
-    if view.gaps:
-        text = f"{view.gaps} gaps in the ledger, {view.gap_seconds / HOUR:.1f} hours, do not get smaller"
-        after, level = timedelta(hours=6), view.gap_seconds
-        yield Problem(name="LedgerGaps", subject=name, text=text, after=after, level=level)
-    if view.waiting > alerts.lag.total_seconds():
-        text = f"a recording has been waiting for {view.waiting / HOUR:.1f} hours"
-        yield Problem(name="ArchiveLag", subject=name, text=text, after=timedelta(minutes=30))
-    if view.failing > DAY:
-        text = f"a recording has been failing for {view.failing / HOUR:.0f} hours"
-        yield Problem(name="MediaFailing", subject=name, text=text)
-    if failed := view.count(State.FAILED):
-        yield Problem(
-            name="MediaFailed", subject=name, text=f"{failed} media were given up; `archiver retry` tries again"
-        )
-
-
-def _of_what_came(view: SourceView) -> Iterator[Problem]:
-    """What is odd although nothing fails."""
-    name = view.name
-    for kind, text in view.warnings.items():
-        if kind == "losing":
-            yield Problem(name="ExpiringUnarchived", subject=name, severity="critical", text=text)
-        elif kind == "short":
-            yield Problem(name="AudioShort", subject=name, text=text)
-        else:
-            yield Problem(name="SourceOdd", subject=f"{name} {kind}", text=text)
-    for flag, (_, lately) in view.flagged.items():
-        if lately:
-            what = f"{lately} media archived in the last day are flagged {flag}"
-            text = f"{what}; `archiver list --source {name} --flag {flag}` names the calls"
-            yield Problem(name="MediaFlagged", subject=f"{name} {flag}", severity="info", text=text)
-    if view.rejected_ago is not None and view.rejected_ago < RECENT:
-        text = f"rows that nobody can read were listed; `archiver rejected {name}` shows them"
-        yield Problem(name="RowsRejected", subject=name, text=text)
-
-
-def _of_store(view: StoreView) -> Iterator[Problem]:
-    name = view.name
-    if view.bad:
-        text = f"{view.bad} copies are bad or missing; `archiver verify --store {name}` repairs them"
-        yield Problem(name="BadCopies", subject=name, severity="critical", text=text)
-    if view.verify_overdue > DAY:
-        text = f"copies were not read back for {(view.unverified or 0) / DAY:.0f} days; see [verify] budget"
-        yield Problem(name="VerificationOverdue", subject=name, text=text)
-
-
-#: Problems that can be seen without the database.
-_LOCAL = {"Stuck", "DiskFull", "StoreDown", "DatabaseDown"}
+def problems(survey: Survey, alerts: Alerts) -> list[Problem]:
+    """What people are to be told of: the conditions that hold now and are news."""
+    told: dict[str, Problem] = {}
+    for each in found(survey, alerts):
+        condition, finding = each.condition, each.finding
+        if finding.news:
+            problem = Problem(
+                name=condition.name,
+                subject=each.subject,
+                severity=condition.severity.value,
+                text=finding.told or finding.what,
+                after=condition.after,
+                level=finding.size,
+            )
+            told.setdefault(problem.key, problem)
+    return list(told.values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,16 +109,16 @@ class Alerter:
         """Send what is new and what is over, if anything; what reached nobody is tried again later."""
         before = self._written()
         now = survey.at
-        found = list(problems(survey, alerts))
-        new = self._note(found, alerts, now)
-        here = {problem.key for problem in found}
+        here = problems(survey, alerts)
+        new = self._note(here, alerts, now)
+        keys = {problem.key for problem in here}
         over = {
             key: entry
             for key, entry in self._known.items()
             # Held for a while: what comes and goes is one problem.
-            if key not in here
+            if key not in keys
             and now - datetime.fromisoformat(entry.seen) >= alerts.after
-            and (survey.database is None or entry.name in _LOCAL)
+            and (not survey.blind or entry.name in _LOCAL)
         }
         news = [_news("firing", entry) for entry in new]
         news += [_news("resolved", entry) for entry in over.values() if entry.told is not None]
@@ -199,10 +134,10 @@ class Alerter:
         if self._written() != before:
             await asyncio.to_thread(self._save)
 
-    def _note(self, found: Sequence[Problem], alerts: Alerts, now: datetime) -> list[Known]:
+    def _note(self, here: Sequence[Problem], alerts: Alerts, now: datetime) -> list[Known]:
         """What has lasted long enough to be told, and was not."""
         new = []
-        for p in found:
+        for p in here:
             known = self._known.get(p.key)
             since, told = (known.since, known.told) if known is not None else (utc_text(now), None)
             if known is not None and told is None and p.level < known.level:

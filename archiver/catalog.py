@@ -982,6 +982,10 @@ INSERT INTO lookups AS l (source, call_id, due_at, error)
 SELECT $1, t.call_id, $4, t.error FROM unnest($2::text[], $3::text[]) AS t (call_id, error)
 ON CONFLICT (source, call_id) DO UPDATE SET due_at = $4, attempts = l.attempts + 1, error = excluded.error"""
 
+LOOKUPS_FAILING = """
+SELECT source, count(*) AS count, (array_agg(error ORDER BY due_at, call_id))[1] AS error FROM lookups
+WHERE $1::text[] IS NULL OR source = ANY($1) GROUP BY source"""
+
 LOOKED_UP = """DELETE FROM lookups WHERE source = $1 AND call_id = $2"""
 
 
@@ -1062,6 +1066,8 @@ class Numbers:
     #: By store how many copies are known to be bad, and when the one longest unread was last read or made.
     bad: Mapping[str, int]
     unverified: Mapping[str, datetime]
+    #: By source how many call ids can't be looked up, and why the first of them can't.
+    lookups: Mapping[str, tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2228,6 +2234,7 @@ class Catalog:
             flagged = await c.fetch(FLAGGED, self.clock.now() - LATELY, list(sources))
             bad = await c.fetch(BAD)
             unverified = await c.fetch(UNVERIFIED, list(stores))
+            lookups = await c.fetch(LOOKUPS_FAILING, list(sources))
         spoilt: Counter[str] = Counter()
         for row in bad:
             spoilt[row["store"]] += row["count"]
@@ -2241,6 +2248,7 @@ class Catalog:
             flagged=_flagged(flagged),
             bad=spoilt,
             unverified={r["store"]: r["since"] for r in unverified if r["since"] is not None},
+            lookups={r["source"]: (r["count"], r["error"]) for r in lookups},
         )
 
     async def totals(self) -> dict[tuple[str, str], tuple[int, int]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
 from .catalog import Catalog, newest
+from .conditions import CONDITIONS, Level
 from .config import Config, SourceConfig, StoreConfig
-from .errors import ArchiverError, CatalogDown, with_advice
+from .errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from .log import redact
-from .report import number, status
+from .report import status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
-from .words import plain
+from .words import number, plain
+
+CONDITION = {condition.name: condition for condition in CONDITIONS}
 
 
 class Result(NamedTuple):
@@ -23,6 +27,10 @@ class Result(NamedTuple):
     line: str
     #: It can be reached, and yet something is wrong.
     warning: bool = False
+    #: It can be reached, and is not used until this is mended.
+    refused: bool = False
+    #: Nothing is wrong enough for another exit code.
+    note: bool = False
 
 
 def line(result: Result) -> str:
@@ -31,7 +39,7 @@ def line(result: Result) -> str:
 
 
 def mark(result: Result) -> str:
-    return "ok" if result.ok else "WARNING" if result.warning else "FAILED"
+    return ("NOTE" if result.note else "ok") if result.ok else "WARNING" if result.warning else "FAILED"
 
 
 async def check(config: Config, *, offline: bool) -> list[Result]:
@@ -48,7 +56,8 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
         results += await asyncio.gather(*tried)
         if catalog is not None:
-            results += await _warnings(config, catalog)
+            failed = {result.what for result in results if not result.ok}
+            results += await _conditions(config, catalog, failed)
     return [_shown(result) for result in results]
 
 
@@ -87,17 +96,23 @@ async def _store(outlet: Outlet) -> Result:
         return Result(f"store {outlet.name}", False, with_advice(error))
 
 
-async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
-    """What `status` warns of."""
+async def _conditions(config: Config, catalog: Catalog, failed: Collection[str]) -> list[Result]:
+    """What `status` says is wrong, but for what was just tried, and failed."""
     try:
         document = await status(config, catalog)
     except CatalogDown as error:
         return [Result("database", False, with_advice(error))]
-    return [
-        Result(f"source {name}", False, warning["text"], warning=True)
-        for name, source in document["sources"].items()
-        for warning in source["warnings"]
-    ]
+    found = []
+    for problem in document["problems"]:
+        of, name = problem["of"], problem["name"]
+        what = f"{of} {name}" if of != name else name
+        condition = CONDITION[problem["condition"]]
+        if condition.idle or (condition.tried and what in failed):
+            continue
+        wrong = condition.level is Level.ERROR
+        line = f"{problem['what']} → {problem['do']}"
+        found.append(Result(what, not wrong, line, warning=wrong, note=not wrong))
+    return found
 
 
 async def _source(
@@ -110,6 +125,8 @@ async def _source(
         feed = make_feed(source, outlets, catalog, stack)
         feed.gate.limit = source.options.concurrency
         return Result(f"source {name}", True, await feed.source.check())
+    except WrongZone as error:
+        return Result(f"source {name}", False, with_advice(error), refused=True)
     except ArchiverError as error:
         return Result(f"source {name}", False, with_advice(error))
     except OSError as error:

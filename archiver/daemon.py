@@ -75,6 +75,8 @@ class Daemon:
         self._beacon = live.Beacon(archive.config.data_dir)
         self._started_at = self._loaded_at = archive.catalog.clock.now()
         self._changes: dict[str, tuple[str, ...]] = {}
+        #: What other processes are told of what only this one sees.
+        self._seen = self.watch.surveyor.seen().document()
         #: When which file (its SHA-256) was refused, and why; None where the live config is the one on disk.
         self.refused: tuple[datetime, str | None, list[str]] | None = None
 
@@ -158,6 +160,9 @@ class Daemon:
         watch = reload.Watch(self.archive.config.files)
         tried = time.monotonic()
         while True:
+            # Here, for the loop's own things are not to be looked at from a thread.
+            self._seen = self.watch.surveyor.seen().document()
+            self.watch.surveyor.stale_config = tuple(self.refused[2]) if self.refused is not None else ()
             requests, changed = await asyncio.to_thread(self._look_at_config, watch)
             again = self.refused is not None and time.monotonic() - tried > AGAIN
             if self._asked.is_set() or requests or changed or again:
@@ -175,7 +180,8 @@ class Daemon:
 
     def _tell(self, answered: Sequence[Path]) -> None:
         """Others may know which config is live, and that their requests are answered."""
-        told = live.record(self.archive.config, self._loaded_at, self._started_at, self._changes, self.refused)
+        how = self._loaded_at, self._started_at, self._changes, self.refused
+        told = live.record(self.archive.config, *how, seen=self._seen)
         try:
             if self._beacon.lit():
                 self._beacon.tell(told)
@@ -360,7 +366,7 @@ class Daemon:
                 log.warning("catalog.down", error=str(error))
                 continue
             told = {(n, w["kind"]): w["text"] for n, s in document["sources"].items() for w in s["warnings"]}
-            self.watch.surveyor.warnings = told
+            self.watch.surveyor.told = document
             for source, kind in sorted(told.keys() - said):
                 log.warning("source.warning", source=source, kind=kind, text=told[source, kind])
             for source, kind in sorted(said - told.keys()):

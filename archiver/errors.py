@@ -25,6 +25,7 @@ ArchiverError
 │   ├── NotReady            ITEM      not there yet (404 on a fresh call, still running)
 │   │   └── Doubtful        ITEM      audio that may not be whole: looked at again, then kept as evidence
 │   ├── Refused             ACCOUNT   our account is refused (401, 403), unless a log-in shows that it is welcome
+│   │   └── WrongZone       CONFIG    the recorder's ids prove its timezone wrong: nothing is asked until it is right
 │   ├── Gone                ITEM      the source says that it was deleted
 │   ├── Empty               ITEM      there is no audio in it
 │   └── BadData             ITEM      an answer that nobody can read
@@ -203,6 +204,20 @@ class Refused(SourceError):
     scope = Scope.ACCOUNT
 
 
+#: How the text of a WrongZone begins.
+WRONG_ZONE = "timezone "
+
+
+class WrongZone(Refused):
+    """The source's timezone is wrong: what is listed would be taken for other moments."""
+
+    scope = Scope.CONFIG
+
+    def __init__(self, zone: str | None, off: str) -> None:
+        proved = "so say the recorder's ids; nothing is listed until it is right"
+        super().__init__(f"{WRONG_ZONE}{zone} is off by {off}, {proved}")
+
+
 class Gone(SourceError):
     """The source says that it was deleted."""
 
@@ -228,8 +243,15 @@ class StoreDown(StoreError):
     """The store can't be reached."""
 
 
+#: A word in the text of each StoreFull.
+FULL = "full"
+
+
 class StoreFull(StoreDown):
     """The store is full."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message if FULL in message.split() or not message else f"it is {FULL}: {message}")
 
 
 class SpoolDown(StoreDown):
@@ -273,6 +295,7 @@ _ADVICE: tuple[tuple[type[ArchiverError], str], ...] = (
     (CatalogRefused, "mend user, password and database name in [database] url, then `archiver check`"),
     (CatalogMisfit, "restore the database, or make the catalog again: `archiver rebuild`, into an empty database"),
     (CatalogDown, "see that PostgreSQL runs and [database] url is right, then `archiver check`"),
+    (WrongZone, "set timezone to the zone of the recorder's clock, then `archiver check`"),
     (Refused, "mend the account, its key or its rights (docs/sources.md tells which), then `archiver check`"),
     (SourceError, "see that the recorder runs and base_url is right, then `archiver check`"),
     (SpoolDown, "make room under data_dir, then run it again"),

@@ -76,10 +76,12 @@ def record(
     started_at: datetime,
     changes: Mapping[str, Sequence[str]],
     refused: tuple[datetime, str | None, Sequence[str]] | None,
+    *,
+    seen: Document,
 ) -> Document:
     """``changes``: by kind, the names that differ from the config before.
 
-    ``refused``: when which file (its SHA-256) could not be taken, and why.
+    ``refused``: when which file (its SHA-256) could not be taken, and why. ``seen``: what only the daemon sees.
     """
     at, sha256, problems = refused or (None, None, ())
     return {
@@ -89,6 +91,7 @@ def record(
         "config": {"path": str(config.path), "sha256": config.sha256, "loaded_at": utc_text(loaded_at)},
         "changes": {kind: list(names) for kind, names in changes.items()},
         "refused": {"at": utc_text(at), "sha256": sha256, "problems": list(problems)} if at is not None else None,
+        "seen": seen,
     }
 
 
@@ -121,6 +124,11 @@ def daemon(data_dir: Path) -> Document | None:
         # Nothing there, nothing for our eyes, or a daemon that has only just begun.
         return None
     return None
+
+
+def died(data_dir: Path) -> bool:
+    """Was the last daemon of a data_dir killed, and none runs now? One that ends in order takes its record along."""
+    return daemon(data_dir) is None and (data_dir / "run" / _RECORD).exists()
 
 
 def stale(found: Document, sha256: str | None) -> list[str]:

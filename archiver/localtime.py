@@ -1,8 +1,11 @@
-"""Times of a place, told without a zone: both moments of a doubled hour, none of a skipped one. Pure."""
+"""Times of a place, told without a zone: both moments of a doubled hour, none of a skipped one."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -78,6 +81,50 @@ def made_at(unique_id: str) -> datetime | None:
     """:func:`epoch` as a moment: the one time in such a row that needs no zone."""
     second = epoch(unique_id)
     return None if second is None else datetime.fromtimestamp(second, UTC)
+
+
+class ZoneProof:
+    """Are the newest calls told for other moments than their ids hold, by what only a wrong zone can be wrong by?"""
+
+    #: Of so many calls, so many at least, and more than half.
+    NEWEST, ENOUGH = 20, 3
+    #: Where too few are known, more are worth a request so often, in seconds.
+    AGAIN = 3600.0
+
+    def __init__(self, late: timedelta) -> None:
+        """``late``: how long after its id was made a call may be told to begin."""
+        self._late = late
+        self._gaps: dict[str, timedelta] = {}
+        self._asked = float("-inf")
+
+    def wrong(self, starts: Iterable[tuple[str, datetime]]) -> str | None:
+        """By how much, now that these calls (an id, and when they are told to begin) are known too; else None.
+
+        Told once: it is proved anew by what is listed then, for the clock may have been set right.
+        """
+        for unique_id, start in starts:
+            if (made := made_at(unique_id)) is not None:
+                self._gaps.pop(unique_id, None)
+                self._gaps[unique_id] = start - made
+        for old in list(self._gaps)[: -self.NEWEST]:
+            del self._gaps[old]
+        off = Counter(
+            q for gap in self._gaps.values() if timedelta(minutes=-1) < gap - (q := whole_quarters(gap)) < self._late
+        )
+        most, count = max(off.items(), key=lambda counted: counted[1], default=(timedelta(), 0))
+        if not most or count < self.ENOUGH or count * 2 <= len(self._gaps):
+            return None
+        self._gaps.clear()
+        self._asked = float("-inf")
+        return f"{'-' if most < timedelta() else '+'}{abs(most)}"
+
+    def wants_more(self) -> bool:
+        """Are too few calls known to tell, and was that not said for a while?"""
+        now = time.monotonic()
+        if len(self._gaps) >= self.ENOUGH or now - self._asked < self.AGAIN:
+            return False
+        self._asked = now
+        return True
 
 
 def whole_quarters(gap: timedelta) -> timedelta:

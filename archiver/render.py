@@ -95,7 +95,7 @@ def _stores(stores: Mapping[str, Any]) -> Table:
 def checks(console: Console, results: Iterable[tuple[str, str, str]]) -> None:
     """Whether it works (ok, WARNING, FAILED), what was tried, and what was seen or what to do."""
     table = _table("", "")
-    colours = {"ok": "green", "WARNING": "yellow"}
+    colours = {"ok": "green", "WARNING": "yellow", "NOTE": "cyan"}
     for mark, what, line in results:
         table.add_row(f"[{colours.get(mark, 'red')}]{mark}[/]", f"[bold]{clean(what)}[/]: {clean(line)}")
     console.print(table)

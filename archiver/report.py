@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from apscheduler.triggers.cron import CronTrigger
-
-from . import live
+from . import conditions, disks, live
 from .alarms import Watched, watch
-from .catalog import LATELY, Catalog, Document
+from .catalog import Catalog, Document, Numbers
+from .conditions import Found, Level
 from .config import Config
+from .facts import Seen, Survey, source_view, store_view
 from .model import Flag, Window, utc_text
-from .options import duration
 from .verify import owed
 from .windows import merge, subtract
 
-#: A poll that is so much later than its schedule says was not made.
-LATE = timedelta(minutes=10)
 #: Findings of `verify` are told for so long after they were repaired.
 FOUND_LATELY = timedelta(days=30)
 
@@ -27,15 +24,13 @@ FOUND_LATELY = timedelta(days=30)
 async def status(config: Config, catalog: Catalog) -> Document:
     """Per source: lag, newest covered moment, gaps, counts, last error; per store: copies, bytes; what to do."""
     now = catalog.clock.now()
-    known = {row["name"]: row for row in await catalog.sources()}
+    numbers = await catalog.numbers(list(config.sources), list(config.stores))
     counts = await catalog.counts()
-    totals = await catalog.totals()
-    rejected = await catalog.rejected_counts()
+    totals = numbers.totals
     reasons = await catalog.reasons()
-    flagged = await catalog.flagged(now - LATELY)
     sources: dict[str, Any] = {}
     for name, source in config.sources.items():
-        row = known.get(name)
+        row = numbers.sources.get(name)
         states = {state: count for state, (count, _) in counts.get(name, {}).items()}
         archived, size = totals.get((name, ""), (0, 0))
         options, watched = source.options, Watched()
@@ -52,8 +47,9 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "gone": states.get("gone", 0),
             "empty": states.get("empty", 0),
             "bytes": size,
-            "flags": {flag.value: flagged.get((name, flag), (0, 0))[0] for flag in Flag},
-            "rejected_rows": rejected.get(name, 0),
+            "flags": {flag.value: numbers.flagged.get((name, flag), (0, 0))[0] for flag in Flag},
+            "rejected_rows": numbers.rejected[name][0] if name in numbers.rejected else 0,
+            "failed_lookups": numbers.lookups.get(name, (0, ""))[0],
             "polled_at": _text(row["polled_at"]) if row else None,
             "last_error": row["poll_error"] if row else None,
             "warnings": [{"kind": alarm.kind, "text": alarm.text} for alarm in watched.alarms],
@@ -64,7 +60,6 @@ async def status(config: Config, catalog: Catalog) -> Document:
                 {"state": r["state"], "error": r["error"], "count": r["count"]} for r in reasons if r["source"] == name
             ][:5],
         }
-    bad = await catalog.bad_copies()
     waiting = await catalog.waiting_for(list(config.stores))
     stores: dict[str, Any] = {}
     verify = config.verify
@@ -74,7 +69,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
             "kind": store.options.kind,
             "copies": sum(count for count, _ in held),
             "bytes": sum(size for _, size in held),
-            "bad": sum(count for (_, of), count in bad.items() if of == name),
+            "bad": numbers.bad.get(name, 0),
             "waiting": waiting.get(name, {"count": 0, "error": None, "media": []}),
         }
         # Late by a day is what waits for its turn.
@@ -86,194 +81,83 @@ async def status(config: Config, catalog: Catalog) -> Document:
         counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
         stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
     daemon = _daemon(config)
-    found = [
-        *daemon_problems(daemon),
-        *(p for name, s in sources.items() for p in problems_of(name, s, config, now)),
-        *(p for name, s in stores.items() for p in store_problems(name, s)),
-    ]
-    found.sort(key=lambda problem: problem["level"] == "note")
-    return {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores, "problems": found}
+    document: Document = {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores}
+    found = conditions.found(await _survey(config, numbers, document, now), config.alerts)
+    return document | {"problems": problems(found)}
+
+
+async def _survey(config: Config, numbers: Numbers, document: Document, now: datetime) -> Survey:
+    """What is known here: from the catalog, of the disks of this host, and what its daemon tells."""
+    daemon = document["daemon"]
+    seen = Seen.read(daemon.get("seen", {}) if daemon is not None else {})
+    options = {name: getattr(store.options, "path", None) for name, store in config.stores.items()}
+    paths = {name: path for name, path in options.items() if isinstance(path, Path)}
+    rooms = await disks.rooms([config.data_dir, *paths.values()])
+    sources = {
+        name: source_view(
+            name,
+            source.options,
+            numbers,
+            now,
+            began=now,
+            stores=config.stores,
+            told=document["sources"][name],
+            breaker_why=seen.sources.get(name),
+        )
+        for name, source in config.sources.items()
+        if source.options.enabled
+    }
+    stores = {
+        name: store_view(
+            name,
+            numbers,
+            now,
+            config.verify,
+            told=document["stores"][name],
+            down_why=seen.stores.get(name),
+            disk=rooms.get(paths[name]) if name in paths else None,
+        )
+        for name in config.stores
+    }
+    return Survey(
+        at=now,
+        database=seen.database,
+        sources=sources,
+        stores=stores,
+        stuck=seen.stuck,
+        disk=rooms.get(config.data_dir),
+        stale_config=tuple(daemon["stale"]) if daemon is not None else (),
+        died=daemon is None and live.died(config.data_dir),
+        heartbeat_missing=seen.heartbeat_missing,
+        undelivered=seen.undelivered,
+    )
+
+
+def problems(found: Iterable[Found]) -> list[Document]:
+    """What is wrong, each with what to do about it; notes come last."""
+    told = [_problem(each) for each in found]
+    return sorted(told, key=lambda problem: problem["level"] == Level.NOTE)
+
+
+def _problem(each: Found) -> Document:
+    condition, finding = each.condition, each.finding
+    document = {
+        "of": condition.of.value,
+        "name": each.of or condition.of.value,
+        "level": condition.level.value,
+        "what": finding.what,
+        "do": finding.do,
+        "condition": condition.name,
+        "kind": finding.kind or None,
+        "runbook": condition.runbook,
+    }
+    return document | ({"details": list(finding.details)} if finding.details else {})
 
 
 def _daemon(config: Config) -> Document | None:
     """What the daemon of this host runs with, and why that is not the config on disk, if it is not."""
     found = live.daemon(config.data_dir)
     return found | {"stale": live.stale(found, config.sha256)} if found is not None else None
-
-
-def daemon_problems(daemon: Document | None) -> list[Document]:
-    """What the daemon runs with that is not what the file says."""
-    stale = daemon["stale"] if daemon is not None else []
-    do = "`archiver check --offline` reads the file, `archiver reload` has the daemon take it"
-    told = "the daemon does not run with the config on disk: "
-    return [_problem("config", "config", "error", told + line, do) for line in stale]
-
-
-def _problem(of: str, name: str, level: str, what: str, do: str) -> Document:
-    return {"of": of, "name": name, "level": level, "what": what, "do": do}
-
-
-def store_problems(name: str, s: Document) -> list[Document]:
-    """What is wrong with a store, each with what to do about it; ``details`` are findings, a line each."""
-    found: list[Document] = []
-    read = s["verify"]
-    verify = f"`archiver verify --store {name}`"
-    if s["bad"]:
-        what = f"{number(s['bad'], 'copy is', 'copies are')} bad or missing"
-        found.append(_problem("store", name, "error", what, f"{verify} repairs what another store or the source has"))
-    if read["error"]:
-        told = f"its copies could not be read on: {read['error']}"
-        found.append(_problem("store", name, "error", told, f"`archiver check` tries the store, {verify} goes on"))
-    if s["waiting"]["count"]:
-        found.append(_waiting(name, s["waiting"]))
-    if s["lacking"]:
-        what = f"{number(s['lacking'], 'medium was', 'media were')} archived before it was a store of their source"
-        found.append(_problem("store", name, "warning", what, f"`archiver copy --to {name}` brings them there"))
-    if read["behind"]:
-        found.append(
-            _problem("store", name, "warning", read["behind"], "give [verify] a larger budget or a longer cycle")
-        )
-    if read["enabled"] and read["overdue"]:
-        what = f"{number(read['overdue'], 'copy was', 'copies were')} not read back for longer than the verify cycle"
-        found.append(_problem("store", name, "warning", what, f"the daemon does it bit by bit; {verify} does it now"))
-    if read["found"]:
-        spoilt = number(read["found"], "spoilt copy", "spoilt copies")
-        what = f"verify found {spoilt}, {read['repaired']} of them repaired"
-        found.append(_problem("store", name, "warning", what, "see what happens to that disk or bucket"))
-        found[-1]["details"] = [_told_finding(finding) for finding in read["findings"]]
-    return found
-
-
-#: How a store's error begins where it is one object that it does not take (sync.deliver).
-_REFUSED = "refused this object"
-
-
-def _waiting(name: str, waiting: Document) -> Document:
-    """What this store did not take; the details name some."""
-    media = number(waiting["count"], "medium waits", "media wait")
-    what = f"{media} for it: {waiting['error']}"
-    do = "`archiver check` tries the store now; what waits goes on by itself once it is back"
-    if waiting["error"].startswith(_REFUSED):
-        do = (
-            "it takes the others; mend what it says (its limit of size, names or rights), or give the source another"
-            " store; tried again by itself"
-        )
-    problem = _problem("store", name, "error", what, do)
-    problem["details"] = [f"{m['source']} {m['recording_id']} {m['media_id']}: {m['error']}" for m in waiting["media"]]
-    if (more := waiting["count"] - len(waiting["media"])) > 0:
-        problem["details"].append(f"and {more} more")
-    return problem
-
-
-def _told_finding(f: Document) -> str:
-    ended = f"repaired by {f['repaired_by']}" if f["repaired_at"] else "not repaired"
-    return f"{f['last_at'][:19]} {f['key']}: {f['problem']}; {ended}"
-
-
-#: What a flag says of a medium.
-_FLAGGED = {
-    Flag.UNFINISHED: "the end mark is missing, and perhaps the last seconds of the call",
-    Flag.UNCHECKED: "nobody could check that it is whole audio",
-    Flag.SHORT: "far less audio than the recorder told of",
-}
-#: By kind of an alarm.
-_TO_DO = {
-    "quiet": "see that the recorder records, and that the account may see all of it; `archiver check` asks it now",
-    "shrunk": "mend the account's rights, then `archiver check`; what is listed again comes by itself",
-    "still": "see that the daemon runs (`systemctl status archiver`); `archiver sync {}` does it now",
-    "short": "`archiver list --source {} --flag short` names the calls; listen to some, and see whether the recorder"
-    " itself plays them whole",
-    "untold": "see on the page of that recorder's kind in docs/sources what makes it tell call ids",
-    "losing": "give the source more concurrency or rate, or have the recorder keep its calls for longer",
-}
-
-
-def problems_of(name: str, s: Document, config: Config, now: datetime) -> list[Document]:
-    """What is wrong with a source, the worst first, each with what to do about it."""
-    found: list[tuple[str, str, str]] = []
-    if not s["enabled"]:
-        return []
-    if s["paused_why"]:
-        found.append(
-            (
-                "error",
-                f"the recorder refuses the account: {s['paused_why']}",
-                f"mend the account or the options, then `archiver check`; tried again by itself at {s['paused_until']}",
-            )
-        )
-    elif s["polled_at"] is None:
-        now_or_always = f"`archiver run` (the daemon), or `archiver sync {name}` once"
-        found.append(("warning", "it was never polled", now_or_always))
-    elif late(config.sources[name].options.poll, datetime.fromisoformat(s["polled_at"]), now):
-        found.append(
-            (
-                "error",
-                f"it was last polled at {s['polled_at']}",
-                f"see that the daemon runs (`systemctl status archiver`, `archiver run`), or `archiver sync {name}`",
-            )
-        )
-    if s["last_error"] and not s["paused_why"]:
-        found.append(_poll_trouble(name, s["last_error"]))
-    found += [("error", warning["text"], _TO_DO[warning["kind"]].format(name)) for warning in s["warnings"]]
-    # What a store did not take is told once, there.
-    held_up = tuple(f"store {store}: " for store in config.stores)
-    found += [
-        _reason(name, reason)
-        for reason in s["reasons"]
-        if reason["state"] == "failed" or not reason["error"].startswith(held_up)
-    ]
-    if s["rejected_rows"]:
-        rows = number(s["rejected_rows"], "row of its listings", "rows of its listings")
-        found.append(("error", f"{rows} could not be read", f"`archiver rejected {name}` shows what came"))
-    if s["gaps"]:
-        first = s["gaps"][0]
-        what = (
-            f"{number(len(s['gaps']), 'gap', 'gaps')} not listed yet, the first from {first['from']} to {first['to']}"
-        )
-        found.append(("warning", what, f"listed by itself with the next polls; `archiver sync {name}` does it now"))
-    for flag, words in _FLAGGED.items():
-        if count := s["flags"][flag]:
-            what = f"{number(count, 'medium is', 'media are')} flagged {flag}: {words}"
-            listed = f"`archiver list --source {name} --flag {flag}` names the calls"
-            found.append(("note", what, f"{listed}; listen to them, and compare them with the recorder's"))
-    return [_problem("source", name, *problem) for problem in found]
-
-
-#: As sync.poll writes it.
-_WINDOW = re.compile(r"\[(\S+), (\S+)\): (.*)", re.DOTALL)
-
-
-def _poll_trouble(name: str, error: str) -> tuple[str, str, str]:
-    window = _WINDOW.fullmatch(error)
-    if window is None:
-        return "warning", f"the last poll had trouble: {error}", "tried again at each poll; `archiver check` tries now"
-    start, end, why = window.groups()
-    tries = f"`archiver backfill --source {name} --from {start} --to {end} --relist` tries now"
-    what = f"its calls from {start} to {end} can't be listed: {why}"
-    return "warning", what, f"tried again at each poll; {tries}"
-
-
-def _reason(name: str, reason: Document) -> tuple[str, str, str]:
-    what = f"{number(reason['count'], 'medium', 'media')} {reason['state']}: {reason['error']}"
-    if reason["state"] == "failed":
-        listed = f"`archiver list --source {name} --state failed` names the calls"
-        return "error", what, f"{listed}; `archiver retry --source {name}` tries again"
-    return "warning", what, f"tried again by itself; `archiver list --source {name} --state pending` names the calls"
-
-
-def number(count: int, one: str, many: str = "") -> str:
-    """``1 copy``, ``2 copies``; without ``many`` by an s."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def late(poll: str, polled_at: datetime, now: datetime) -> bool:
-    """Has a poll been left out? One may take as long as the next beat is away."""
-    if len(poll.split()) == 5:
-        cron = CronTrigger.from_crontab(poll, timezone="UTC")
-        due = cron.get_next_fire_time(None, polled_at + timedelta(seconds=1))
-        due = cron.get_next_fire_time(None, due + timedelta(seconds=1)) if due else None
-        return due is not None and now > due + LATE
-    return now > polled_at + 2 * duration(poll) + LATE
 
 
 def _coverage(row: Mapping[str, Any] | None, now: datetime) -> Document:

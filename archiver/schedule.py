@@ -10,6 +10,10 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from .options import duration
 
+#: A poll that is so much later than its schedule says was not made.
+LATE = timedelta(minutes=10)
+NEVER = datetime.max.replace(tzinfo=UTC)
+
 
 def trigger(poll: str) -> BaseTrigger:
     """A duration or a cron expression as APScheduler's trigger."""
@@ -28,4 +32,10 @@ def next_poll(poll: str, after: datetime) -> datetime:
     if len(poll.split()) != 5:
         return after + duration(poll)
     # None where the expression names a day that never comes.
-    return trigger(poll).get_next_fire_time(None, after + timedelta(seconds=1)) or datetime.max.replace(tzinfo=UTC)
+    return trigger(poll).get_next_fire_time(None, after + timedelta(seconds=1)) or NEVER
+
+
+def late(poll: str, polled_at: datetime, now: datetime) -> bool:
+    """Has a poll been left out? One may take as long as the next beat is away."""
+    due = next_poll(poll, polled_at)
+    return due < NEVER and now - LATE > next_poll(poll, due)

@@ -6,102 +6,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from .catalog import Numbers
+from . import disks
+from .catalog import Document, Numbers
 from .engine import Engine
 from .errors import CatalogDown, with_advice
-from .model import State, Window
-from .schedule import next_poll
+from .facts import Seen, SourceView, StoreView, Survey, part, source_view, store_view
 from .sync import Feed, Outlet
-from .windows import merge, subtract
 from .wiring import Archive
 
 #: The database gets so long to answer; nobody waits longer for a survey.
 PATIENCE = 8.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceView:
-    """One enabled source. Durations in seconds."""
-
-    name: str
-    kind: str
-    #: The age of the newest closed window, and how far that is past its time by the schedule.
-    lag: float
-    overdue: float
-    gaps: int
-    gap_seconds: float
-    #: Unfinished media by state and reason; archived ones.
-    queue: Mapping[tuple[str, str], int]
-    archived: int
-    bytes: int
-    #: By flag how many media are kept as evidence, and how many of these were archived in the last day.
-    flagged: Mapping[str, tuple[int, int]]
-    #: How long the longest waiting medium has been waiting, and the longest failing one failing.
-    waiting: float
-    failing: float
-    rejected: int
-    #: How long ago a row was last seen that nobody could read; None: never.
-    rejected_ago: float | None
-    #: What alarms.watch says of it, by kind.
-    warnings: Mapping[str, str]
-    poll_error: bool
-    paused: bool
-    breaker_open: bool
-    #: Requests that may run at once in this process.
-    slots: int
-
-    def count(self, state: State) -> int:
-        return sum(count for (of, _), count in self.queue.items() if of == state)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreView:
-    name: str
-    up: bool
-    copies: int
-    bytes: int
-    bad: int
-    #: How long ago the copy that was longest unread was last read back (or made), in seconds; None without copies.
-    unverified: float | None
-    #: How far that is past the cycle of [verify].
-    verify_overdue: float
-    #: Free and all bytes of the disk, where it is one of this host's.
-    disk: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """Where ``database`` tells of an error the numbers are the last known, their ages as of now."""
-
-    at: datetime
-    database: str | None
-    sources: Mapping[str, SourceView]
-    stores: Mapping[str, StoreView]
-    #: Parts of the daemon that are under way and have not moved for too long.
-    stuck: tuple[str, ...]
-    #: Free and all bytes of the disk that holds data_dir.
-    disk: tuple[int, int] | None
-
-    def unready(self) -> Iterator[str]:
-        """Why it can't work just now, by name; nothing: it can."""
-        if self.database is not None:
-            yield "database"
-        yield from (f"store {name}" for name, store in self.stores.items() if not store.up)
-        yield from (f"stuck: {name}" for name in self.stuck)
-
-    def fresh(self, stale: timedelta) -> bool:
-        """Is what the daemon is for being done: every source listed in time (or so), and every store taking?"""
-        late = stale.total_seconds()
-        ill = any(s.overdue > late or s.paused or s.breaker_open for s in self.sources.values())
-        return not ill and not any(self.unready())
 
 
 @dataclass(slots=True)
@@ -112,8 +32,12 @@ class Surveyor:
     engine: Engine
     #: By name what is under way in the daemon, and when it last moved (monotonic clock).
     beats: dict[str, float] = field(default_factory=dict)
-    #: What alarms.watch said last, by source and kind.
-    warnings: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    #: What `status` said last (report.status): it asks for more than can be asked every few seconds.
+    told: Document | None = None
+    #: Why the daemon does not run with the config on disk.
+    stale_config: tuple[str, ...] = ()
+    #: Is the heartbeat missing, and did the last news reach nobody?
+    sent: Callable[[], tuple[bool, bool]] = lambda: (False, False)
     keep: timedelta = timedelta(seconds=5)
     #: What has not moved for so long is stuck; every await outside has a shorter time-out.
     stuck_after: timedelta = timedelta(minutes=10)
@@ -121,8 +45,7 @@ class Surveyor:
     timeouts: int = 3
     _numbers: Numbers | None = None
     _database: str | None = None
-    _disks: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
-    _measuring: dict[Path, asyncio.Task[tuple[int, int] | None]] = field(default_factory=dict)
+    _rooms: Mapping[Path, disks.Room] = field(default_factory=dict)
     _fresh_until: float = float("-inf")
     _began: datetime | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -134,14 +57,31 @@ class Surveyor:
                 await self._ask()
         now = self.archive.catalog.clock.now()
         self._began = self._began or now
-        numbers = self._numbers
+        seen = self.seen()
         return Survey(
             at=now,
+            database=seen.database,
+            blind=seen.database is not None,
+            sources={name: self._source(feed, now) for name, feed in self.archive.feeds.items()},
+            stores={name: self._store(outlet, now) for name, outlet in self.archive.outlets.items()},
+            stuck=seen.stuck,
+            disk=self._rooms.get(self.archive.config.data_dir),
+            stale_config=self.stale_config,
+            heartbeat_missing=seen.heartbeat_missing,
+            undelivered=seen.undelivered,
+        )
+
+    def seen(self) -> Seen:
+        """What nobody else can know; without asking anyone."""
+        feeds, outlets = self.archive.feeds, self.archive.outlets
+        missing, undelivered = self.sent()
+        return Seen(
             database=self._database,
-            sources={name: self._source(feed, numbers, now) for name, feed in self.archive.feeds.items()},
-            stores={name: self._store(outlet, numbers, now) for name, outlet in self.archive.outlets.items()},
             stuck=tuple(sorted(self.stuck())),
-            disk=self._disks.get(self.archive.config.data_dir),
+            sources={name: feed.health.why for name, feed in feeds.items() if feed.health.probing},
+            stores={name: outlet.health.why for name, outlet in outlets.items() if outlet.health.probing},
+            heartbeat_missing=missing,
+            undelivered=undelivered,
         )
 
     def forget(self) -> None:
@@ -176,79 +116,36 @@ class Surveyor:
         except TimeoutError:
             self._database = f"the database did not answer within {PATIENCE:g} s"
         took = time.monotonic() - began
-        await self._measure()
+        paths = [path for outlet in self.archive.outlets.values() if (path := _path(outlet))]
+        self._rooms = await disks.rooms([self.archive.config.data_dir, *paths])
         pause = 20 * took if self._database is None else 0.0
         self._fresh_until = time.monotonic() + max(self.keep.total_seconds(), pause)
 
-    async def _measure(self) -> None:
-        """The disks; one that hangs (a lost network share) holds up nothing, and one thread at most."""
-        for path in {self.archive.config.data_dir, *(p for o in self.archive.outlets.values() if (p := _path(o)))}:
-            if path not in self._measuring:
-                self._measuring[path] = asyncio.create_task(asyncio.to_thread(_usage, path))
-            done, _ = await asyncio.wait([self._measuring[path]], timeout=1)
-            self._disks[path] = self._measuring.pop(path).result() if done else None
-
-    def _source(self, feed: Feed, numbers: Numbers | None, now: datetime) -> SourceView:
-        name = feed.name
-        row = numbers.sources.get(name) if numbers else None
-        covered = merge(row["covered"]) if row else []
-        start = row["start_at"] if row else self._began or now
-        newest = covered[-1].end if covered else start
-        gaps = subtract([Window(start, newest)], covered) if covered and start < newest else []
-        due = next_poll(feed.options.poll, newest + feed.options.settle)
-        queue = {(s, r): v for (of, s, r), v in numbers.queue.items() if of == name} if numbers else {}
-        failing = [since for count, since in queue.values() if since is not None]
-        archived = numbers.totals.get((name, ""), (0, 0)) if numbers else (0, 0)
-        rejected = numbers.rejected.get(name) if numbers else None
-        waiting = numbers.waiting.get(name) if numbers else None
-        return SourceView(
-            name=name,
-            kind=feed.kind,
-            lag=_age(newest, now),
-            overdue=_age(due, now),
-            gaps=len(gaps),
-            gap_seconds=sum(gap.length.total_seconds() for gap in gaps),
-            queue={key: count for key, (count, _) in queue.items()},
-            archived=archived[0],
-            bytes=archived[1],
-            flagged={flag: n for (of, flag), n in numbers.flagged.items() if of == name} if numbers else {},
-            waiting=_age(waiting, now) if waiting is not None else 0.0,
-            failing=_age(min(failing), now) if failing else 0.0,
-            rejected=rejected[0] if rejected else 0,
-            rejected_ago=_age(rejected[1], now) if rejected else None,
-            warnings={kind: text for (of, kind), text in self.warnings.items() if of == name},
-            poll_error=bool(row and row["poll_error"]),
-            paused=feed.paused_until is not None or bool(row and row["paused_until"]),
-            breaker_open=feed.health.probing,
+    def _source(self, feed: Feed, now: datetime) -> SourceView:
+        return source_view(
+            feed.name,
+            feed.options,
+            self._numbers,
+            now,
+            began=self._began or now,
+            stores=self.archive.outlets,
+            told=part(self.told, "sources", feed.name),
+            paused=(feed.paused_why, feed.paused_until) if feed.paused_until is not None else None,
+            breaker_why=feed.health.why if feed.health.probing else None,
             slots=feed.gate.limit,
         )
 
-    def _store(self, outlet: Outlet, numbers: Numbers | None, now: datetime) -> StoreView:
-        held = [value for (_, of), value in numbers.totals.items() if of == outlet.name] if numbers else []
-        unverified = numbers.unverified.get(outlet.name) if numbers else None
-        verify = self.archive.config.verify
+    def _store(self, outlet: Outlet, now: datetime) -> StoreView:
         path = _path(outlet)
-        return StoreView(
-            name=outlet.name,
-            up=not outlet.health.probing,
-            copies=sum(count for count, _ in held),
-            bytes=sum(size for _, size in held),
-            bad=numbers.bad.get(outlet.name, 0) if numbers else 0,
-            unverified=_age(unverified, now) if unverified is not None else None,
-            verify_overdue=_age(unverified + verify.cycle + verify.period, now) if unverified is not None else 0.0,
-            disk=self._disks.get(path) if path else None,
+        return store_view(
+            outlet.name,
+            self._numbers,
+            now,
+            self.archive.config.verify,
+            told=part(self.told, "stores", outlet.name),
+            down_why=outlet.health.why if outlet.health.probing else None,
+            disk=self._rooms.get(path) if path else None,
         )
-
-
-def _age(moment: datetime, now: datetime) -> float:
-    return max(0.0, (now - moment).total_seconds())
-
-
-def _usage(path: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        usage = shutil.disk_usage(path)
-        return usage.free, usage.total
-    return None
 
 
 def _path(outlet: Outlet) -> Path | None:

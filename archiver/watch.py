@@ -12,10 +12,13 @@ from datetime import timedelta
 import structlog
 
 from .alerts import Alerter
+from .conditions import unready
+from .config import Alerts
 from .delivery import Undelivered, ping
 from .engine import Engine
+from .facts import Survey
 from .model import State
-from .survey import Survey, Surveyor
+from .survey import Surveyor
 from .wiring import Archive
 from .words import span
 
@@ -25,6 +28,8 @@ log = structlog.get_logger()
 TELL, LOOK = 5.0, 15.0
 #: Between two heartbeats at least, in seconds.
 HEARTBEATS = 60.0
+#: A heartbeat is missing after so many seconds.
+MISSING = 3600.0
 
 
 class Watch:
@@ -33,7 +38,7 @@ class Watch:
     def __init__(self, archive: Archive, engine: Engine, notify: Callable[[str], None]) -> None:
         self.archive = archive
         self.engine = engine
-        self.surveyor = Surveyor(archive, engine)
+        self.surveyor = Surveyor(archive, engine, sent=self._unheard)
         self.alerter = Alerter(archive.config.data_dir / "alerts.json")
         #: Where the HTTP server listens, while it does.
         self.address: Callable[[], tuple[str, int] | None] = lambda: None
@@ -106,7 +111,8 @@ class Watch:
         while True:
             await asyncio.sleep(TELL)
             if "NOTIFY_SOCKET" in os.environ:
-                self._notify(f"STATUS={status_line(await self.surveyor.look(), self.engine)}")
+                alerts = self.archive.config.alerts
+                self._notify(f"STATUS={status_line(await self.surveyor.look(), alerts, self.engine)}")
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -115,7 +121,7 @@ class Watch:
             url = self.archive.config.heartbeat_url
             # What was just listed counts.
             self.surveyor.forget()
-            if url is None or not (await self.surveyor.look()).fresh(self.archive.config.alerts.stale):
+            if url is None or not fresh(await self.surveyor.look(), self.archive.config.alerts):
                 continue
             try:
                 await ping(url)
@@ -133,6 +139,11 @@ class Watch:
                 await self.alerter.tell(await self.surveyor.look(), self.archive.config.alerts)
             await asyncio.sleep(LOOK)
 
+    def _unheard(self) -> tuple[bool, bool]:
+        """Is the heartbeat missing, and did the last news reach nobody?"""
+        age = self._sent()["archiver_heartbeat_age_seconds"]
+        return age is not None and age > MISSING, self.archive.config.alerts.told and self.alerter.failing
+
     def _sent(self) -> dict[str, float | None]:
         """By metric what it tells, of what is switched on."""
         config = self.archive.config
@@ -143,7 +154,14 @@ class Watch:
         }
 
 
-def status_line(survey: Survey, engine: Engine) -> str:
+def fresh(survey: Survey, alerts: Alerts) -> bool:
+    """Is what the daemon is for being done: every source listed in time (or so), and every store taking?"""
+    late = alerts.stale.total_seconds()
+    ill = any(s.overdue > late or s.paused or s.breaker_open for s in survey.sources.values())
+    return not ill and not any(unready(survey, alerts))
+
+
+def status_line(survey: Survey, alerts: Alerts, engine: Engine) -> str:
     """What `systemctl status` shows: how late, how much waits, what is wrong."""
     archived = sum(n for (_, state), n in engine.tally.states.items() if state is State.ARCHIVED)
     waiting = sum(source.count(State.PENDING) for source in survey.sources.values())
@@ -151,5 +169,5 @@ def status_line(survey: Survey, engine: Engine) -> str:
     parts = [f"{archived} archived since start", f"{waiting} waiting", f"{engine.busy} transfers running"]
     if latest is not None:
         parts.insert(0, f"lag {span(latest.lag)} ({latest.name})")
-    because = list(survey.unready())
+    because = list(unready(survey, alerts))
     return ", ".join(parts) + (f"; not ready: {', '.join(because)}" if because else "")

@@ -37,3 +37,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> list[str]:
 def plain(text: object) -> str:
     """Vendor text for a terminal: no control characters, one line."""
     return "".join(c if c.isprintable() else " " for c in str(text if text is not None else "–"))
+
+
+def number(count: int, one: str, many: str = "") -> str:
+    """``1 copy``, ``2 copies``; without ``many`` by an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

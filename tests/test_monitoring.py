@@ -24,7 +24,7 @@ from archiver import watch
 from archiver.alerts import Alerter
 from archiver.config import Alerts, Email
 from archiver.delivery import Undelivered, send_mail
-from archiver.survey import StoreView, Survey
+from archiver.facts import StoreView, Survey
 from archiver.web import server
 from tests.certificates import a_house, presenting
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
@@ -66,13 +66,11 @@ async def outside() -> AsyncIterator[Outside]:
         yield made
 
 
-def surveyed(minutes: float = 0, *, down: bool = False, database: str | None = None) -> Survey:
+def surveyed(minutes: float = 0, *, down: bool = False, database: str | None = None, bad: int = 0) -> Survey:
     """An archive with one store, so many minutes past noon."""
-    store = StoreView(
-        name="main", up=not down, copies=0, bytes=0, bad=0, unverified=None, verify_overdue=0.0, disk=None
-    )
-    at = NOON + timedelta(minutes=minutes)
-    return Survey(at=at, database=database, sources={}, stores={"main": store}, stuck=(), disk=None)
+    store = StoreView(name="main", down_why="no connection" if down else None, bad=bad)
+    at, blind = NOON + timedelta(minutes=minutes), database is not None
+    return Survey(at=at, database=database, blind=blind, stores={"main": store})
 
 
 # -- HTTP ------------------------------------------------------------------------------------------------------------
@@ -107,7 +105,10 @@ async def test_no_call_is_to_be_recognised_in_what_is_served(tmp_path, database,
         assert named <= served
         # Labels are names of the config and words of ours.
         labels = set(re.findall(r'(\w+)="', told)) - {"le"}
-        assert labels - {"reason"} == {"source", "store", "state", "kind", "flag", "outcome", "code", "version"}
+        assert labels - {"reason"} == {
+            *("source", "store", "state", "kind", "flag", "outcome", "code", "version"),
+            *("name", "scope", "of"),
+        }
 
 
 async def _archived(rig: Rig, count: int) -> bool:
@@ -376,17 +377,7 @@ async def test_what_reaches_nobody_is_tried_again_less_and_less_often(tmp_path, 
 async def test_without_the_database_nothing_else_is_thought_over(tmp_path, outside):
     alerts = Alerts.model_validate({"webhook": f"{outside.url}/hook", "after": "0s"})
     alerter = Alerter(tmp_path / "alerts.json")
-    bad = surveyed(0)
-    store = bad.stores["main"]
-    bad = Survey(
-        at=bad.at,
-        database=None,
-        sources={},
-        stores={"main": StoreView(**{n: getattr(store, n) for n in store.__slots__} | {"bad": 3})},
-        stuck=(),
-        disk=None,
-    )
-    await alerter.tell(bad, alerts)
+    await alerter.tell(surveyed(0, bad=3), alerts)
     await alerter.tell(surveyed(10, database="gone"), alerts)
     await alerter.tell(surveyed(20, database="gone"), alerts)
     await alerter.tell(surveyed(30), alerts)

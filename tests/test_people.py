@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archiver import config, render, report
+from archiver import render, report
 from archiver.cli import cli
 from archiver.commands.completing import page
+from archiver.conditions import found
+from archiver.config import Alerts
+from archiver.errors import StoreFull, WrongZone
+from archiver.facts import SourceView, StoreView, Survey
+from archiver.model import Window
 from archiver.options import descriptions
+from archiver.schedule import late
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.sources.chronicall import ChronicallOptions
@@ -44,67 +50,67 @@ def quiet(**changes):
     } | changes  # fmt: skip
 
 
-@pytest.fixture
-def settings(tmp_path):
-    path = tmp_path / "archiver.toml"
-    path.write_text(
-        '[stores.disk]\nkind = "file"\npath = "x"\n'
-        '[sources.hq]\nkind = "chronicall"\nbase_url = "http://127.0.0.1:1"\ntoken = "secret-token"\n'
-    )
-    path.chmod(0o600)
-    return config.load(path)
-
-
 # -- status ------------------------------------------------------------------------------------------------------------
 
-GAP = {"from": "2024-05-17T01:00:00.000Z", "to": "2024-05-17T02:00:00.000Z"}
+GAP = Window(DAY + HOUR, DAY + 2 * HOUR)
+#: By what is wrong: what is known of the source then, its condition, and what to do about it.
 TROUBLE = {
-    "nothing": ({}, []),
-    "paused": ({"paused_why": "401", "paused_until": "soon"}, ["`archiver check`"]),
-    "never polled": ({"polled_at": None, "lag": None, "covered_to": None}, ["`archiver run`", "`archiver sync hq`"]),
-    "no daemon": ({"polled_at": "2024-05-18T11:00:00.000Z"}, ["systemctl status archiver", "`archiver sync hq`"]),
-    "unreachable": ({"last_error": "can't connect"}, ["`archiver check`"]),
+    "nothing": ({}, None, []),
+    "paused": ({"paused_why": "401", "paused_until": NOW}, "SourceRefused", ["`archiver check`"]),
+    "zone": ({"paused_why": str(WrongZone("Asia/Tokyo", "+6:00:00"))}, "WrongTimezone", ["timezone"]),
+    "never polled": ({"polled_at": None}, "NeverPolled", ["`archiver run`", "`archiver sync hq`"]),
+    "no daemon": ({"missed": True}, "SourceStale", ["systemctl status archiver", "`archiver sync hq`"]),
+    "unreachable": ({"error": "can't connect"}, "ListingFails", ["`archiver check`"]),
     "failed": (
-        {"reasons": [{"state": "failed", "count": 2, "error": "403"}]},
+        {"queue": {("failed", "refused"): 2}, "reasons": ({"state": "failed", "count": 2, "error": "403"},)},
+        "MediaFailed",
         ["`archiver retry --source hq`", "`archiver list --source hq --state failed`"],
     ),
-    # Told with the store.
-    "store down": ({"reasons": [{"state": "pending", "count": 9, "error": "store disk: full"}]}, []),
-    "store lost": (
-        {"reasons": [{"state": "pending", "count": 9, "error": "store gone is not in the config"}]},
-        ["`archiver list --source hq --state pending`"],
-    ),
+    "failed lately": ({"queue": {("failed", "refused"): 2}}, "MediaFailed", ["`archiver retry --source hq`"]),
     "window": (
-        {"last_error": "[2024-05-17T01:00:00.000Z, 2024-05-17T02:00:00.000Z): it answered 500"},
+        {"error": "[2024-05-17T01:00:00.000Z, 2024-05-17T02:00:00.000Z): it answered 500"},
+        "ListingFails",
         ["`archiver backfill --source hq --from 2024-05-17T01:00:00.000Z --to 2024-05-17T02:00:00.000Z --relist`"],
     ),
-    "short": ({"warnings": [{"kind": "short", "text": "9 of 10"}]}, ["`archiver list --source hq --flag short`"]),
+    "short": ({"warnings": {"short": "9 of 10"}}, "AudioShort", ["`archiver list --source hq --flag short`"]),
     "flagged": (
-        {"flags": {"unfinished": 1, "unchecked": 0, "short": 0}},
+        {"flagged": {"unfinished": (1, 0)}},
+        "MediaFlagged",
         ["`archiver list --source hq --flag unfinished`", "compare"],
     ),
-    "waiting": ({"reasons": [{"state": "pending", "count": 1, "error": "503"}]}, ["tried again by itself"]),
-    "unreadable": ({"rejected_rows": 1}, ["`archiver rejected hq`"]),
-    "quiet": ({"warnings": [{"kind": "quiet", "text": "only 1 call"}]}, ["`archiver check`"]),
-    "losing": ({"warnings": [{"kind": "losing", "text": "9 will be lost"}]}, ["more concurrency or rate"]),
-    "still": ({"warnings": [{"kind": "still", "text": "9 due"}]}, ["`archiver sync hq`"]),
-    "untold": ({"warnings": [{"kind": "untold", "text": "not one id"}]}, ["docs/sources"]),
-    "gap": ({"gaps": [GAP]}, ["`archiver sync hq`"]),
-    "off": ({"enabled": False, "polled_at": None, "last_error": "old"}, []),
+    "waiting": (
+        {"queue": {("pending", "other"): 1}, "reasons": ({"state": "pending", "count": 1, "error": "503"},)},
+        "MediaFailing",
+        ["tried again by itself"],
+    ),
+    "unreadable": ({"rejected": 1, "rejected_ago": 9e9}, "RowsRejected", ["`archiver rejected hq`"]),
+    "look-ups": ({"lookups": (2, "it answered 500")}, "LookupsFailing", ["tried again by itself"]),
+    "quiet": ({"warnings": {"quiet": "only 1 call"}}, "SourceOdd", ["`archiver check`"]),
+    "losing": ({"warnings": {"losing": "9 will be lost"}}, "ExpiringUnarchived", ["more concurrency or rate"]),
+    "still": ({"warnings": {"still": "9 due"}}, "SourceOdd", ["`archiver sync hq`"]),
+    "untold": ({"warnings": {"untold": "not one id"}}, "SourceOdd", ["docs/sources"]),
+    "gap": ({"gaps": 1, "first_gap": GAP, "gap_seconds": 3600.0}, "LedgerGaps", ["`archiver sync hq`"]),
 }
 
 
+def told(*views):
+    sources = {view.name: view for view in views if isinstance(view, SourceView)}
+    stores = {view.name: view for view in views if isinstance(view, StoreView)}
+    return report.problems(found(Survey(at=NOW, sources=sources, stores=stores), Alerts()))
+
+
 @pytest.mark.parametrize("name", TROUBLE)
-def test_each_trouble_of_a_source_is_told_with_what_to_do(settings, name):
-    changes, commands_told = TROUBLE[name]
-    found = report.problems_of("hq", quiet(**changes), settings, NOW)
-    assert len(found) == (1 if commands_told else 0)
+def test_each_trouble_of_a_source_is_told_with_what_to_do(name):
+    changes, condition, commands_told = TROUBLE[name]
+    known = {"polled_at": NOW} | changes
+    problems = told(SourceView(name="hq", kind="chronicall", **known))
+    assert [p["condition"] for p in problems] == [condition] * bool(condition)
     for command in commands_told:
-        assert command in found[0]["do"]
+        assert command in problems[0]["do"]
 
 
 @pytest.mark.parametrize(
-    ("poll", "minutes", "late"),
+    ("poll", "minutes", "missed"),
     [
         ("5m", 15, False),
         ("5m", 21, True),
@@ -116,8 +122,8 @@ def test_each_trouble_of_a_source_is_told_with_what_to_do(settings, name):
         ("0 3 * * *", 60 * 60, True),
     ],
 )
-def test_a_poll_is_missed_when_two_beats_and_some_minutes_have_passed(poll, minutes, late):
-    assert report.late(poll, NOW - timedelta(minutes=minutes), NOW) is late
+def test_a_poll_is_missed_when_two_beats_and_some_minutes_have_passed(poll, minutes, missed):
+    assert late(poll, NOW - timedelta(minutes=minutes), NOW) is missed
 
 
 def shown(document, **how):
@@ -126,15 +132,15 @@ def shown(document, **how):
     return target.getvalue()
 
 
-def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings, monkeypatch):
+def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    source = quiet(
-        failed=2, reasons=[{"state": "failed", "count": 2, "error": "it answered 403 " + "x" * 90}], gaps=[GAP]
-    )
+    reasons = ({"state": "failed", "count": 2, "error": "it answered 403 " + "x" * 90},)
+    known = {"queue": {("failed", "refused"): 2}, "reasons": reasons, "gaps": 1, "first_gap": GAP}
+    gap = {"from": "2024-05-17T01:00:00.000Z", "to": "2024-05-17T02:00:00.000Z"}
     document = {
-        "sources": {"hq": source, "off": quiet(enabled=False)},
+        "sources": {"hq": quiet(failed=2, gaps=[gap]), "off": quiet(enabled=False)},
         "stores": {"disk": {"kind": "file", "copies": 12345, "bytes": 123456789, "bad": 0}},
-        "problems": report.problems_of("hq", source, settings, NOW),
+        "problems": told(SourceView(name="hq", kind="chronicall", polled_at=NOW, **known)),
     }
     narrow = shown(document, width=80, force_terminal=True, color_system="standard")
     assert "\x1b[31m" in narrow
@@ -146,9 +152,9 @@ def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings,
     assert re.search(
         r"^hq +chronicall +2m 10s +2024-05-18 11:57:50 +1 +12345 +0 +2 +3 +0 +117.7 MiB", wide, re.MULTILINE
     )
-    told = wide.splitlines()
+    lines = wide.splitlines()
     for problem in document["problems"]:
-        assert f"  → {problem['do']}" in told
+        assert f"  → {problem['do']}" in lines
     assert "nothing is wrong" in shown(document | {"problems": []}, width=80)
     monkeypatch.setenv("NO_COLOR", "1")
     plain = shown(document, width=80, force_terminal=True)
@@ -158,18 +164,20 @@ def test_the_status_fits_80_columns_and_says_everything_off_a_terminal(settings,
 def test_what_a_store_does_not_take_is_told_once_with_its_commonest_reason_and_named():
     refused = "refused this object: it answered 413"
     medium = {"source": "hq", "recording_id": "1", "media_id": "audio", "error": refused}
-    store = {
-        "bad": 0, "lacking": 0, "waiting": {"count": 3, "error": refused, "media": [medium]},
-        "verify": {"error": None, "behind": None, "enabled": True, "overdue": 0, "found": 0},
-    }  # fmt: skip
-    (problem,) = report.store_problems("main", store)
-    assert problem["what"] == f"3 media wait for it: {refused}"
+    waiting = {"count": 3, "error": refused, "media": [medium]}
+    (problem,) = told(StoreView(name="main", waiting=waiting))
+    assert (problem["condition"], problem["what"]) == ("ObjectsRefused", f"3 media wait for it: {refused}")
     assert problem["details"] == [f"hq 1 audio: {refused}", "and 2 more"]
     assert "it takes the others" in problem["do"]
-    store["waiting"] = {"count": 1, "error": "no connection", "media": [medium | {"error": "no connection"}]}
-    (problem,) = report.store_problems("main", store)
-    assert problem["what"] == "1 medium waits for it: no connection"
+    waiting = {"count": 1, "error": "no connection", "media": [medium | {"error": "no connection"}]}
+    (problem,) = told(StoreView(name="main", waiting=waiting))
+    assert (problem["condition"], problem["what"]) == ("StoreWaiting", "1 medium waits for it: no connection")
     assert "`archiver check`" in problem["do"]
+    full = str(StoreFull("the disk has no room"))
+    waiting = {"count": 1, "error": full, "media": [medium | {"error": full}]}
+    (problem,) = told(StoreView(name="main", waiting=waiting))
+    assert (problem["condition"], problem["what"]) == ("StoreFull", f"1 medium waits for it: {full}")
+    assert "make room" in problem["do"]
 
 
 async def test_flagged_media_are_counted_found_and_explained(place):

@@ -16,7 +16,8 @@ from .common import INCOMPLETE, UNREACHABLE, answer, as_json, catalog_of, consol
 def check(offline: bool, as_json: bool) -> None:
     """Validate the config; try the database, each store and each source: one line each.
 
-    Exits with 3 where one can't be used, with 1 where all can but `status` warns of a source.
+    Exits with 3 where one can't be reached, with 1 where all can but `status` says that something is wrong. What it
+    only notes is marked NOTE.
     """
     from .. import checks, render
 
@@ -31,7 +32,7 @@ def check(offline: bool, as_json: bool) -> None:
         for result in results:
             click.echo(checks.line(result))
     if not all(r.ok for r in results):
-        sys.exit(INCOMPLETE if all(r.ok or r.warning for r in results) else UNREACHABLE)
+        sys.exit(INCOMPLETE if all(r.ok or r.warning or r.refused for r in results) else UNREACHABLE)
 
 
 @click.command()

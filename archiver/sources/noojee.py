@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal
 import structlog
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import BadData, NotReady, TryAgain
+from ..errors import BadData, NotReady, TryAgain, WrongZone
 from ..http import Client
 from ..idfile import Feed, last_id
-from ..localtime import clock_hours, epoch
+from ..localtime import ZoneProof, clock_hours, epoch
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Window
 from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
@@ -109,8 +109,8 @@ class Noojee:
         self._look_ups = LookUps(self._api, options.concurrency)
         #: Has audio ever come? Then audio_path is right.
         self._heard = False
-        #: How far the server's clock is off the configured zone.
-        self._off: timedelta | None = None
+        # A call may have rung for a while before its first leg is recorded.
+        self._zone = ZoneProof(late=timedelta(seconds=90))
 
     async def check(self) -> str:
         """Looks up a call that can't exist; then, until audio came once, tries a leg's: no page tells its address."""
@@ -121,8 +121,6 @@ class Noojee:
         said = [f"meta data answers, authentication by {self._options.auth}"]
         known = await self._some(said)
         wrong = await audio_problem(self.fetch, known, said) if known and not self._heard else None
-        if self._off is not None:
-            said.append(f"its clock is {legs.minutes(self._off)} off timezone {self._options.timezone}")
         return f"warning: {wrong} ({'; '.join(said)})" if wrong else "; ".join(said)
 
     async def _some(self, said: list[str]) -> Sequence[Recording]:
@@ -238,7 +236,6 @@ class Noojee:
             recording, unread = self._reader.recording(unique_id, its, datetime.now(UTC), ended)
             unreadable += unread
             recordings += [recording] if recording else []
-            if self._off is None and recording and (off := legs.off_zone(recording)):
-                self._off, zone = off, self._options.timezone
-                log.warning("source.timezone_mismatch", source=self._name, timezone=zone, off=legs.minutes(off))
+        if off := self._zone.wrong((r.recording_id, r.started_at) for r in recordings if legs.begins(r)):
+            raise WrongZone(self._options.timezone, off)
         return Listing(recordings, unreadable)

@@ -14,7 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from .. import rows as api
-from ..localtime import made_at, meanings, whole_quarters
+from ..localtime import made_at, meanings
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Rejected
 
 #: A leg starts this long before its call, or before the end of the leg before it, at most.
@@ -78,18 +78,9 @@ def by_call(rows: Iterable[Any]) -> tuple[dict[str, list[dict[str, Any]]], list[
     return calls, rejected
 
 
-def off_zone(recording: Recording) -> timedelta | None:
-    """How far the start of leg 1 is from the UniqueId's second, where only a wrong time zone explains that."""
-    began = made_at(recording.recording_id)
-    if began is None or not recording.media or recording.media[0].ref["leg"].lstrip("0") != "1":
-        return None
-    late = recording.started_at - began
-    off = whole_quarters(late)
-    return off if off and timedelta(seconds=-10) <= late - off <= timedelta(seconds=90) else None
-
-
-def minutes(off: timedelta) -> str:
-    return f"{off.total_seconds() / 60:+.0f} min"
+def begins(recording: Recording) -> bool:
+    """Does it hold leg 1, by which it is told to begin?"""
+    return bool(recording.media) and recording.media[0].ref["leg"].lstrip("0") == "1"
 
 
 def quiet(recordings: Sequence[Recording], began: datetime, now: datetime) -> timedelta:

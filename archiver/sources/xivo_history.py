@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import structlog
+
 from ..errors import BadData, NotReady
 from ..http import Client
 from ..localtime import utc
@@ -17,8 +19,23 @@ from ..rows import EPOCH, UNREADABLE, full_name, text
 from .xivo_rows import numbered
 
 #: How long an answer serves the calls that ended before it.
+log = structlog.get_logger()
+
 _KEPT = timedelta(minutes=10)
 _SECOND = timedelta(seconds=1)
+
+
+class Once:
+    """A log that says each event once."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._said: set[str] = set()
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        if event not in self._said:
+            self._said.add(event)
+            log.warning(event, source=self._source, **facts)
 
 
 class History:

@@ -6,13 +6,12 @@ The epoch in a file id (``xivocc_gateway-1459433866.13971``, an Asterisk unique 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..localtime import made_at, utc, whole_quarters
+from ..localtime import made_at, utc
 from ..model import Availability, Medium, Party, Recording, utc_text
 from ..rows import identifier, text
 
@@ -68,16 +67,6 @@ def why_missing(medium: Medium, settle: timedelta) -> str:
     ended = datetime.fromisoformat(str(medium.ref.get("ended", "1970-01-01T00:00:00Z")))
     fresh = datetime.now(UTC) - ended < settle
     return "not copied from the gateway yet?" if fresh else "purged by the recorder, or is audio_path wrong?"
-
-
-def zone_error(recordings: Sequence[Recording]) -> str | None:
-    """By how much most of (at least three) calls stand away from the epochs of their ids, in quarters of an hour."""
-    gaps = [r.started_at - made for r in recordings if (made := made_at(r.recording_id))]
-    off = Counter(q for g in gaps if abs(g - (q := whole_quarters(g))) < timedelta(minutes=1))
-    most, count = max(off.items(), key=lambda counted: counted[1], default=(timedelta(), 0))
-    if not most or count < 3 or count * 2 <= len(gaps):
-        return None
-    return f"{'-' if most < timedelta() else '+'}{abs(most)}"
 
 
 def numbered(named: str | None) -> tuple[str | None, str | None]:

@@ -18,9 +18,11 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..alarms import KINDS
+from ..conditions import CONDITIONS, Of, found
+from ..config import Alerts
 from ..engine import Engine, Tally
+from ..facts import SourceView, StoreView, Survey, places
 from ..model import Flag, State
-from ..survey import SourceView, StoreView, Survey
 from ..sync import Feed, Outlet
 from ..tally import BOUNDS, Timings
 
@@ -51,7 +53,11 @@ def exposition(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
 
 
 def families(
-    survey: Survey, engine: Engine, outlets: Mapping[str, Outlet], more: Mapping[str, float | None]
+    survey: Survey,
+    alerts: Alerts,
+    engine: Engine,
+    outlets: Mapping[str, Outlet],
+    more: Mapping[str, float | None],
 ) -> Iterable[Metric]:
     """All there is to tell; ``more`` gauges by name, where they are known."""
     yield InfoMetricFamily("archiver_build", "The program.", {"version": __version__})
@@ -66,11 +72,27 @@ def families(
     for name, value in more.items():
         if value is not None:
             yield _gauge(name, _MORE[name], {(): value})
+    yield _conditions(survey, alerts)
     yield from _sources(list(survey.sources.values()))
     yield from _stores(list(survey.stores.values()))
     yield from _work(engine.tally, [name for name in survey.sources if name in engine.feeds])
     yield from _requests(engine.feeds)
     yield from _puts(outlets)
+
+
+def _conditions(survey: Survey, alerts: Alerts) -> Metric:
+    """Of each what it holds for, and 0 where it does not; nothing of what can't be known without the database."""
+    subjects = {Of.SOURCE: survey.sources, Of.STORE: survey.stores}
+    known = [c for c in CONDITIONS if not c.outside and (c.local or not survey.blind)]
+    values = {(c.name, c.of.value, name): 0.0 for c in known for name in subjects.get(c.of, ("",))}
+    del values["DiskFull", Of.HOST.value, ""]
+    values |= {("DiskFull", Of.HOST.value, place): 0.0 for place, room in places(survey) if room is not None}
+    for each in found(survey, alerts):
+        # A part of the daemon that is stuck may be any.
+        of = "" if each.condition.name == "Stuck" else each.of
+        values[each.condition.name, each.condition.of.value, of] = 1.0
+    about = "Is it so? docs/monitoring.md lists them; some are news for people only after a while."
+    return _gauge("archiver_condition", about, values, "name", "scope", "of")
 
 
 def _sources(views: list[SourceView]) -> Iterable[Metric]:
@@ -89,7 +111,7 @@ def _sources(views: list[SourceView]) -> Iterable[Metric]:
     yield each("archived_bytes", "Bytes of archived media.", (v.bytes for v in views))
     yield each("rejected_rows", "Rows of listings that nobody could read.", (v.rejected for v in views))
     yield each("rejected_age_seconds", "Since such a row was last listed.", (v.rejected_ago for v in views))
-    yield each("poll_failed", "Did the last poll end with an error?", (v.poll_error for v in views))
+    yield each("poll_failed", "Did the last poll end with an error?", (v.error is not None for v in views))
     yield each("paused", "Is our account refused, and the source left alone for a while?", (v.paused for v in views))
     yield each("breaker_open", "Have so many requests failed that few are made?", (v.breaker_open for v in views))
     yield each("concurrency", "Requests that this process may make at once.", (v.slots for v in views))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from aiohttp import web
 
+from ..conditions import unready
 from ..survey import Surveyor
 from . import metrics
 
@@ -76,11 +77,13 @@ class Server:
         return web.json_response({"alive": not stuck, "stuck": stuck}, status=503 if stuck else 200)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        because = list((await self._surveyor.look()).unready())
+        alerts = self._surveyor.archive.config.alerts
+        because = list(unready(await self._surveyor.look(), alerts))
         return web.json_response({"ready": not because, "because": because}, status=503 if because else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         survey = await self._surveyor.look()
-        told = metrics.families(survey, self._surveyor.engine, self._surveyor.archive.outlets, self._more())
+        archive = self._surveyor.archive
+        told = metrics.families(survey, archive.config.alerts, self._surveyor.engine, archive.outlets, self._more())
         page, content_type = metrics.exposition(told, request.headers.get("Accept", ""))
         return web.Response(body=page, headers={"Content-Type": content_type})

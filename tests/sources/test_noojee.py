@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from archiver.errors import BadData, Gone, NotReady, Refused, TryAgain
+from archiver.errors import BadData, Gone, NotReady, Refused, TryAgain, WrongZone
 from archiver.idfile import Feed, line_id
 from archiver.localtime import clock_hours, epoch
 from archiver.model import Availability, Direction, ListingKey, Medium, Recording, Window
@@ -544,18 +544,17 @@ def test_a_unique_id_begins_with_a_second(unique_id, second):
     assert epoch(unique_id) == second
 
 
-async def test_a_wrong_time_zone_is_warned_about_once_and_told_by_check(live, tmp_path):
+async def test_a_source_with_a_wrong_time_zone_is_refused_until_it_is_right(live, tmp_path):
     ids = tmp_path / "ids"
     calls = [a_call(live, start=datetime.now(UTC) - n * HOUR) for n in (2, 3, 4)]
     ids.write_text("".join(f"{live.unique_id(c)}\n" for c in calls))
     async with reading(live, timezone="Australia/Perth", ids_file=ids) as source:
-        with capture_logs() as logs:
+        # One call may look like it by chance.
+        await source.look_up([live.unique_id(calls[0])])
+        with pytest.raises(WrongZone, match=r"timezone Australia/Perth is off by \+[23]:00:00"):
             await source.look_up([live.unique_id(c) for c in calls])
-            said = await source.check()
-        warned = [entry for entry in logs if entry["event"] == "source.timezone_mismatch"]
-        assert len(warned) == 1
-        assert warned[0]["off"] in {"+120 min", "+180 min"}
-        assert "off timezone Australia/Perth" in said
+        with pytest.raises(WrongZone):
+            await source.follow(None)
 
 
 async def test_the_right_time_zone_is_not_warned_about(live, tmp_path):

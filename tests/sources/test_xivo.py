@@ -1,6 +1,7 @@
 """XiVO: the contract, the vendor's page statement by statement, and the quirks of a recorder without time zones."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 from urllib.parse import parse_qs
@@ -11,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from archiver.errors import BadData, Gone, NotReady, Overflow, Refused, TryAgain
+from archiver.errors import BadData, Gone, NotReady, Overflow, Refused, TryAgain, WrongZone
 from archiver.model import Availability, Chapter, Direction, Listing, Medium, Window
 from archiver.ports import Acknowledges, Details, Follows, LooksUp
 from archiver.simulators.base import Clock
@@ -188,7 +189,8 @@ class TestTheVendorsPage:
         sim._check_filter = bodies.append
         async with reading(sim, page_size=7) as source:
             await source.list(around(NOW))
-        assert bodies == [{"start": "2024-05-18 12:59:59", "end": "2024-05-18 15:00:00", "direction": "all"}]
+        week = {"start": "2024-05-11 14:59:59", "end": "2024-05-18 15:00:00", "direction": "all"}
+        assert bodies == [{"start": "2024-05-18 12:59:59", "end": "2024-05-18 15:00:00", "direction": "all"}, week]
         assert sim.seen[0].method == "POST"
         assert sim.seen[0].query == "page=1&pageSize=7"
         assert sim.seen[0].headers["Accept"] == sim.seen[0].headers["Content-Type"] == "application/json"
@@ -402,7 +404,7 @@ class TestPaging:
         async with reading(sim) as source:
             listing = await source.list(around(NOW))
         assert listing == Listing([], [])
-        assert sim.count("list") == 1
+        assert [s.query for s in sim.seen] == ["page=1&pageSize=100", "page=1&pageSize=20"], "and a look at the week"
 
     async def test_a_short_page_that_promises_more_is_not_the_end(self, sim):
         sim.add_calls(NOW - HOUR, NOW - 2 * MINUTE, 3)
@@ -509,26 +511,32 @@ class TestLocalTime:
                 assert [r.recording_id for r in (await source.list(window)).recordings] == [sim.file_id(call)]
 
     @pytest.mark.parametrize(("zone", "off"), [("UTC", "+2:00:00"), ("Asia/Kolkata", "-3:30:00")])
-    async def test_a_wrong_time_zone_is_warned_of_once_and_said_by_check(self, live, zone, off):
+    async def test_a_source_with_a_wrong_time_zone_is_refused_until_it_is_right(self, live, zone, off):
         live.timezone = "Etc/GMT-2"
         now = live.clock.now()
-        calls = live.add_calls(now - 10 * HOUR, now - 9 * HOUR, 6)
+        live.add_calls(now - 10 * HOUR, now - 9 * HOUR, 6)
         async with reading(live, timezone=zone) as source:
-            with capture_logs() as logs:
-                await source.list(around(now, timedelta(days=1)))
-                await source.list(around(now, timedelta(days=1)))
-            said = await source.check()
-        assert said.startswith("warning: ")
-        (warning,) = logs
-        assert warning == {
-            "event": "source.timezone_mismatch",
-            "log_level": "warning",
-            "source": "pbx",
-            "timezone": zone,
-            "off": off,
-        }
-        assert off in said
-        assert not any(c.caller in str(logs) for c in calls)
+            for _ in range(2):
+                with pytest.raises(WrongZone, match=re.escape(f"timezone {zone} is off by {off}")):
+                    await source.list(around(now, timedelta(days=1)))
+                with pytest.raises(WrongZone):
+                    await source.check()
+            # Somebody sets the recorder's clock to it.
+            live.timezone = zone
+            assert len((await source.list(around(now, timedelta(days=1)))).recordings) == 6
+
+    async def test_a_wrong_time_zone_is_proved_by_calls_of_several_windows_each_counted_once(self, live):
+        live.timezone = "Etc/GMT-2"
+        now = live.clock.now()
+        for hours in (10, 8, 6):
+            live.add_call(now - hours * HOUR, MINUTE)
+        async with reading(live, timezone="UTC") as source:
+            for hours in (10, 8, 10, 8):
+                at = now - (hours - 2) * HOUR
+                assert len((await source.list(Window(at - MINUTE, at + MINUTE))).recordings) == 1
+            at = now - 4 * HOUR
+            with pytest.raises(WrongZone):
+                await source.list(Window(at - MINUTE, at + MINUTE))
 
     async def test_a_right_time_zone_is_not_doubted(self, live):
         now = live.clock.now()
@@ -881,7 +889,7 @@ class TestHistory:
         async with reading(live, history=True) as source:
             (got,) = (await source.list(around(now - timedelta(days=9)))).recordings
             assert await source.detail(got) == got
-        assert len(live.seen) == 1
+        assert {s.on for s in live.seen} == {"list"}
 
     async def test_one_answer_serves_all_calls_that_ended_before_it(self, live):
         now = live.clock.now()
