@@ -213,7 +213,7 @@ class Seaweed(Server):
             "-master.electionTimeout=1s",
             f"-volume.port={ports['volume']}",
             f"-volume.port.grpc={ports['volume.grpc']}",
-            "-volume.max=100",
+            "-volume.max=500",
             "-volume.minFreeSpace=1",
             "-volume.preStopSeconds=0",
             "-filer",
