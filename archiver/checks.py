@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+from . import identity
 from .catalog import Catalog, newest
 from .config import Config, SourceConfig, StoreConfig
 from .errors import ArchiverError, CatalogDown, with_advice
@@ -91,12 +92,18 @@ async def _warnings(config: Config, catalog: Catalog) -> list[Result]:
     """What `status` warns of."""
     try:
         document = await status(config, catalog)
+        who = await identity.problems(config, catalog)
     except CatalogDown as error:
         return [Result("database", False, with_advice(error))]
-    return [
+    told = [
         Result(f"source {name}", False, warning["text"], warning=True)
         for name, source in document["sources"].items()
         for warning in source["warnings"]
+    ]
+    return told + [
+        Result(f"{p['of']} {p['name']}", False, f"{p['what']} → {p['do']}", warning=p["level"] != "error")
+        for p in who
+        if p["level"] != "note"
     ]
 
 

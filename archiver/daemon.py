@@ -19,7 +19,7 @@ import structlog
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from . import config, live, reload, report, sync, wiring
+from . import config, identity, live, reload, report, sync, wiring
 from . import log as logs
 from .catalog import newest, other_version
 from .config import Stamp
@@ -109,6 +109,7 @@ class Daemon:
                 self._scheduler.add_job(_give_memory_back, trigger("60s"), misfire_grace_time=None)
                 self._scheduler.start()
                 notify("READY=1")
+                await self._say_who_is_who()
                 log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
                 await self._stop.wait()
                 notify("STOPPING=1")
@@ -158,7 +159,8 @@ class Daemon:
 
     def _tell(self, answered: Sequence[Path]) -> None:
         """Others may know which config is live, and that their requests are answered."""
-        told = live.record(self.archive.config, self._loaded_at, self._started_at, self._changes, self.refused)
+        asked = {name: feed.question for name, feed in self.archive.feeds.items() if feed.question is not None}
+        told = live.record(self.archive.config, self._loaded_at, self._started_at, self._changes, self.refused, asked)
         try:
             if self._beacon.lit():
                 self._beacon.tell(told)
@@ -180,6 +182,7 @@ class Daemon:
         else:
             watch.files = files
             self._taken(group, taken)
+            await self._say_who_is_who()
         notify("READY=1")
 
     def _refuse(self, problems: list[str], sha256: str | None) -> None:
@@ -189,6 +192,17 @@ class Daemon:
             which = f"{(sha256 or 'none')[:12]} is not taken, the config loaded at {utc_text(self._loaded_at)} stays"
             log.error("config.kept", error=f"SHA-256 {which}")
         self.refused = self.archive.catalog.clock.now(), sha256, problems
+
+    async def _say_who_is_who(self) -> None:
+        """What a changed config may have made another recorder, or put out of reach."""
+        with contextlib.suppress(CatalogDown):
+            for problem in await identity.problems(self.archive.config, self.archive.catalog):
+                if problem["level"] != "note":
+                    log.error(
+                        "identity.problem",
+                        error=f"{problem['of']} {problem['name']}: {problem['what']}",
+                        do=problem["do"],
+                    )
 
     def _taken(self, group: asyncio.TaskGroup, taken: reload.Taken) -> None:
         new, changes = self.archive.config, taken.changes

@@ -76,10 +76,12 @@ def record(
     started_at: datetime,
     changes: Mapping[str, Sequence[str]],
     refused: tuple[datetime, str | None, Sequence[str]] | None,
+    questions: Mapping[str, str],
 ) -> Document:
-    """``changes``: by kind, the names that differ from the config before.
+    """``questions``: by source what is to be answered before it is polled.
 
-    ``refused``: when which file (its SHA-256) could not be taken, and why.
+    ``changes``: by kind, the names that differ from the config before. ``refused``: when which file (its SHA-256) could
+    not be taken, and why.
     """
     at, sha256, problems = refused or (None, None, ())
     return {
@@ -89,6 +91,7 @@ def record(
         "config": {"path": str(config.path), "sha256": config.sha256, "loaded_at": utc_text(loaded_at)},
         "changes": {kind: list(names) for kind, names in changes.items()},
         "refused": {"at": utc_text(at), "sha256": sha256, "problems": list(problems)} if at is not None else None,
+        "questions": dict(questions),
     }
 
 

@@ -151,11 +151,10 @@ async def _recordings(
                 lines += len(part.documents)
                 size += part.size
                 if part.problem is not None:
-                    source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
                     progress = replace(
                         progress,
                         damaged=[*progress.damaged, f"{part.key}: {part.problem}"],
-                        distrusted=sorted({*progress.distrusted, source}),
+                        distrusted=sorted({*progress.distrusted, part.folder}),
                     )
                 if part.last:
                     progress = replace(

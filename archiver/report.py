@@ -9,7 +9,7 @@ from typing import Any
 
 from apscheduler.triggers.cron import CronTrigger
 
-from . import live
+from . import identity, live
 from .alarms import Watched, watch
 from .catalog import LATELY, Catalog, Document
 from .config import Config
@@ -86,9 +86,18 @@ async def status(config: Config, catalog: Catalog) -> Document:
         counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
         stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
     daemon = _daemon(config)
+    who = await identity.problems(config, catalog)
+    # A poll that waits for an answer says the same.
+    asked = {problem["what"] for problem in who}
     found = [
         *daemon_problems(daemon),
-        *(p for name, s in sources.items() for p in problems_of(name, s, config, now)),
+        *who,
+        *(
+            problem
+            for name, s in sources.items()
+            for problem in problems_of(name, s, config, now)
+            if not any(what in problem["what"] for what in asked)
+        ),
         *(p for name, s in stores.items() for p in store_problems(name, s)),
     ]
     found.sort(key=lambda problem: problem["level"] == "note")

@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from . import identity
 from .catalog import Catalog, Need
 from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
@@ -58,8 +59,16 @@ class Archive:
         stack, old = AsyncExitStack(), self.feeds.get(source.name)
         gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0, pace=Pace()))
         feed = make_feed(source, outlets, self.catalog, stack, gate)
+        # Of all sources that the config has when it is asked.
+        feed.ask = lambda: identity.ask(self.catalog, source.name, source.options, self.config.sources)
         self._closers[id(feed)] = stack
         return feed
+
+    async def ask(self) -> dict[str, str]:
+        """By source what is to be answered before it is polled (see identity.py). Raises CatalogDown."""
+        for feed in self.feeds.values():
+            feed.question = await feed.ask() if feed.ask is not None else None
+        return {name: feed.question for name, feed in self.feeds.items() if feed.question is not None}
 
     async def close(self, *things: Feed | Outlet) -> None:
         for thing in things:
@@ -147,6 +156,7 @@ async def opened(config: Config, need: Need = Need.MIGRATED) -> AsyncIterator[Ar
         archive.outlets |= {name: archive.open_outlet(store) for name, store in config.stores.items()}
         enabled = {name: source for name, source in config.sources.items() if source.options.enabled}
         archive.feeds |= {name: archive.open_feed(source, archive.outlets) for name, source in enabled.items()}
+        await archive.ask()
         yield archive
 
 
