@@ -991,6 +991,9 @@ FROM recordings r WHERE source = $1 AND key_at >= $2 AND missing_since IS NOT NU
 BIND = """
 UPDATE sources SET kind = $2, origin = $3, account = $4, told = NULL, poll_error = NULL WHERE name = $1"""
 
+#: The reason of what was not archived when its recorder was replaced.
+REPLACED_WHY = "its recorder was replaced before it was archived"
+
 #: Another recorder stands behind the name: nothing of it was listed.
 REPLACED = (
     """UPDATE sources SET covered = '{}', cursor = NULL, told = NULL, polled_at = NULL, poll_error = NULL,
@@ -1013,8 +1016,20 @@ told AS (
     WHERE (r.source, r.recording_id) = (l.source, l.recording_id))
 SELECT source, recording_id, media_id FROM lost"""
 
+#: Of an earlier recorder, with the ids that are told now; is it the same call (of a recorder that was moved)?
 FORMER = """
-SELECT recording_id FROM recordings WHERE source = $1 AND former AND recording_id = ANY($2) ORDER BY 1"""
+SELECT r.recording_id,
+    (r.started_at, r.caller, r.callee) IS NOT DISTINCT FROM (t.started_at, t.caller, t.callee) AS same
+FROM unnest($2::text[], $3::timestamptz[], $4::text[], $5::text[]) AS t (recording_id, started_at, caller, callee)
+JOIN recordings r ON r.source = $1 AND r.recording_id = t.recording_id WHERE r.former ORDER BY 1"""
+
+#: What could not be had from the old recorder can be had from the new one.
+STILL_THERE = (
+    """UPDATE recordings SET former = false
+WHERE source = $1 AND recording_id = ANY($2) AND first_listed_at <= $3""",
+    f"""UPDATE media SET state = 'pending', error = NULL, due_at = $3
+WHERE source = $1 AND recording_id = ANY($2) AND state = 'gone' AND error = '{REPLACED_WHY}'""",
+)
 
 SET_RECORDING_ASIDE = (
     """UPDATE recordings SET recording_id = $3, undescribed = true, revision = revision + 1
@@ -2641,29 +2656,37 @@ class Catalog:
         await self.source(source, kind, default_start=default, start=start, origin=origin, account=account)
 
     @_repeated
-    async def replaced(self, source: str, kind: str, origin: str, account: str | None, why: str) -> int:
+    async def replaced(self, source: str, kind: str, origin: str, account: str | None) -> int:
         """Another recorder is there: nothing of it is listed yet. How many media of the old one were never archived.
 
-        They are gone, for the reason ``why``; what is archived stays.
+        They are gone, with REPLACED_WHY as reason; what is archived stays.
         """
         now = self.clock.now()
         async with self._transaction() as c:
             for statement in REPLACED:
                 await c.execute(statement, source, timeout=3600)
-            lost = await c.fetch(LOST_WITH_IT, source, why, timeout=3600)
-            await self._remember(c, now, [(*row, "gone", why) for row in lost])
+            lost = await c.fetch(LOST_WITH_IT, source, REPLACED_WHY, timeout=3600)
+            await self._remember(c, now, [(*row, "gone", REPLACED_WHY) for row in lost])
             await c.execute(BIND, source, kind, origin, account)
         return len(lost)
 
     @_repeated
-    async def set_former_aside(self, source: str, recording_ids: Sequence[str]) -> list[str]:
-        """Recordings of an earlier recorder that have one of these ids get another, for the present one uses it."""
+    async def set_former_aside(self, source: str, told: Sequence[Recording]) -> list[str]:
+        """Recordings of an earlier recorder whose ids other calls have now get another id; which ones."""
+        now = self.clock.now()
+        columns = [
+            list(column)
+            for column in zip(*((r.recording_id, r.started_at, r.caller, r.callee) for r in told), strict=True)
+        ]
         async with self._transaction() as c:
-            found = [row[0] for row in await c.fetch(FORMER, source, list(recording_ids))]
-            stamp = f"{self.clock.now():%Y%m%dT%H%M%S}"
+            rows = await c.fetch(FORMER, source, *columns)
+            found = [row["recording_id"] for row in rows if not row["same"]]
             for recording_id in found:
                 for statement in SET_RECORDING_ASIDE:
-                    await c.execute(statement, source, recording_id, f"{recording_id}~{stamp}")
+                    await c.execute(statement, source, recording_id, f"{recording_id}~{now:%Y%m%dT%H%M%S}")
+            if same := [row["recording_id"] for row in rows if row["same"]]:
+                for statement in STILL_THERE:
+                    await c.execute(statement, source, same, now)
         return found
 
     async def marker(self, store: str) -> str | None:

@@ -44,7 +44,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
     async with AsyncExitStack() as stack:
         catalog, result = await _database(config, stack)
         results.append(result)
-        outlets = open_outlets(config, stack)
+        outlets = open_outlets(config, stack, catalog)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
         results += await asyncio.gather(*tried)

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.rejected,
         getting.get,
     ),
-    "Tell who is who": (identity.source, identity.rename),
+    "Tell who is who": (identity.source, identity.store, identity.rename),
     "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }
 

@@ -503,6 +503,7 @@ class Engine:
         async with contextlib.AsyncExitStack() as stack:
             sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
             try:
+                self.spool.demand_room()
                 with span("download", source=feed.name, media=len(claims)):
                     delivered = await source.fetch_batch([c.medium for c in claims], sinks)
             except (SourceError, SpoolDown) as error:

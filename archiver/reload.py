@@ -17,7 +17,7 @@ from .engine import Engine
 from .errors import ArchiverError, CatalogDown, ConfigError
 from .log import redact
 from .sync import Feed, Outlet
-from .wiring import Archive
+from .wiring import Archive, recognise
 
 log = structlog.get_logger()
 
@@ -112,6 +112,7 @@ async def take(archive: Archive, engine: Engine, new: Config) -> Taken:
     kept = {name: feed for name, feed in archive.feeds.items() if name not in taken.stopped}
     _replace(archive.feeds, kept | feeds)
     archive.config, archive.spool.memory, engine.transfers = new, new.memory, new.transfers
+    archive.spool.reserve = new.reserve
     for name, asked in questions.items():
         archive.feeds[name].question = asked
     for feed in feeds.values():
@@ -143,14 +144,15 @@ async def _outlets(archive: Archive, new: Config, changes: Changes, opened: list
     for name in (*changes.stores_added, *changes.stores_changed):
         fresh[name] = archive.open_outlet(new.stores[name])
         opened.append(fresh[name])
-    results = await asyncio.gather(*(_proved(outlet) for outlet in fresh.values()))
+    results = await asyncio.gather(*(_proved(outlet, archive) for outlet in fresh.values()))
     if problems := [redact(f"{new.path.name}: {problem}") for problem in results if problem]:
         raise ConfigError(problems)
     return {name: fresh.get(name) or archive.outlets[name] for name in new.stores}
 
 
-async def _proved(outlet: Outlet) -> str | None:
+async def _proved(outlet: Outlet, archive: Archive) -> str | None:
     try:
+        await recognise(outlet, archive.catalog)
         await outlet.store.check()
     except ArchiverError as error:
         return " ".join(f"stores.{outlet.name}: {error}".split())

@@ -580,7 +580,7 @@ async def record(
     unknown = list(listing.recordings) if anew else await catalog.unknown(feed.name, listing.recordings)
     if unknown:
         # A recorder that stood here before may have given one of these ids to another call.
-        await catalog.set_former_aside(feed.name, [recording.recording_id for recording in unknown])
+        await catalog.set_former_aside(feed.name, unknown)
     digests: dict[str, bytes] = {}
     if isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True):
         # By their rows alone the next listing is to know them.
@@ -789,6 +789,7 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
     """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
     with spool.sink() as sink:
         try:
+            spool.demand_room()
             with overheard() as heard:
                 if (claim.error or "").startswith(MISMATCH):
                     claim = await _asked_anew(feed, claim, catalog)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from archiver.room import lacking, reserve_of
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.sources.xivo import XivoOptions
+from archiver.stores.names import MARKER
 from tests import commands
 from tests.commands import DAY, Place
 
@@ -310,6 +319,22 @@ async def test_what_waits_of_the_old_recorder_waits_for_the_answer_and_is_never_
     assert await place.held() == place.truth()
 
 
+async def test_the_same_calls_on_another_recorder_are_the_same_recordings_and_what_waited_comes_from_there(place):
+    old = XivoSimulator()
+    await place.add("hq", old, start=DAY)
+    calls(old, 4)
+    old.fault("status", "audio", times=-1, value=500, match=old.file_id(old.calls[0]))
+    await place.run("backfill", "--source", "hq", *HOURS, code=1)
+    new = XivoSimulator(seed=77)
+    await replaced(place, new)
+    # All that it had was moved, and tells a little more than before.
+    new.calls += [dataclasses.replace(call, note="moved") for call in old.calls]
+    await place.run("source", "hq", "--another")
+    await place.run("backfill", "--source", "hq", *HOURS)
+    assert [r["state"] for r in await listed(place)] == ["archived"] * 4
+    assert await place.held() == place.truth()
+
+
 async def test_another_token_or_password_is_no_question_and_another_user_is(place):
     sim = await filled(place, ImagicleSimulator(), 2)
     sim.password = place.config["sources"]["hq"]["password"] = "a-new-one"
@@ -392,3 +417,148 @@ async def test_a_recorder_that_was_set_up_anew_at_the_same_address_is_noticed(pl
     assert (await place.json("source", "hq", "--another"))["answer"] == "another"
     await place.run("sync")
     assert [len(await listed(place)), (await place.run("check")).code] == [8, 0]
+
+
+# -- another disk ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def a_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A small disk of its own, mounted there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+async def test_nothing_goes_to_another_disk_than_the_one_that_was_there(place):
+    with a_disk(place.store, "32m"):
+        sim = await filled(place, XivoSimulator())
+        checked = await place.run("check")
+        assert f"on tmpfs, mounted at {place.store.resolve()}" in checked.out
+        assert (place.store / MARKER).is_file()
+        assert (await place.run("verify", "--orphans")).code == 0
+        first = place.objects()
+    # The mount point is there, and empty.
+    calls(sim, 2, after=timedelta(hours=1), tag="b")
+    refused = await place.run("backfill", "--source", "hq", *HOURS, "--relist", code=3)
+    assert "another disk?" in refused.err
+    assert place.objects() == {}
+    assert "another disk?" in (await place.run("check", code=3)).out
+    told = await place.json("verify", code=3)
+    assert (told["stores"]["disk"]["bad"], told["stores"]["disk"]["missing"]) == (0, 0)
+    assert "another disk" in (await place.run("store", "disk", code=1)).out
+    with a_disk(place.store, "32m"):
+        assert "another disk?" in (await place.run("sync", code=3)).err
+        for key, data in first.items():
+            (place.store / key).parent.mkdir(parents=True, exist_ok=True)
+            (place.store / key).write_bytes(data)
+        # Moved with all that is on it.
+        await place.run("backfill", "--source", "hq", *HOURS, "--relist")
+        assert await place.held() == place.truth()
+
+
+async def test_a_new_disk_is_taken_once_somebody_says_so(place):
+    await filled(place, XivoSimulator())
+    shutil.rmtree(place.store)
+    place.store.mkdir()
+    assert "another disk?" in (await place.run("sync", code=3)).err
+    assert (await place.json("store", "disk", "--accept"))["right"]
+    await place.run("verify", "--even-if-empty")
+    assert await place.held() == place.truth()
+
+
+async def test_a_store_of_an_earlier_version_gets_its_marker_silently_and_only_where_its_copies_are(place):
+    await filled(place, XivoSimulator())
+    (place.store / MARKER).unlink()
+    await postgres_execute(place, "DELETE FROM stores")
+    kept = place.folder / "kept"
+    place.store.rename(kept)
+    place.store.mkdir()
+    assert "another disk?" in (await place.run("sync", code=3)).err
+    place.store.rmdir()
+    kept.rename(place.store)
+    await place.run("backfill", "--source", "hq", *HOURS, "--relist")
+    assert (place.store / MARKER).is_file()
+    assert "its own disk" in (await place.run("store", "disk")).out
+
+
+async def test_a_disk_that_is_taken_away_under_a_running_daemon_stops_its_puts_until_it_is_back(place):
+    now = commands.datetime.now(commands.UTC)
+    with a_disk(place.store, "32m"):
+        sim = await place.add("hq", XivoSimulator(), poll="1s")
+        sim.add_call(now - timedelta(hours=2), timedelta(seconds=2))
+        running = await place.start("run")
+        await commands.until(lambda: any(key.endswith(".wav") for key in place.objects()))
+        away = place.folder / "away"
+        away.mkdir()
+        subprocess.run(["mount", "--bind", str(place.store), str(away)], check=True)
+        subprocess.run(["umount", "-l", str(place.store)], check=True)
+        try:
+            sim.add_call(now - timedelta(hours=1), timedelta(seconds=2))
+            await running.said("another disk?")
+            assert place.objects() == {}
+            subprocess.run(["mount", "--bind", str(away), str(place.store)], check=True)
+            await commands.until(lambda: sum(key.endswith(".wav") for key in place.objects()) == 2)
+        finally:
+            subprocess.run(["umount", "-l", str(away)], check=False)
+        assert (await running.end(commands.signal.SIGTERM)).code == 0
+
+
+# -- room ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reserve_is_a_gibibyte_or_two_percent_and_of_a_small_disk_a_tenth():
+    assert reserve_of(100 << 30) == 2 * reserve_of(10 << 30) == 2 << 30
+    assert reserve_of(10 << 30) == 1 << 30
+    assert reserve_of(1000 << 30) == (1000 << 30) // 50
+    assert reserve_of(10 << 20) == 1 << 20
+
+
+async def test_a_disk_is_never_filled_below_its_reserve_and_it_goes_on_by_itself(place):
+    now = commands.datetime.now(commands.UTC)
+    with a_disk(place.store, "4m"):
+        place.config["stores"]["disk"]["reserve"] = "3MiB"
+        sim = await place.add("hq", XivoSimulator(), poll="1s")
+        for i in range(12):
+            sim.add_call(now - timedelta(minutes=100 + i), timedelta(seconds=9))
+        running = await place.start("run")
+        await running.said("stay free")
+        await asyncio.sleep(3)
+        assert shutil.disk_usage(place.store).free >= 3 << 20
+        subprocess.run(["mount", "-o", "remount,size=32m", str(place.store)], check=True)
+        await commands.until(lambda: sum(key.endswith(".wav") for key in place.objects()) == 12)
+        assert (await running.end(commands.signal.SIGTERM)).code == 0
+
+
+async def test_nothing_is_downloaded_while_the_disk_of_data_dir_is_filled_to_its_reserve(place):
+    now = commands.datetime.now(commands.UTC)
+    with a_disk(place.folder / "var", "8m"):
+        place.config["reserve"] = "9MiB"
+        sim = await place.add("hq", XivoSimulator())
+        sim.add_call(now - timedelta(hours=1), timedelta(seconds=2))
+        done = await place.run("sync", code=1)
+        assert done.err.count("disk.reserve") == 1
+        assert place.requests("audio") == 0
+        assert "stay free" in (await listed(place))[0]["media"][0]["error"]
+        place.config["reserve"] = "1MiB"
+        await place.run("sync", "--wait", "2m")
+        assert await place.held() == place.truth()
+
+
+async def test_a_disk_without_room_for_more_files_is_full(tmp_path):
+    with a_disk(tmp_path / "disk", "8m,nr_inodes=50") as disk:
+        assert lacking(disk, None) is None
+        for i in range(200):
+            try:
+                (disk / str(i)).touch()
+            except OSError:
+                break
+        assert "room for 0 files only" in (lacking(disk, None) or "")

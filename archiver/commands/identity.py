@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import answer, as_json, catalog_of, known, load, run
+from ..ports import Marked
+from .common import INCOMPLETE, answer, as_json, catalog_of, known, load, run
 from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
@@ -61,11 +63,45 @@ async def _answer(config: Config, name: str, answered: str | None) -> dict[str, 
         if answered == "same":
             await catalog.bind(name, *whom)
         elif there:
-            why = "its recorder was replaced before it was archived"
-            document["gone"] = await catalog.replaced(name, *whom, why)
+            document["gone"] = await catalog.replaced(name, *whom)
         else:
             await catalog.adopt(name, *whom, start=options.start)
         return document
+
+
+@click.command(short_help="Say that a store's folder is on the right disk.")
+@click.argument("name", type=STORE, metavar="NAME")
+@click.option("--accept", is_flag=True, help="What lies there now is the store.")
+@as_json
+def store(name: str, accept: bool, as_json: bool) -> None:
+    """Say that what lies at a store's path now is the store, although its disk is another than before.
+
+    Without --accept: whether it is. `archiver verify --store NAME` brings back what that disk lacks.
+    """
+    from .. import wiring
+    from ..catalog import Need
+
+    config = load()
+    if name not in config.stores:
+        raise click.UsageError(f'there is no store "{name}"; the config has {", ".join(sorted(config.stores))}')
+
+    async def work() -> tuple[str | None, str | None]:
+        async with wiring.opened(config, Need.SAME) as archive:
+            outlet = archive.outlets[name]
+            if accept:
+                await wiring.accept(outlet, archive.catalog)
+            there = await outlet.store.marker() if isinstance(outlet.store, Marked) else None
+            return await archive.catalog.marker(name), there
+
+    known, there = run(work())
+    if as_json:
+        answer({"store": name, "known": known, "there": there, "right": known is None or known == there})
+    elif known is None:
+        click.echo(f"{name}: no disk is known of it; any will do")
+    else:
+        click.echo(f"{name}: {'its own disk' if known == there else 'another disk than before'} is there")
+    if known is not None and known != there:
+        sys.exit(INCOMPLETE)
 
 
 @click.group(short_help="Take over a new name from the config.")

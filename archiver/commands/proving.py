@@ -55,6 +55,8 @@ def verify(
         async with wiring.opened(config, Need.SAME) as archive:
             engine, left, found = archive.engine(), limit, {}
             outlets = [name for name in archive.outlets if store in {None, name}]
+            for name in outlets if even_if_empty else ():
+                await wiring.accept(archive.outlets[name], archive.catalog)
             totals = (await archive.catalog.totals()).items()
             held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
             with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:

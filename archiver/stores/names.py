@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 
+#: In the root of a store that is a folder: it tells this disk from another. No key, and never listed.
+MARKER = ".archiver-store.json"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
@@ -15,6 +17,11 @@ def temporary_name() -> str:
 
 def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_ours(name: str) -> bool:
+    """Is it no object, but a file of the store's own?"""
+    return is_temporary(name) or name == MARKER
 
 
 def fault_of(key: str) -> str | None:
@@ -30,4 +37,6 @@ def fault_of(key: str) -> str | None:
         return "has a part of more than 255 bytes"
     if is_temporary(names[-1]):
         return "looks like a temporary file"
+    if key == MARKER:
+        return "is the name of the store's own marker"
     return None
