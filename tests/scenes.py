@@ -36,7 +36,7 @@ class Scene:
 
         async def so() -> bool:
             left = await wrong(self.daemon)
-            if left & {"StoreDown", "BreakerOpen", "SourceRefused", "ArchiveLag", "MediaFailing"}:
+            if left & {"StoreDown", "BreakerOpen", "SourceRefused", "ArchiveLag", "MediaFailing", "LedgerGaps"}:
                 # What was tried too early is tried again.
                 self.rig.advance(timedelta(seconds=20))
             return not left

@@ -324,10 +324,11 @@ async def the_store_s_server_fails(it: Stage) -> AsyncIterator[None]:
     it.proxy.refuse("/", "PUT", status=503, code="ServiceUnavailable")
     it.call()
 
-    async def pending() -> bool:
-        return "pending" in await it.rig.states()
+    async def waits() -> bool:
+        media = [m for d in (await it.rig.documents()).values() for m in d["media"]]
+        return any("store far" in (m["error"] or "") for m in media)
 
-    await eventually(pending)
+    await eventually(waits)
     it.rig.advance(5 * HOUR)
     yield
     it.proxy.refuses.clear()
