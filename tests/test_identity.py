@@ -412,7 +412,7 @@ async def test_a_recorder_that_was_set_up_anew_at_the_same_address_is_noticed(pl
         call.extra["file_id"] = f"anew-{i}"
     sim._files.clear()
     await place.run("sync", code=None)
-    told = await place.run("check", code=3)
+    told = await place.run("check", code=1)
     assert "4 calls that are no longer listed are listed under other ids" in told.out
     assert (await place.json("source", "hq", "--another"))["answer"] == "another"
     await place.run("sync")
