@@ -230,3 +230,19 @@ async def test_an_object_that_a_store_refuses_keeps_no_other_waiting(status, cod
             rig.advance(timedelta(hours=7))
             await rig.sync()
             assert await rig.states() == {"archived": 30}
+
+
+async def test_what_failed_is_claimed_behind_what_never_did(tmp_path, database, clock):
+    sim = a_recorder(calls=1)
+    (old,) = sim.expected(sim.calls[0])
+    async with archiving(tmp_path, database, sim, clock=clock) as rig:
+        sim.fault("status", "audio", times=1, match=old, value=500)
+        await rig.sync()
+        rig.advance(MINUTE)
+        # It has been due for long when others come.
+        new = [sim.add_call(clock.now() - MINUTE, timedelta(seconds=2)) for _ in range(2)]
+        await rig.poll()
+        claimed = [(await rig.catalog.claim({"pbx": 1}, MINUTE))[0] for _ in range(3)]
+        names = [claim.medium.recording_id for claim in claimed]
+        assert sorted(names[:2]) == sorted(name for call in new for name in sim.expected(call))
+        assert names[2] == old
