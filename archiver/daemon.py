@@ -327,7 +327,7 @@ class Daemon:
             seconds=round(time.monotonic() - began, 3),
             error=polled.error,
         )
-        return polled.more and polled.error is None
+        return polled.more and not polled.down
 
     async def _verify_forever(self) -> None:
         """Read copies back, a part of the cycle at a time; one process at a time does it for a store."""
