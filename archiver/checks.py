@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .catalog import Catalog, newest
-from .conditions import CONDITIONS, Level
+from .conditions import BY_NAME, Level
 from .config import Config, SourceConfig, StoreConfig
 from .errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from .log import redact
@@ -17,8 +17,6 @@ from .report import status
 from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
 from .words import number, plain
-
-CONDITION = {condition.name: condition for condition in CONDITIONS}
 
 
 class Result(NamedTuple):
@@ -51,7 +49,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
     async with AsyncExitStack() as stack:
         catalog, result = await _database(config, stack)
         results.append(result)
-        outlets = open_outlets(config, stack)
+        outlets = open_outlets(config, stack, catalog)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
         results += await asyncio.gather(*tried)
@@ -106,7 +104,7 @@ async def _conditions(config: Config, catalog: Catalog, failed: Collection[str])
     for problem in document["problems"]:
         of, name = problem["of"], problem["name"]
         what = f"{of} {name}" if of != name else name
-        condition = CONDITION[problem["condition"]]
+        condition = BY_NAME[problem["condition"]]
         if condition.idle or (condition.tried and what in failed):
             continue
         wrong = condition.level is Level.ERROR

@@ -13,7 +13,7 @@ import sys
 import click
 
 from . import __version__
-from .commands import archiving, completing, first_config, getting, proving, reading, running, setting_up
+from .commands import archiving, completing, first_config, getting, identity, proving, reading, running, setting_up
 from .commands.common import INCOMPLETE, UNREACHABLE, USAGE
 from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError, with_advice
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.rejected,
         getting.get,
     ),
+    "Tell who is who": (identity.source, identity.store, identity.rename),
     "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }
 

@@ -62,7 +62,7 @@ _LARGEST = 1 << 20
 _DEEPEST = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_ledger", "_verified", "_canary"}
+_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary"}
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
@@ -95,6 +95,8 @@ class Config:
     transfers: int
     #: Bytes of media held in memory at most.
     memory: int
+    #: Bytes of data_dir's disk that stay free; None: see room.py.
+    reserve: int | None
     #: ``embedded`` or ``postgresql://…``
     database_url: SecretStr
     #: None: nothing is served.
@@ -204,8 +206,18 @@ def entry(
 
 
 def diff(old: Config, new: Config) -> Changes:
-    plain = ("data_dir", "transfers", "memory", "database_url", "http_listen", "heartbeat_url", "log_level", "verify")
-    more = ("alerts", "traces_endpoint")
+    plain = (
+        "data_dir",
+        "transfers",
+        "memory",
+        "reserve",
+        "database_url",
+        "http_listen",
+        "heartbeat_url",
+        "log_level",
+        "verify",
+    )
+    more = ("alerts", "traces_endpoint", "reserve")
     return Changes(
         sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
         sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
@@ -365,6 +377,7 @@ class _Top(Strict):
     data_dir: Path | None = None
     transfers: int = Field(default=32, ge=1, le=10_000)
     memory: Size = Field(default=256 << 20, ge=1 << 20)
+    reserve: Size | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     heartbeat_url: WebAddress | None = None
     verify: VerifyOptions = VerifyOptions()
@@ -405,6 +418,7 @@ class _Reader:
             data_dir=data_dir,
             transfers=top.transfers,
             memory=top.memory,
+            reserve=top.reserve,
             database_url=top.database.url,
             http_listen=top.http.listen,
             heartbeat_url=top.heartbeat_url,

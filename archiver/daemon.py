@@ -20,7 +20,7 @@ from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from . import config, live, reload, report, sync, wiring
+from . import conditions, config, identity, live, reload, report, sync, wiring
 from . import log as logs
 from .catalog import LONGEST_PAUSE, newest, other_version
 from .config import Stamp
@@ -115,6 +115,7 @@ class Daemon:
                 self._ring(_give_memory_back, "60s")
                 self._scheduler.start()
                 notify("READY=1")
+                await self._say_who_is_who()
                 log.info("daemon.ready", sources=sorted(self.archive.feeds), stores=sorted(self.archive.outlets))
                 await self._stop.wait()
                 notify("STOPPING=1")
@@ -180,8 +181,9 @@ class Daemon:
 
     def _tell(self, answered: Sequence[Path]) -> None:
         """Others may know which config is live, and that their requests are answered."""
+        asked = {name: feed.question for name, feed in self.archive.feeds.items() if feed.question is not None}
         how = self._loaded_at, self._started_at, self._changes, self.refused
-        told = live.record(self.archive.config, *how, seen=self._seen)
+        told = live.record(self.archive.config, *how, seen=self._seen, questions=asked)
         try:
             if self._beacon.lit():
                 self._beacon.tell(told)
@@ -203,6 +205,7 @@ class Daemon:
         else:
             watch.files = files
             self._taken(group, taken)
+            await self._say_who_is_who()
         notify("READY=1")
 
     def _refuse(self, problems: list[str], sha256: str | None) -> None:
@@ -212,6 +215,14 @@ class Daemon:
             which = f"{(sha256 or 'none')[:12]} is not taken, the config loaded at {utc_text(self._loaded_at)} stays"
             log.error("config.kept", error=f"SHA-256 {which}")
         self.refused = self.archive.catalog.clock.now(), sha256, problems
+
+    async def _say_who_is_who(self) -> None:
+        """What a changed config may have made another recorder, or put out of reach."""
+        with contextlib.suppress(CatalogDown):
+            for problem in await identity.problems(self.archive.config, self.archive.catalog):
+                if (condition := conditions.BY_NAME[problem["condition"]]).level is not conditions.Level.NOTE:
+                    of = f"{condition.of} {problem['of']}".strip()
+                    log.error("identity.problem", error=f"{of}: {problem['what']}", do=problem["do"])
 
     def _taken(self, group: asyncio.TaskGroup, taken: reload.Taken) -> None:
         new, changes = self.archive.config, taken.changes

@@ -50,6 +50,8 @@ AHEAD = 0.25
 SPARING = 9
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
+#: What waits for an answer (Feed.question) is looked at again so often; each poll asks whether it came.
+ASKED = timedelta(seconds=10)
 #: And a run that has nothing to do until another process has finished, or what failed is due again.
 SOON = 0.5
 
@@ -91,6 +93,8 @@ class Lane:
         until = [o.health.until for o in feed.outlets.values() if o.health.probing and not o.health.trying]
         until += [feed.health.until] if feed.health.probing else []
         until += [feed.paused_until] if feed.paused_until and now < feed.paused_until else []
+        # Asked again with each poll.
+        until += [now + ASKED] if feed.question is not None else []
         moments = [moment for moment in until if moment is not None]
         return max(moments) if moments else None
 
@@ -502,6 +506,7 @@ class Engine:
         async with contextlib.AsyncExitStack() as stack:
             sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
             try:
+                self.spool.demand_room()
                 with span("download", source=feed.name, media=len(claims)):
                     delivered = await source.fetch_batch([c.medium for c in claims], sinks)
             except (SourceError, SpoolDown) as error:
@@ -771,7 +776,7 @@ class Engine:
         source = feed.source
         if not isinstance(source, Acknowledges) or not source.acknowledges:
             return
-        if feed.paused_until or feed.health.open(self.catalog.clock.now()):
+        if feed.question or feed.paused_until or feed.health.open(self.catalog.clock.now()):
             return
         with using(feed):
             for of, recording_id, attempts in await self.catalog.outbox(feed.name, LEASE, 50):

@@ -13,6 +13,7 @@ from typing import Any
 from .catalog import Document, Numbers
 from .model import State, Window
 from .options import SourceOptions, VerifyOptions
+from .room import reserve_of
 from .schedule import late, next_poll
 from .windows import merge, subtract
 
@@ -34,6 +35,8 @@ class SourceView:
     missed: bool = False
     #: What went wrong with the last poll.
     error: str | None = None
+    #: Is somebody to say first which recorder it is (Survey.identity)? Until then it is not polled.
+    asked: bool = False
     gaps: int = 0
     gap_seconds: float = 0.0
     first_gap: Window | None = None
@@ -89,8 +92,9 @@ class StoreView:
     verify_overdue: float = 0.0
     #: Does the daemon read copies back?
     verified_by_itself: bool = True
-    #: Of the disk, where it is one of this host's.
+    #: Of the disk, where it is one of this host's; and how much of it is to stay free (None: see room.py).
     disk: Room | None = None
+    reserve: int | None = None
     #: What it did not take yet: count, the commonest error, some of the media.
     waiting: Document = field(default_factory=dict)
     #: Media that were archived before it was a store of their source.
@@ -115,10 +119,13 @@ class Survey:
     stores: Mapping[str, StoreView] = field(default_factory=dict)
     #: Parts of the daemon that are under way and have not moved for too long.
     stuck: tuple[str, ...] = ()
-    #: Of the disk that holds data_dir.
+    #: Of the disk that holds data_dir; and how much of it is to stay free (None: see room.py).
     disk: Room | None = None
+    reserve: int | None = None
     #: Why the daemon does not run with the config on disk.
     stale_config: tuple[str, ...] = ()
+    #: Who is who: condition, of, what, do (identity.problems).
+    identity: tuple[Document, ...] = ()
     #: This host's daemon was killed, and none runs.
     died: bool = False
     #: Was the heartbeat not taken for too long?
@@ -206,6 +213,7 @@ def source_view(
         polled_at=polled_at,
         missed=polled_at is not None and late(options.poll, polled_at, now),
         error=row["poll_error"] if row else None,
+        asked=bool(told.get("asked")),
         gaps=len(gaps),
         gap_seconds=sum(gap.length.total_seconds() for gap in gaps),
         first_gap=gaps[0] if gaps else None,
@@ -240,6 +248,7 @@ def store_view(
     told: Document,
     down_why: str | None = None,
     disk: Room | None = None,
+    reserve: int | None = None,
 ) -> StoreView:
     held = [value for (_, of), value in numbers.totals.items() if of == name] if numbers else []
     unverified = numbers.unverified.get(name) if numbers else None
@@ -253,6 +262,7 @@ def store_view(
         verify_overdue=age(unverified + verify.cycle + verify.period, now) if unverified is not None else 0.0,
         verified_by_itself=verify.enabled,
         disk=disk,
+        reserve=reserve,
         waiting=told.get("waiting", {}),
         lacking=told.get("lacking", 0),
         verify=told.get("verify", {}),
@@ -269,6 +279,10 @@ def age(moment: datetime, now: datetime) -> float:
     return max(0.0, (now - moment).total_seconds())
 
 
-def places(survey: Survey) -> Iterable[tuple[str, Room | None]]:
-    """The disks of this host by what they hold."""
-    return [("data_dir", survey.disk), *((name, store.disk) for name, store in survey.stores.items())]
+def places(survey: Survey) -> Iterable[tuple[str, Room, int]]:
+    """The disks of this host by what they hold: their room, and how much of it is to stay free."""
+    told = [("data_dir", survey.disk, survey.reserve)]
+    told += [(name, store.disk, store.reserve) for name, store in survey.stores.items()]
+    for name, room, reserve in told:
+        if room is not None:
+            yield name, room, reserve_of(room[1]) if reserve is None else reserve

@@ -46,6 +46,11 @@ def verified_key(prefix: str, source: str, now: datetime) -> str:
     return f"{prefix}_verified/{safe(source)}/{now:%Y/%m/%d}/{ulid(now)}.jsonl"
 
 
+def renamed_key(prefix: str, stamp: str) -> str:
+    """``{prefix}_renamed/{ulid}.jsonl``; sorts by the moment of the renaming."""
+    return f"{prefix}_renamed/{stamp}.jsonl"
+
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 

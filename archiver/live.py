@@ -78,10 +78,12 @@ def record(
     refused: tuple[datetime, str | None, Sequence[str]] | None,
     *,
     seen: Document,
+    questions: Mapping[str, str],
 ) -> Document:
-    """``changes``: by kind, the names that differ from the config before.
+    """``questions``: by source what is to be answered before it is polled.
 
-    ``refused``: when which file (its SHA-256) could not be taken, and why. ``seen``: what only the daemon sees.
+    ``changes``: by kind, the names that differ from the config before. ``refused``: when which file (its SHA-256) could
+    not be taken, and why. ``seen``: what only the daemon sees.
     """
     at, sha256, problems = refused or (None, None, ())
     return {
@@ -92,6 +94,7 @@ def record(
         "changes": {kind: list(names) for kind, names in changes.items()},
         "refused": {"at": utc_text(at), "sha256": sha256, "problems": list(problems)} if at is not None else None,
         "seen": seen,
+        "questions": dict(questions),
     }
 
 

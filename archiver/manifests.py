@@ -11,20 +11,20 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from .errors import SpoolDown, StoreError
+from .errors import ObjectFailed, SpoolDown, StoreError
 from .http import loads
-from .layout import ledger_key, manifest_key, safe, verified_key
+from .layout import ledger_key, manifest_key, renamed_key, safe, verified_key
 from .model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, utc_text
 from .ports import Store
 from .scope import Row, Unlisted, listed
@@ -89,6 +89,15 @@ async def write_verified(
     return key
 
 
+async def write_renamed(
+    store: Store, prefix: str, what: Literal["source", "store"], old: str, new: str, stamp: str
+) -> str:
+    """That what was written before ``stamp`` (a ULID) calls ``old`` what is ``new`` now; its key. Raises StoreError."""
+    key = renamed_key(prefix, stamp)
+    await store.put(key, Body.of(_sealed({"what": what, "old": old, "new": new})))
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class Part(Generic[T]):
     """Some lines of one object, in their order."""
@@ -101,6 +110,8 @@ class Part(Generic[T]):
     problem: str | None
     #: Nothing of this object follows.
     last: bool
+    #: Of a manifest, its source's name now, as a folder's name.
+    folder: str = ""
 
 
 async def read(
@@ -113,15 +124,25 @@ async def read(
     where it is the store that fails.
     """
     row = row or Row(good=after or None)
-    async with aclosing(_all(store, f"{prefix}_manifests/", under, after, spool, _recording, row)) as parts:
+    # Who looks into one folder looks for what is told there, whatever it was called before.
+    names, base = await _names(store, prefix, spool, all_needed=not under), f"{prefix}_manifests/"
+    check = partial(_recording, folders=names.folders) if names.folders else _recording
+    async with aclosing(_all(store, base, under, after, spool, check, row)) as parts:
         async for part in parts:
-            yield part
+            stamp = _stamp(part.key)
+            for recording in part.documents if names.renamed else ():
+                names.of_recording(stamp, recording)
+            yield replace(part, folder=names.now("folder", part.key.removeprefix(base).split("/")[0], stamp))
 
 
 async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
     """What :func:`write_verified` wrote, by source, oldest first; problems as in :func:`read`. Raises StoreError."""
+    names = await _names(store, prefix, spool)
     async with aclosing(_all(store, f"{prefix}_verified/", "", "", spool, _verification, Row())) as parts:
         async for part in parts:
+            for told in part.documents:
+                told["source"] = names.now("source", told["source"], _stamp(part.key))
+                told["store"] = names.now("store", told["store"], _stamp(part.key))
             yield part
 
 
@@ -169,22 +190,76 @@ async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerato
     Raises StoreError where it is the store that fails.
     """
     base, row = f"{prefix}_ledger/", Row()
+    names = await _names(store, prefix, spool)
     newest: dict[str, deque[str]] = {}
     async for found in listed(store, base, "", row):
         if isinstance(found, Unlisted):
             yield Part(found.key, [], 0, f"it can't be listed: {found.why}", last=True)
         else:
-            newest.setdefault(found.key.rsplit("/", 1)[0], deque(maxlen=_OLDER_LEDGERS)).append(found.key)
+            # A source that was renamed has one ledger, in two folders.
+            folder = names.now("folder", found.key.removeprefix(base).split("/")[0], _stamp(found.key))
+            newest.setdefault(folder, deque(maxlen=2 * _OLDER_LEDGERS)).append(found.key)
     for keys in newest.values():
-        for key in reversed(keys):
+        for key in sorted(keys, key=_stamp, reverse=True):
             told: list[dict[str, Any]] = []
             problem = None
             async with aclosing(_read(store, base, [key], spool, _ledger, row)) as parts:
                 async for part in parts:
                     told, problem = told or part.documents[:1], problem or part.problem
+            for ledger in told:
+                ledger["source"] = names.now("source", ledger["source"], _stamp(key))
             yield Part(key, told if problem is None else [], 0, problem, last=True)
             if problem is None:
                 break
+
+
+class _Names:
+    """What was renamed when: names in what was written before are those of now."""
+
+    def __init__(self) -> None:
+        #: ULID, what, old, new; oldest first. A folder is what a source's name is as a key.
+        self.renamed: list[tuple[str, str, str, str]] = []
+        #: By source the folders in which its media may lie.
+        self.folders: dict[str, set[str]] = {}
+
+    def add(self, stamp: str, what: str, old: str, new: str) -> None:
+        self.renamed.append((stamp, what, old, new))
+        if what == "source":
+            self.renamed.append((stamp, "folder", safe(old), safe(new)))
+            self.folders.setdefault(new, {safe(new)}).update({safe(old)} | self.folders.get(old, set()))
+
+    def now(self, what: str, name: str, stamp: str) -> str:
+        for at, of, old, new in self.renamed:
+            if of == what and old == name and at > stamp:
+                name = new
+        return name
+
+    def of_recording(self, stamp: str, told: Recording) -> None:
+        told.source = self.now("source", told.source, stamp)
+        for medium in told.media:
+            for copy in medium.copies:
+                copy.store = self.now("store", copy.store, stamp)
+            # One that was put twice, under either name, is one.
+            medium.copies = list({(copy.store, copy.key): copy for copy in medium.copies}.values())
+            if medium.stores is not None:
+                medium.stores = list(dict.fromkeys(self.now("store", name, stamp) for name in medium.stores))
+
+
+async def _names(store: Store, prefix: str, spool: Spool, *, all_needed: bool = True) -> _Names:
+    """Raises StoreError, also (where ``all_needed``) for one renaming that can't be read: no name is certain then."""
+    names, base = _Names(), f"{prefix}_renamed/"
+    async with aclosing(_all(store, base, "", "", spool, _renaming, Row())) as parts:
+        async for part in parts:
+            if part.problem is not None and all_needed:
+                raise ObjectFailed(f"{part.key}: {part.problem}; without it no name in this store is certain")
+            for told in part.documents:
+                names.add(_stamp(part.key), told["what"], told["old"], told["new"])
+    return names
+
+
+def _stamp(key: str) -> str:
+    """The ULID in the name of one of ours."""
+    return key.rpartition("/")[2].partition(".")[0]
 
 
 async def _read(
@@ -361,18 +436,33 @@ class _Verification(Struct):
             _held("keys", key)
 
 
+class _Renaming(Struct):
+    what: Literal["source", "store"]
+    old: str
+    new: str
+
+    def __post_init__(self) -> None:
+        _name(self.old)
+        _name(self.new)
+
+
 class _Ledger(Struct):
     source: str
     kind: str
     start: str
     covered: list[tuple[str, str]]
     cursor: str | None
+    #: From where it was listed; earlier versions told neither.
+    origin: str | None = None
+    account: str | None = None
 
     def __post_init__(self) -> None:
         _name(self.source)
         _name(self.kind)
         _moment("start", self.start)
         _held("cursor", self.cursor or "")
+        _held("origin", self.origin or "")
+        _held("account", self.account or "")
         if any(_moment("covered", start) >= _moment("covered", end) for start, end in self.covered):
             raise ValueError("a span ends before it starts")
 
@@ -425,8 +515,11 @@ _RECORDING = msgspec.json.Decoder(Recording)
 _READABLE = {name: msgspec.json.Decoder(kind).decode for name, kind in get_type_hints(_Kept).items()}
 
 
-def _recording(folder: str, row: bytes) -> Recording:
-    """A line of a manifest. Raises ValueError where it is no recording of the folder's source."""
+def _recording(folder: str, row: bytes, folders: Mapping[str, Collection[str]] | None = None) -> Recording:
+    """A line of a manifest. Raises ValueError where it is no recording of the folder's source.
+
+    ``folders``: by source all in which its media may lie, where it was renamed.
+    """
     try:
         told = _read_at_once(row)
     except (ValueError, RecursionError, msgspec.MsgspecError):
@@ -438,7 +531,7 @@ def _recording(folder: str, row: bytes) -> Recording:
         if len({(copy.store, copy.key) for copy in medium.copies}) < len(medium.copies):
             raise ValueError("a copy is told twice")
         for copy in medium.copies:
-            _named(copy, told, medium)
+            _named(copy, told, medium, (folders or {}).get(told.source, (_folder(told.source),)))
             of_now = copy.sha256 == medium.sha256
             if of_now != (copy.sha256[:12] == (medium.sha256 or "")[:12]) or (of_now and copy.size != medium.size):
                 raise ValueError("a copy is not of the bytes that its medium has")
@@ -474,16 +567,25 @@ def _read_with_care(row: bytes) -> Recording:
     return told
 
 
-def _named(copy: Copy, told: Recording, medium: Medium) -> None:
+_ASIDE = re.compile(r"(.+)~[0-9]{8}T[0-9]{6}", re.DOTALL)
+
+
+def _named(copy: Copy, told: Recording, medium: Medium, folders: Collection[str]) -> None:
     """Is the key the one that such a copy gets? (layout.media_key; its day stays when the call's start changes)"""
     stem, _, ext = copy.key.rpartition(".")
-    tail = f"/{safe(told.recording_id)}/{safe(medium.media_id)}-{copy.sha256[:12]}"
+    # One that was set aside got its id later (catalog.set_former_aside).
+    recording_id = told.recording_id
+    while not stem.endswith(f"/{safe(recording_id)}/{safe(medium.media_id)}-{copy.sha256[:12]}"):
+        if (aside := _ASIDE.fullmatch(recording_id)) is None:
+            break
+        recording_id = aside[1]
+    tail = f"/{safe(recording_id)}/{safe(medium.media_id)}-{copy.sha256[:12]}"
     day = stem[: -len(tail)][-11:]
     prefix = stem[: -len(tail) - 11]
     if (
         not stem.endswith(tail)
         or not re.fullmatch("/[0-9]{4}/[0-9]{2}/[0-9]{2}", day)
-        or not prefix.endswith(_folder(told.source))
+        or not prefix.endswith(tuple(folders))
         or not re.fullmatch("[a-z0-9]+", ext)
         or {".", ".."} & set(prefix.split("/"))
     ):
@@ -493,6 +595,12 @@ def _named(copy: Copy, told: Recording, medium: Medium) -> None:
 def _verification(folder: str, row: bytes) -> dict[str, Any]:
     bare = _unsealed(row)
     _of(folder, msgspec.convert(bare, _Verification).source)
+    return bare
+
+
+def _renaming(_folder: str, row: bytes) -> dict[str, Any]:
+    bare = _unsealed(row)
+    msgspec.convert(bare, _Renaming)
     return bare
 
 

@@ -6,11 +6,13 @@ A source's or store's own options live beside its class, in a model that extends
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import inspect
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
@@ -217,6 +219,15 @@ class SourceOptions(Strict):
             raise ValueError('is no base URL; write it like "http://10.0.0.101:9080", without user, query or fragment')
         return url.rstrip("/")
 
+    @field_validator("base_url")
+    @classmethod
+    def _port_is_one(cls, url: str) -> str:
+        try:
+            urlsplit(url).port  # noqa: B018 - it raises
+        except ValueError:
+            raise ValueError("has a port that is no number up to 65535") from None
+        return url
+
     @field_validator("timezone")
     @classmethod
     def _timezone_is_known(cls, name: str | None) -> str | None:
@@ -254,6 +265,31 @@ class SourceOptions(Strict):
         if len(poll.split()) != 5 and duration(poll) < timedelta(seconds=1):
             raise ValueError("is too short; poll at most once a second")
         return poll
+
+    @property
+    def origin(self) -> str:
+        """Where the recorder is: scheme, host, port and the API's root, however they are written."""
+        parts = urlsplit(self.base_url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+    @property
+    def sees_as(self) -> str | None:
+        """Who asks, where that decides what is shown. Not a token: those are changed, and show the same."""
+        return getattr(self, "username", None)
+
+    @property
+    def many_tenants(self) -> bool:
+        """Is its address one for many customers, told apart by their tokens?"""
+        return False
+
+    @property
+    def account(self) -> str | None:
+        """A hash of :attr:`sees_as`, of use only to see whether it is another."""
+        if (who := self.sees_as) is None:
+            return None
+        return hashlib.sha256(f"{self.kind}\0{self.origin}\0{who}".encode()).hexdigest()[:16]
 
     @property
     def zone(self) -> ZoneInfo:

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 PAGE = 500
 LEASE = timedelta(minutes=15)
 #: Folders of our own beside the sources'.
-_OURS = ("_manifests/", "_ledger/", "_verified/", "_canary/")
+_OURS = ("_manifests/", "_ledger/", "_verified/", "_renamed/", "_canary/")
 
 
 @dataclass(slots=True)
@@ -53,10 +53,16 @@ async def find(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spoo
     """Look through all that the store holds below its prefix."""
     report, row = Orphans(), Row()
     page: dict[str, int] = {}
+    known = {outlet.name, *(name for feed in feeds.values() for name in feed.outlets)}
 
     async def look() -> None:
-        for key in await catalog.unknown_keys(outlet.name, list(page)):
-            why = await _adopt(catalog, outlet, feeds, spool, key, row)
+        unknown = await catalog.unknown_keys(outlet.name, list(page))
+        renamed = await catalog.kept_elsewhere(known, unknown)
+        for key in unknown:
+            why = (
+                f"a copy in store {renamed[key]}, as the catalog has it; was that renamed?" if key in renamed else None
+            )
+            why = why or await _adopt(catalog, outlet, feeds, spool, key, row)
             # Between the listing and now a running transfer may have been committed.
             if why is not None and await catalog.unknown_keys(outlet.name, [key]):
                 report.left.append((key, page[key], why))

@@ -187,11 +187,10 @@ async def _recordings(
                 size += part.size
                 if part.problem is not None:
                     # Of one that can't be listed (a folder) nobody knows which manifests it holds.
-                    source = part.key.removeprefix(f"{outlet.prefix}_manifests/").split("/")[0]
                     progress = replace(
                         progress,
                         damaged=list(dict.fromkeys([*progress.damaged, f"{part.key}: {part.problem}"])),
-                        distrusted=sorted({*progress.distrusted, source}),
+                        distrusted=sorted({*progress.distrusted, part.folder}),
                     )
                 if part.last:
                     read = progress.manifests + (not part.key.endswith("/"))

@@ -11,12 +11,13 @@ from pathlib import Path
 import structlog
 
 from . import config as configs
+from . import identity
 from .config import Changes, Config, Stamp
 from .engine import Engine
-from .errors import ArchiverError, ConfigError
+from .errors import ArchiverError, CatalogDown, ConfigError
 from .log import redact
 from .sync import Feed, Outlet
-from .wiring import Archive
+from .wiring import Archive, recognise
 
 log = structlog.get_logger()
 
@@ -101,6 +102,7 @@ async def take(archive: Archive, engine: Engine, new: Config) -> Taken:
     except BaseException:
         await archive.close(*opened)
         raise
+    questions = await _questions(archive, new)
     taken.renewed = sorted(feeds)
     taken.stopped = sorted(n for n in archive.feeds if n not in new.sources or not new.sources[n].options.enabled)
     taken.retired = [archive.feeds[name] for name in archive.feeds if name in feeds or name in taken.stopped]
@@ -110,11 +112,25 @@ async def take(archive: Archive, engine: Engine, new: Config) -> Taken:
     kept = {name: feed for name, feed in archive.feeds.items() if name not in taken.stopped}
     _replace(archive.feeds, kept | feeds)
     archive.config, archive.spool.memory, engine.transfers = new, new.memory, new.transfers
+    archive.spool.reserve = new.reserve
+    for name, asked in questions.items():
+        archive.feeds[name].question = asked
     for feed in feeds.values():
         engine.put(feed)
     for name in taken.stopped:
         await engine.remove(name)
     return taken
+
+
+async def _questions(archive: Archive, new: Config) -> dict[str, str | None]:
+    """By enabled source what is to be answered before it is polled; a database that is away is asked with each poll."""
+    enabled = {name: source.options for name, source in new.sources.items() if source.options.enabled}
+    try:
+        return {
+            name: await identity.ask(archive.catalog, name, options, new.sources) for name, options in enabled.items()
+        }
+    except CatalogDown:
+        return {}
 
 
 def _replace(there: dict[str, Feed] | dict[str, Outlet], new: Mapping[str, Feed] | Mapping[str, Outlet]) -> None:
@@ -128,14 +144,15 @@ async def _outlets(archive: Archive, new: Config, changes: Changes, opened: list
     for name in (*changes.stores_added, *changes.stores_changed):
         fresh[name] = archive.open_outlet(new.stores[name])
         opened.append(fresh[name])
-    results = await asyncio.gather(*(_proved(outlet) for outlet in fresh.values()))
+    results = await asyncio.gather(*(_proved(outlet, archive) for outlet in fresh.values()))
     if problems := [redact(f"{new.path.name}: {problem}") for problem in results if problem]:
         raise ConfigError(problems)
     return {name: fresh.get(name) or archive.outlets[name] for name in new.stores}
 
 
-async def _proved(outlet: Outlet) -> str | None:
+async def _proved(outlet: Outlet, archive: Archive) -> str | None:
     try:
+        await recognise(outlet, archive.catalog)
         await outlet.store.check()
     except ArchiverError as error:
         return " ".join(f"stores.{outlet.name}: {error}".split())

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from . import conditions, disks, live
+from . import conditions, disks, identity, live
 from .alarms import Watched, watch
 from .catalog import Catalog, Document, Numbers
 from .conditions import Found, Level
@@ -81,7 +81,10 @@ async def status(config: Config, catalog: Catalog) -> Document:
         counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
         stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
     daemon = _daemon(config)
-    document: Document = {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores}
+    who = await identity.problems(config, catalog)
+    for name, source in sources.items():
+        source["asked"] = any((p["condition"], p["of"]) == ("SourceChanged", name) for p in who)
+    document: Document = {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores, "identity": who}
     found = conditions.found(await _survey(config, numbers, document, now), config.alerts)
     return document | {"problems": problems(found)}
 
@@ -116,8 +119,9 @@ async def _survey(config: Config, numbers: Numbers, document: Document, now: dat
             told=document["stores"][name],
             down_why=seen.stores.get(name),
             disk=rooms.get(paths[name]) if name in paths else None,
+            reserve=getattr(store.options, "reserve", None),
         )
-        for name in config.stores
+        for name, store in config.stores.items()
     }
     return Survey(
         at=now,
@@ -126,7 +130,9 @@ async def _survey(config: Config, numbers: Numbers, document: Document, now: dat
         stores=stores,
         stuck=seen.stuck,
         disk=rooms.get(config.data_dir),
+        reserve=config.reserve,
         stale_config=tuple(daemon["stale"]) if daemon is not None else (),
+        identity=tuple(document["identity"]),
         died=daemon is None and live.died(config.data_dir),
         heartbeat_missing=seen.heartbeat_missing,
         undelivered=seen.undelivered,

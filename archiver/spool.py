@@ -12,8 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
+import structlog
+
 from .errors import SpoolDown
 from .model import Body
+from .room import lacking
+
+log = structlog.get_logger()
 
 _STEP = 1 << 20
 #: A longer body goes to a file whatever room there is: joined it would take twice its length, and few are so long.
@@ -23,9 +28,12 @@ _LONGEST_IN_MEMORY = 8 << 20
 class Spool:
     """Hands out sinks that share ``memory`` bytes; what does not fit goes to files in ``folder``."""
 
-    def __init__(self, folder: Path, memory: int) -> None:
+    def __init__(self, folder: Path, memory: int, reserve: int | None = None) -> None:
+        """``reserve``: so much of its disk stays free (None: see room.py)."""
         self.folder = folder
         self.memory = memory
+        self.reserve = reserve
+        self._lacked = False
         self.used = 0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -35,6 +43,18 @@ class Spool:
             with contextlib.suppress(OSError), file.open("rb") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink(missing_ok=True)
+
+    def demand_room(self) -> None:
+        """Raises SpoolDown where its disk, and that of an embedded database, is filled to the reserve."""
+        why = lacking(self.folder, self.reserve)
+        if (why is not None) != self._lacked:
+            self._lacked = why is not None
+            if why is not None:
+                log.error("disk.reserve", error=f"{why}; nothing is downloaded until there is room")
+            else:
+                log.info("disk.room", path=str(self.folder))
+        if why is not None:
+            raise SpoolDown(why)
 
     def sink(self) -> SpoolSink:
         return SpoolSink(self)
@@ -108,6 +128,7 @@ class SpoolSink:
 
     def _spill(self) -> None:
         """What is hashed already moves from memory to a new file."""
+        self._spool.demand_room()
         self._file, self._path = _new_file(self._spool.folder)
         self._file.write(b"".join(self._chunks))
         self._give_back()
@@ -117,6 +138,7 @@ class SpoolSink:
         self._chunks, self._waiting = [], 0
         self._hash.update(joined)
         if self._file is not None:
+            self._spool.demand_room()
             self._file.write(joined)
 
     def _give_back(self) -> None:

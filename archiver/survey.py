@@ -66,7 +66,9 @@ class Surveyor:
             stores={name: self._store(outlet, now) for name, outlet in self.archive.outlets.items()},
             stuck=seen.stuck,
             disk=self._rooms.get(self.archive.config.data_dir),
+            reserve=self.archive.config.reserve,
             stale_config=self.stale_config,
+            identity=tuple(self.told["identity"]) if self.told is not None else (),
             heartbeat_missing=seen.heartbeat_missing,
             undelivered=seen.undelivered,
         )
@@ -145,6 +147,7 @@ class Surveyor:
             told=part(self.told, "stores", outlet.name),
             down_why=outlet.health.why if outlet.health.probing else None,
             disk=self._rooms.get(path) if path else None,
+            reserve=getattr(getattr(outlet.store, "options", None), "reserve", None),
         )
 
 

@@ -15,7 +15,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from . import audio, layout, manifests
-from .catalog import Catalog, Document, Recorded, with_results
+from .catalog import Catalog, Document, Ledger, Recorded, with_results
 from .errors import (
     BadData,
     Busy,
@@ -213,6 +213,9 @@ class Feed:
     stuck: dict[Window, Stuck] = field(default_factory=dict)
     #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
     users: int = 0
+    #: Asks whether it is still the recorder that was listed before; what is to be answered before it is polled on.
+    ask: Callable[[], Awaitable[str | None]] | None = None
+    question: str | None = None
     #: The media that were refused since audio last came, though the account is welcome; and those of them that were
     #: taken from the other end of the queue, to see whether all are.
     refused: set[tuple[str, str, str]] = field(default_factory=set)
@@ -318,10 +321,10 @@ async def _poll(
 ) -> Polled:
     report = Polled()
     now = catalog.clock.now()
+    if await _asked(feed, catalog, report):
+        return report
     await catalog.expire_by(feed.name, feed.options.retention)
-    ledger = await catalog.source(
-        feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start
-    )
+    ledger = await _ledger(feed, catalog)
     if feed.gate.limit < 1:
         # Without a share of the source it would wait, and keep those waiting that have one.
         report.busy = True
@@ -351,6 +354,24 @@ async def _poll(
         if not report.down and len(feed.refused) < REFUSALS:
             await resume_source(feed, catalog)
     return report
+
+
+async def _asked(feed: Feed, catalog: Catalog, report: Polled) -> bool:
+    """Is somebody to say first which recorder this is? Until then nothing is asked of it."""
+    before, feed.question = feed.question, await feed.ask() if feed.ask is not None else None
+    if feed.question is None:
+        return False
+    if feed.question != before:
+        log.error("source.another", source=feed.name, error=feed.question)
+    report.error = feed.question
+    await catalog.polled(feed.name, report.error)
+    return True
+
+
+async def _ledger(feed: Feed, catalog: Catalog) -> Ledger:
+    options, default = feed.options, catalog.clock.now() - timedelta(hours=24)
+    whom = {"origin": options.origin, "account": options.account}
+    return await catalog.source(feed.name, feed.kind, default_start=default, start=options.start, **whom)
 
 
 async def _pieces(
@@ -562,6 +583,9 @@ async def record(
     kept = [recording for recording in unique.values() if recording.problem() is None] if odd else list(unique.values())
     listing = Listing(kept, [*listing.rejected, *rejected])
     unknown = list(listing.recordings) if anew else await catalog.unknown(feed.name, listing.recordings)
+    if unknown:
+        # A recorder that stood here before may have given one of these ids to another call.
+        await catalog.set_former_aside(feed.name, unknown)
     digests: dict[str, bytes] = {}
     if isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True):
         # By their rows alone the next listing is to know them.
@@ -694,8 +718,9 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
     report = Polled()
     if not isinstance(feed.source, LooksUp):
         raise BadData(f"a {feed.kind} source can't be asked for single call ids; use --from and --to")
-    now = catalog.clock.now()
-    await catalog.source(feed.name, feed.kind, default_start=now - timedelta(hours=24), start=feed.options.start)
+    if await _asked(feed, catalog, report):
+        return report
+    await _ledger(feed, catalog)
     for start in range(0, len(call_ids), 50):
         listing = await _looked_up(feed, catalog, feed.source, call_ids[start : start + 50])
         await _look_up_later(feed, catalog, listing.failed)
@@ -778,6 +803,7 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
     """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
     with spool.sink() as sink:
         try:
+            spool.demand_room()
             with overheard() as heard:
                 if (claim.error or "").startswith(MISMATCH):
                     claim = await _asked_anew(feed, claim, catalog)

@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from . import identity
 from .catalog import Catalog, Need
 from .config import Config, SourceConfig, StoreConfig
 from .embedded import Embedded
@@ -19,6 +20,7 @@ from .errors import ConfigError, StoreError
 from .http import Client, Gate
 from .journal import notify
 from .pace import Pace
+from .ports import Marked
 from .spool import Spool
 from .sync import Feed, Outlet, describe_changes, tell_ledgers
 from .traces import exporting
@@ -49,7 +51,7 @@ class Archive:
     def open_outlet(self, store: StoreConfig) -> Outlet:
         """A store, not asked yet, until :meth:`close`."""
         stack = AsyncExitStack()
-        outlet = make_outlet(store, stack)
+        outlet = make_outlet(store, stack, self.catalog)
         self._closers[id(outlet)] = stack
         return outlet
 
@@ -58,8 +60,16 @@ class Archive:
         stack, old = AsyncExitStack(), self.feeds.get(source.name)
         gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0, pace=Pace()))
         feed = make_feed(source, outlets, self.catalog, stack, gate)
+        # Of all sources that the config has when it is asked.
+        feed.ask = lambda: identity.ask(self.catalog, source.name, source.options, self.config.sources)
         self._closers[id(feed)] = stack
         return feed
+
+    async def ask(self) -> dict[str, str]:
+        """By source what is to be answered before it is polled (see identity.py). Raises CatalogDown."""
+        for feed in self.feeds.values():
+            feed.question = await feed.ask() if feed.ask is not None else None
+        return {name: feed.question for name, feed in self.feeds.items() if feed.question is not None}
 
     async def close(self, *things: Feed | Outlet) -> None:
         for thing in things:
@@ -108,13 +118,15 @@ async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) 
     return catalog, database
 
 
-def open_outlets(config: Config, stack: AsyncExitStack) -> dict[str, Outlet]:
-    """The stores, not asked yet, until the stack ends."""
-    return {name: make_outlet(store, stack) for name, store in config.stores.items()}
+def open_outlets(config: Config, stack: AsyncExitStack, catalog: Catalog | None = None) -> dict[str, Outlet]:
+    """The stores, not asked yet, until the stack ends. ``catalog``: knows the disks of those that are folders."""
+    return {name: make_outlet(store, stack, catalog) for name, store in config.stores.items()}
 
 
-def make_outlet(store: StoreConfig, stack: AsyncExitStack) -> Outlet:
+def make_outlet(store: StoreConfig, stack: AsyncExitStack, catalog: Catalog | None = None) -> Outlet:
     outlet = Outlet(store.name, store.cls(store.name, store.options), store.options.prefix)
+    if catalog is not None and isinstance(outlet.store, Marked):
+        outlet.store.known = partial(catalog.marker, store.name)
     stack.push_async_callback(outlet.store.close)
     return outlet
 
@@ -140,13 +152,14 @@ async def opened(config: Config, need: Need = Need.MIGRATED) -> AsyncIterator[Ar
     async with exporting(config.traces_endpoint), AsyncExitStack() as stack:
         catalog, database = await open_catalog(config, stack)
         await catalog.ready(need, _migrating)
-        spool = Spool(config.data_dir / "spool", config.memory)
+        spool = Spool(config.data_dir / "spool", config.memory, config.reserve)
         spool.clear()
         archive = Archive(config=config, catalog=catalog, database=database, outlets={}, feeds={}, spool=spool)
         stack.push_async_callback(archive.close_all)
         archive.outlets |= {name: archive.open_outlet(store) for name, store in config.stores.items()}
         enabled = {name: source for name, source in config.sources.items() if source.options.enabled}
         archive.feeds |= {name: archive.open_feed(source, archive.outlets) for name, source in enabled.items()}
+        await archive.ask()
         yield archive
 
 
@@ -197,8 +210,32 @@ async def prove_stores(archive: Archive, names: Sequence[str] | None = None) -> 
 
     async def prove(name: str) -> None:
         try:
+            await recognise(archive.outlets[name], archive.catalog)
             await archive.outlets[name].store.check()
         except StoreError as error:
             raise type(error)(f"store {name}: {error}") from error
 
     await asyncio.gather(*(prove(name) for name in sorted(needed)))
+
+
+async def recognise(outlet: Outlet, catalog: Catalog) -> None:
+    """A folder that is a store gets an id, which the catalog knows too, unless it is known already.
+
+    Raises StoreError where another disk seems to be mounted there.
+    """
+    store = outlet.store
+    if not isinstance(store, Marked) or await catalog.marker(outlet.name) is not None:
+        return
+    known = await catalog.some_copies(outlet.name)
+    if known and await store.marker() is None and not any([await store.stat(key) for key in known]):
+        raise store.stranger(None)
+    await accept(outlet, catalog)
+
+
+async def accept(outlet: Outlet, catalog: Catalog) -> str | None:
+    """The folder that lies there now is the store from now on; its id, where it is a folder."""
+    if not isinstance(outlet.store, Marked):
+        return None
+    marker = await outlet.store.mark()
+    await catalog.mark(outlet.name, marker)
+    return marker

@@ -272,7 +272,50 @@ async def a_span_is_not_listed(it: Stage) -> AsyncIterator[None]:
     it.rig.advance(11 * MINUTE)
 
 
+@causes("SourceChanged")
+async def it_was_listed_at_another_address(it: Stage) -> AsyncIterator[None]:
+    origin = it.rig.feed.options.origin
+    await it.sql("UPDATE sources SET origin = 'http://10.0.0.1:9400'")
+    yield
+    await it.sql("UPDATE sources SET origin = $1", origin)
+
+
+@causes("RecorderAnew")
+async def the_recorder_is_set_up_anew(it: Stage) -> AsyncIterator[None]:
+    sim: Any = it.rig.sim
+    before, sim.calls = sim.calls, []
+    for number, call in enumerate(before):
+        sim.add_call(call.start, call.duration, index=900 + number)
+    it.rig.advance(HOUR)
+    yield
+    sim.calls = before
+    it.rig.advance(HOUR)
+
+
+@causes("SourceTwice")
+async def the_recorder_has_two_names(it: Stage) -> AsyncIterator[None]:
+    config = it.rig.archive.config
+    twin = dataclasses.replace(config.sources["pbx"], name="twin")
+    it.rig.archive.config = dataclasses.replace(config, sources={**config.sources, "twin": twin})
+    yield
+    it.rig.archive.config = config
+
+
 # -- the store ---------------------------------------------------------------------------------------------------------
+
+
+@causes("CopiesElsewhere")
+async def the_store_has_another_name_in_the_config(it: Stage) -> AsyncIterator[None]:
+    await it.rig.catalog.rename_store(it.store, "lost")
+    yield
+    await it.rig.catalog.rename_store("lost", it.store)
+
+
+@causes("StoreForgotten")
+async def a_store_left_the_config(it: Stage) -> AsyncIterator[None]:
+    await it.sql("INSERT INTO totals (source, store, count, bytes) VALUES ('pbx', 'old', 3, 3)")
+    yield
+    await it.sql("DELETE FROM totals WHERE store = 'old'")
 
 
 @causes("StoreDown", "StoreWaiting", "ArchiveLag", far=True)

@@ -437,7 +437,8 @@ class Endless:
         self.whole, self.size = whole, size
 
     async def list(self, prefix: str, after: str = "") -> AsyncIterator[Receipt]:
-        yield Receipt(key=f"{prefix}pbx/2024/05/18/x.jsonl", size=self.size)
+        if prefix.endswith("_manifests/"):
+            yield Receipt(key=f"{prefix}pbx/2024/05/18/x.jsonl", size=self.size)
 
     async def get(self, key: str, into: Any) -> None:
         await into.write(self.whole)

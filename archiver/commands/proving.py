@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import ConfigError
 from ..model import utc_text
 from ..words import plain
 from . import progress
@@ -15,6 +16,8 @@ from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, co
 from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..config import Config
 
 
@@ -29,7 +32,7 @@ def verify(
     store: str | None, source: str | None, budget: str | None, even_if_empty: bool, orphans: bool, as_json: bool
 ) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
-    from .. import render, wiring
+    from .. import identity, render, wiring
     from ..catalog import Need
     from ..options import size as parsed
     from ..sync import tell_ledgers, tell_verified
@@ -51,6 +54,8 @@ def verify(
             await known_here(config, archive.catalog, source)
             engine, left, found = archive.engine(), limit, {}
             outlets = [name for name in archive.outlets if store in {None, name}]
+            for name in outlets if even_if_empty else ():
+                await wiring.accept(archive.outlets[name], archive.catalog)
             totals = (await archive.catalog.totals()).items()
             held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
             with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:
@@ -62,20 +67,34 @@ def verify(
                         left = max(left - found[name].bytes, 0) if left is not None else None
                     await tell_verified(archive.feeds, archive.catalog)
                     await tell_ledgers(archive.feeds, archive.catalog)
+            away.append(await identity.elsewhere(config, archive.catalog))
             return found
 
+    away: list[tuple[str, str] | None] = []
     found = run(work())
     counts = ("read", "bytes", "good", "bad", "missing", "unreadable", "repaired", "cold", "undescribed", "described")
     stores = {name: {n: getattr(v, n) for n in (*counts, "error", "findings")} for name, v in found.items()}
     # Where nothing was read, nothing is proved.
-    complete = all(v.complete for v in found.values()) and any(v.read for v in found.values())
+    complete = all(v.complete for v in found.values()) and any(v.read for v in found.values()) and not any(away)
     if as_json:
-        answer({"stores": stores, "complete": complete})
+        answer({"stores": stores, "elsewhere": _elsewhere(away), "complete": complete})
     else:
         render.verified(console(), stores, complete)
+        for line in _elsewhere(away):
+            click.echo(line)
     if not complete:
         lost = [v for v in found.values() if v.error and not v.read]
         sys.exit(UNREACHABLE if len(lost) == len(found) else INCOMPLETE)
+
+
+def _elsewhere(away: Sequence[tuple[str, str] | None]) -> list[str]:
+    """What is archived and not looked at, for no store of the config holds it."""
+    return [f"{what} → {do}" for what, do in filter(None, away)]
+
+
+def _demand_answer(source: str, asked: str | None) -> None:
+    if asked is not None:
+        raise ConfigError([f"source {source}: {asked}"])
 
 
 def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
@@ -222,20 +241,23 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
 
 def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
     """Exit code 1 where a rebuild would differ from the live catalog."""
-    from .. import wiring
+    from .. import identity, wiring
     from ..catalog import Need
     from ..rebuild import drill as rebuild_beside
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
+            away.append(await identity.elsewhere(config, archive.catalog))
             return await rebuild_beside(archive.catalog, archive.outlets[store], keys, archive.spool, sample=sample)
 
+    away: list[tuple[str, str] | None] = []
     report = run(work())
+    complete = report.complete and not any(away)
     if as_json:
         counts = ("compared", "same", "missing", "different", "unknown", "changed_meanwhile", "left_out")
         names = (*counts, "ledgers", "damaged")
-        differences = {"differences": report.names, "complete": report.complete}
+        differences = {"differences": report.names, "elsewhere": _elsewhere(away), "complete": complete}
         answer({"store": store} | {n: getattr(report, n) for n in names} | differences)
     else:
         click.echo(f"{store}: {report.compared} recordings compared, {report.same} the same")
@@ -251,9 +273,9 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
             click.echo(plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
         for source in report.ledgers:
             click.echo(f"  {source}: the store says that more was listed than the catalog does")
-        for line in report.damaged:
-            click.echo(plain(f"  damaged: {line}"))
-    if not report.complete:
+        for line in [*(f"damaged: {line}" for line in report.damaged), *_elsewhere(away)]:
+            click.echo(plain(f"  {line}"))
+    if not complete:
         sys.exit(INCOMPLETE)
 
 
@@ -281,6 +303,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
+            _demand_answer(source, archive.feeds[source].question)
             engine, options = archive.engine([source]), config.sources[source].options
             default = archive.catalog.clock.now() - timedelta(hours=24)
             await archive.catalog.source(source, options.kind, default_start=default, start=options.start)

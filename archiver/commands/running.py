@@ -69,7 +69,8 @@ def news(document: dict[str, Any]) -> list[str]:
     hints = [
         f"store {name} is new: `archiver copy --to {name}` brings there what is archived already" for name in added
     ]
-    return [f"the daemon runs with {which}", *hints]
+    asked = [f"source {name}: {question}" for name, question in document.get("questions", {}).items()]
+    return [f"the daemon runs with {which}", *hints, *asked]
 
 
 def told(as_json: bool, document: dict[str, Any] | None, *lines: str) -> None:

@@ -13,17 +13,31 @@ from collections.abc import Iterator
 
 from ..config import Alerts
 from ..facts import Survey
-from . import of_hosts, of_sources, of_stores
+from . import of_hosts, of_identity, of_sources, of_stores
 from .base import Condition, Finding, Found, Level, Of, Severity
 
-__all__ = ["CONDITIONS", "Condition", "Finding", "Found", "Level", "Of", "Severity", "found", "table", "unready"]
+__all__ = [
+    "BY_NAME",
+    "CONDITIONS",
+    "Condition",
+    "Finding",
+    "Found",
+    "Level",
+    "Of",
+    "Severity",
+    "found",
+    "table",
+    "unready",
+]
 
-CONDITIONS: tuple[Condition, ...] = (*of_hosts.CONDITIONS, *of_sources.CONDITIONS, *of_stores.CONDITIONS)
+_OF_ALL = (*of_hosts.CONDITIONS, *of_identity.CONDITIONS)
+CONDITIONS: tuple[Condition, ...] = (*_OF_ALL, *of_sources.CONDITIONS, *of_stores.CONDITIONS)
+BY_NAME = {condition.name: condition for condition in CONDITIONS}
 
 
 def found(survey: Survey, alerts: Alerts) -> list[Found]:
     """What is wrong now; where the database does not answer, only what can be said without it."""
-    told = [each for condition in of_hosts.CONDITIONS for each in condition.of_host(survey)]
+    told = [each for condition in _OF_ALL for each in condition.of_host(survey)]
     for source in survey.sources.values():
         told += [each for condition in of_sources.CONDITIONS for each in condition.of_source(source, alerts)]
     for store in survey.stores.values():

@@ -46,7 +46,7 @@ class Finding:
     do: str
     #: Which of several that one condition tells of the same source or store.
     kind: str = ""
-    #: Which part or disk, where the condition is one of the host.
+    #: Of what, where the test is one of the whole survey (``host``).
     of: str = ""
     #: A line each.
     details: tuple[str, ...] = ()

@@ -28,9 +28,10 @@ def _stuck(survey: Survey) -> Iterator[Finding]:
 
 
 def _disk_full(survey: Survey) -> Iterator[Finding]:
-    for place, room in places(survey):
-        if room is not None and room[0] < SCARCE * room[1]:
-            what = f"its disk is nearly full: {room[0] / 1e9:.1f} GB free"
+    for place, (free, total), reserve in places(survey):
+        if free < max(SCARCE * total, reserve):
+            what = f"its disk is nearly full: {free / 1e9:.1f} GB free"
+            what += f", and {reserve / 1e9:.1f} GB stay free (reserve): nothing is put there" if free < reserve else ""
             yield Finding(of=place, what=what, do="make room there, or give it a larger disk")
 
 
@@ -89,7 +90,8 @@ CONDITIONS = (
         of=Of.HOST,
         level=Level.ERROR,
         severity=Severity.CRITICAL,
-        about="less than 5 % of the disk of `data_dir` (spool, embedded database) or of a file store is free",
+        about="less than 5 %, or than the `reserve`, of the disk of `data_dir` (spool, embedded database) or of a file"
+        " store is free",
         host=_disk_full,
         local=True,
     ),

@@ -42,7 +42,7 @@ def _tried_again(view: SourceView) -> str:
 
 
 def _never(view: SourceView, _: Alerts) -> Iterator[Finding]:
-    if view.polled_at is None and not view.paused:
+    if view.polled_at is None and not view.paused and not view.asked:
         yield Finding(
             what="it was never polled", do=f"`archiver run` (the daemon), or `archiver sync {view.name}` once"
         )
@@ -76,7 +76,7 @@ _WINDOW = re.compile(r"\[(\S+), (\S+)\): (.*)", re.DOTALL)
 
 
 def _listing_fails(view: SourceView, _: Alerts) -> Iterator[Finding]:
-    if view.error is None or view.paused:
+    if view.error is None or view.paused or view.asked:
         return
     window = _WINDOW.fullmatch(view.error)
     if window is None:

@@ -59,6 +59,10 @@ class ChronicallOptions(SourceOptions):
     #: Small: the recorder serves beside recording calls.
     concurrency: int = Field(default=2, ge=1, le=1000)
 
+    @property
+    def many_tenants(self) -> bool:
+        return self.api_version == "v2"
+
     @model_validator(mode="before")
     @classmethod
     def _v2_is_another_service(cls, given: Any) -> Any:

@@ -55,6 +55,10 @@ class GenesysOptions(SourceOptions, AccountOptions, MediaOptions):
     #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/targets).
     register_archived: bool = Field(default=False, alias="register")
 
+    @property
+    def sees_as(self) -> str:
+        return f"{self.username} {self.contact_center}" if self.contact_center else self.username
+
     @model_validator(mode="after")
     def _region_is_mandatory(self) -> Self:
         if self.register_archived and not self.region:

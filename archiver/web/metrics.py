@@ -86,7 +86,7 @@ def _conditions(survey: Survey, alerts: Alerts) -> Metric:
     known = [c for c in CONDITIONS if not c.outside and (c.local or not survey.blind)]
     values = {(c.name, c.of.value, name): 0.0 for c in known for name in subjects.get(c.of, ("",))}
     del values["DiskFull", Of.HOST.value, ""]
-    values |= {("DiskFull", Of.HOST.value, place): 0.0 for place, room in places(survey) if room is not None}
+    values |= {("DiskFull", Of.HOST.value, place): 0.0 for place, _, _ in places(survey)}
     for each in found(survey, alerts):
         # A part of the daemon that is stuck may be any.
         of = "" if each.condition.name == "Stuck" else each.of
