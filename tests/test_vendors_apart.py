@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from archiver.config import kinds
+from archiver.settings.config import kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = sorted(kinds("archiver.sources"))
 #: Where each vendor's own files lie; tests, docs and the example config name vendors too.
-OWN = [ROOT / "archiver" / folder for folder in ("sources", "targets", "simulators")]
+OWN = [ROOT / "archiver" / folder for folder in ("sources", "simulators")]
 SHARED = [
     file
     for folder in ("archiver", "sql", "systemd", ".ci")

@@ -14,9 +14,9 @@ from typing import BinaryIO, Self
 
 import structlog
 
-from .errors import SpoolDown
-from .model import Body
-from .room import lacking
+from ..common.room import lacking
+from ..errors import SpoolDown
+from ..model import Body
 
 log = structlog.get_logger()
 

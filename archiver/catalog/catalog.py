@@ -29,9 +29,9 @@ import asyncpg
 import msgspec
 import structlog
 
-from . import libpq, manifests, sqlstates
-from .clock import Clock
-from .errors import (
+from ..common import libpq
+from ..common.clock import Clock
+from ..errors import (
     CatalogBusy,
     CatalogDamaged,
     CatalogDown,
@@ -43,7 +43,7 @@ from .errors import (
     CatalogRefused,
     with_advice,
 )
-from .model import (
+from ..model import (
     Availability,
     Claim,
     Copy,
@@ -61,6 +61,8 @@ from .model import (
     is_flat,
     utc_text,
 )
+from ..proof import manifests
+from . import sqlstates
 
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
 ANCIENT = datetime(1990, 1, 1, tzinfo=UTC)
@@ -2859,7 +2861,7 @@ class Drill:
 def migrations() -> list[tuple[int, str, str]]:
     """(number, name, text) of each file of sql/, in order."""
     folder = resources.files("archiver") / "sql"
-    files: Iterable[Any] = folder.iterdir() if folder.is_dir() else (Path(__file__).parent.parent / "sql").iterdir()
+    files: Iterable[Any] = folder.iterdir() if folder.is_dir() else (Path(__file__).parents[2] / "sql").iterdir()
     return sorted((int(f.name[:4]), f.name, f.read_text("utf-8")) for f in files if f.name.endswith(".sql"))
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .errors import CatalogDown, CatalogForbidden, CatalogFull
+from ..errors import CatalogDown, CatalogForbidden, CatalogFull
 
 __all__ = ["Embedded"]
 

@@ -9,7 +9,7 @@ import re
 import ssl
 from typing import NamedTuple
 
-from .errors import (
+from ..errors import (
     CatalogBusy,
     CatalogDamaged,
     CatalogDown,

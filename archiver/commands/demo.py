@@ -19,15 +19,17 @@ import click
 from rich.console import Console
 from rich.tree import Tree
 
-from . import config as configuration
-from . import log, render, report
-from .catalog import Query
-from .daemon import Daemon
-from .engine import Engine
-from .model import Download, Outcome, State
-from .simulators.base import Simulator
-from .wiring import Archive, opened
-from .words import size
+from ..catalog.catalog import Query
+from ..common import log
+from ..common.words import size
+from ..model import Download, Outcome, State
+from ..service import report
+from ..service.daemon import Daemon
+from ..service.wiring import Archive, opened
+from ..settings import config as configuration
+from ..simulators.base import Simulator
+from ..sync.engine import Engine
+from . import render
 
 #: How a demo's config begins.
 _WRITTEN = "# Written by `archiver demo`"

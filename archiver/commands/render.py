@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from .catalog import Document
-from .config import SourceConfig
-from .model import Window
-from .words import plain, size, span
+from ..catalog.catalog import Document
+from ..common.words import plain, size, span
+from ..model import Window
+from ..settings.config import SourceConfig
 
 
 def clean(text: object) -> str:

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import Scope, StoreError, StoreFull
-from .model import Receipt
-from .ports import Store
+from ..errors import Scope, StoreError, StoreFull
+from ..model import Receipt
+from ..ports import Store
 
 #: So many different objects that fail, and none that works in between, are the store's failure.
 IN_A_ROW = 5

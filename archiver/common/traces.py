@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 from pydantic import SecretStr
 
-from . import __version__
+from .. import __version__
 from .log import private
 
 if TYPE_CHECKING:

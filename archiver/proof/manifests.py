@@ -22,13 +22,13 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from .errors import ObjectFailed, SpoolDown, StoreError
-from .http import loads
+from ..audio.spool import Spool, SpoolSink
+from ..common.scope import Row, Unlisted, listed
+from ..errors import ObjectFailed, SpoolDown, StoreError
+from ..model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, utc_text
+from ..ports import Store
+from ..wire.recorder import loads
 from .layout import ledger_key, manifest_key, renamed_key, safe, verified_key
-from .model import LONGEST_ID, Body, Direction, State, holdable, holdable_tree, utc_text
-from .ports import Store
-from .scope import Row, Unlisted, listed
-from .spool import Spool, SpoolSink
 
 #: Manifests read at once, or so many bytes of them; lines of one handed on at once, and bytes of them.
 _WIDTH = 8

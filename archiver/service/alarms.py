@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from .catalog import LATELY, Catalog
-from .model import Flag, ListingKey, Window, utc_text
-from .options import SourceOptions
-from .windows import last_hours, losses, subtract
+from ..catalog.catalog import LATELY, Catalog
+from ..model import Flag, ListingKey, Window, utc_text
+from ..settings.options import SourceOptions
+from ..sync.windows import last_hours, losses, subtract
 
 #: Of alarms: too few calls, a list that shrank, a queue that stands still, ids that do not come, recordings with far
 #: less audio than told, a race being lost.

@@ -19,11 +19,11 @@ from typing import Literal
 
 import structlog
 
+from ..model import utc_text
+from ..settings.config import Alerts
 from .conditions import CONDITIONS, found
-from .config import Alerts
 from .delivery import Undelivered, send_mail, send_webhook
 from .facts import Survey
-from .model import utc_text
 
 log = structlog.get_logger()
 

@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
-from .catalog import Catalog, newest
+from ..catalog.catalog import Catalog, newest
+from ..common.log import redact
+from ..common.words import number, plain
+from ..errors import ArchiverError, CatalogDown, WrongZone, with_advice
+from ..settings.config import Config, SourceConfig, StoreConfig
+from ..sync.sync import Outlet
 from .conditions import BY_NAME, Level
-from .config import Config, SourceConfig, StoreConfig
-from .errors import ArchiverError, CatalogDown, WrongZone, with_advice
-from .log import redact
 from .report import status
-from .sync import Outlet
 from .wiring import make_feed, open_catalog, open_outlets
-from .words import number, plain
 
 
 class Result(NamedTuple):

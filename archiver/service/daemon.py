@@ -20,15 +20,17 @@ from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from . import conditions, config, identity, live, reload, report, sync, wiring
-from . import log as logs
-from .catalog import LONGEST_PAUSE, newest, other_version
-from .config import Stamp
-from .errors import CatalogDown, ConfigError, Refused, SourceError
-from .journal import notify
-from .model import utc_text
+from ..catalog.catalog import LONGEST_PAUSE, newest, other_version
+from ..common import log as logs
+from ..common.journal import notify
+from ..errors import CatalogDown, ConfigError, Refused, SourceError
+from ..model import utc_text
+from ..settings import config
+from ..settings.config import Stamp
+from ..sync import sync
+from ..sync.sync import Feed, Outlet, using
+from . import conditions, identity, live, reload, report, wiring
 from .schedule import next_poll, period, trigger
-from .sync import Feed, Outlet, using
 from .watch import Watch
 from .wiring import Archive
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from . import __version__, tls
-from .config import Email
-from .errors import ArchiverError
+from .. import __version__
+from ..errors import ArchiverError
+from ..settings.config import Email
+from ..wire import tls
 
 #: Of one delivery, in all: nobody downstream waits for it, but a stop does.
 PATIENCE = 20.0

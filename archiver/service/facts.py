@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .catalog import Document, Numbers
-from .model import State, Window
-from .options import SourceOptions, VerifyOptions
-from .room import reserve_of
+from ..catalog.catalog import Document, Numbers
+from ..common.room import reserve_of
+from ..model import State, Window
+from ..settings.options import SourceOptions, VerifyOptions
+from ..sync.windows import merge, subtract
 from .schedule import late, next_poll
-from .windows import merge, subtract
 
 #: Free and all bytes of a disk.
 Room = tuple[int, int]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import structlog
 from aiohttp import web
 
-from ..conditions import unready
-from ..survey import Surveyor
 from . import metrics
+from .conditions import unready
+from .survey import Surveyor
 
 log = structlog.get_logger()
 

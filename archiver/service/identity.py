@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from .catalog import Catalog, Document
-from .config import Config, SourceConfig
-from .options import SourceOptions
+from ..catalog.catalog import Catalog, Document
+from ..settings.config import Config, SourceConfig
+from ..settings.options import SourceOptions
 
 #: Calls with other ids than before are looked for so far back; so many of them are a sign.
 LOOKED_BACK, ENOUGH = timedelta(days=7), 3

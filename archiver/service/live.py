@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import __version__
-from .config import Config, data_dir_of
-from .model import utc_text
+from .. import __version__
+from ..model import utc_text
+from ..settings.config import Config, data_dir_of
 
 Document = dict[str, Any]
 

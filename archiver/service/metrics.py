@@ -17,14 +17,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..alarms import KINDS
-from ..conditions import CONDITIONS, Of, found
-from ..config import Alerts
-from ..engine import Engine, Tally
-from ..facts import SourceView, StoreView, Survey, places
+from ..common.tally import BOUNDS, Timings
 from ..model import Flag, State
-from ..sync import Feed, Outlet
-from ..tally import BOUNDS, Timings
+from ..settings.config import Alerts
+from ..sync.engine import Engine, Tally
+from ..sync.sync import Feed, Outlet
+from .alarms import KINDS
+from .conditions import CONDITIONS, Of, found
+from .facts import SourceView, StoreView, Survey, places
 
 K = TypeVar("K", bound=tuple[str, ...])
 

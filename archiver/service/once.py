@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from . import sync
-from .catalog import Catalog
-from .engine import Engine
-from .errors import CatalogDown, ConfigError, SourceError
-from .model import Availability, ListingKey, Recording, State, Window
-from .ports import Details, lists_by_time
-from .sync import Feed, Polled
-from .windows import plan
+from ..catalog.catalog import Catalog
+from ..errors import CatalogDown, ConfigError, SourceError
+from ..model import Availability, ListingKey, Recording, State, Window
+from ..ports import Details, lists_by_time
+from ..sync import sync
+from ..sync.engine import Engine
+from ..sync.sync import Feed, Polled
+from ..sync.windows import plan
 from .wiring import Archive, prove_stores
 
 

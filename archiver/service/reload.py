@@ -10,13 +10,13 @@ from pathlib import Path
 
 import structlog
 
-from . import config as configs
+from ..common.log import redact
+from ..errors import ArchiverError, CatalogDown, ConfigError
+from ..settings import config as configs
+from ..settings.config import Changes, Config, Stamp
+from ..sync.engine import Engine
+from ..sync.sync import Feed, Outlet
 from . import identity
-from .config import Changes, Config, Stamp
-from .engine import Engine
-from .errors import ArchiverError, CatalogDown, ConfigError
-from .log import redact
-from .sync import Feed, Outlet
 from .wiring import Archive, recognise
 
 log = structlog.get_logger()

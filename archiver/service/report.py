@@ -7,15 +7,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from . import conditions, disks, identity, live
+from ..catalog.catalog import Catalog, Document, Numbers
+from ..common import disks
+from ..model import Flag, Window, utc_text
+from ..settings.config import Config
+from ..sync.windows import merge, subtract
+from ..upkeep.verify import owed
+from . import conditions, identity, live
 from .alarms import Watched, watch
-from .catalog import Catalog, Document, Numbers
 from .conditions import Found, Level
-from .config import Config
 from .facts import Seen, Survey, source_view, store_view
-from .model import Flag, Window, utc_text
-from .verify import owed
-from .windows import merge, subtract
 
 #: Findings of `verify` are told for so long after they were repaired.
 FOUND_LATELY = timedelta(days=30)

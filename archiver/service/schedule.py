@@ -8,7 +8,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from .options import duration
+from ..settings.options import duration
 
 #: A poll that is so much later than its schedule says was not made.
 LATE = timedelta(minutes=10)

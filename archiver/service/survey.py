@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from . import disks
-from .catalog import Document, Numbers
-from .engine import Engine
-from .errors import CatalogDown, with_advice
+from ..catalog.catalog import Document, Numbers
+from ..common import disks
+from ..errors import CatalogDown, with_advice
+from ..sync.engine import Engine
+from ..sync.sync import Feed, Outlet
 from .facts import Seen, SourceView, StoreView, Survey, part, source_view, store_view
-from .sync import Feed, Outlet
 from .wiring import Archive
 
 #: The database gets so long to answer; nobody waits longer for a survey.

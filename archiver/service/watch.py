@@ -11,16 +11,16 @@ from datetime import timedelta
 
 import structlog
 
+from ..common.words import span
+from ..model import State
+from ..settings.config import Alerts
+from ..sync.engine import Engine
 from .alerts import Alerter
 from .conditions import unready
-from .config import Alerts
 from .delivery import Undelivered, ping
-from .engine import Engine
 from .facts import Survey
-from .model import State
 from .survey import Surveyor
 from .wiring import Archive
-from .words import span
 
 log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ class Watch:
         async with asyncio.TaskGroup() as group:
             if self.archive.config.http_listen is not None:
                 # Here, for the commands that serve nothing need not wait for its import.
-                from .web.server import Server
+                from .health import Server
 
                 server = Server(self.archive.config.http_listen, self.surveyor, self._sent)
                 self.address = lambda: server.address

@@ -11,20 +11,20 @@ from functools import partial
 
 import structlog
 
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog, Need
+from ..catalog.embedded import Embedded
+from ..common.journal import notify
+from ..common.traces import exporting
+from ..errors import ConfigError, StoreError
+from ..ports import Marked
+from ..settings.config import Config, SourceConfig, StoreConfig
+from ..sync.engine import Engine
+from ..sync.sync import Feed, Outlet, describe_changes, tell_ledgers
+from ..upkeep.verify import Verifier
+from ..wire.pace import Pace
+from ..wire.recorder import Client, Gate
 from . import identity
-from .catalog import Catalog, Need
-from .config import Config, SourceConfig, StoreConfig
-from .embedded import Embedded
-from .engine import Engine
-from .errors import ConfigError, StoreError
-from .http import Client, Gate
-from .journal import notify
-from .pace import Pace
-from .ports import Marked
-from .spool import Spool
-from .sync import Feed, Outlet, describe_changes, tell_ledgers
-from .traces import exporting
-from .verify import Verifier
 
 log = structlog.get_logger()
 

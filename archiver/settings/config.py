@@ -23,10 +23,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 
-from . import libpq
-from .errors import ConfigError
+from ..common import libpq
+from ..common.words import nearest
+from ..errors import ConfigError
 from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
-from .words import nearest
 
 __all__ = [
     "Alerts",
@@ -552,7 +552,7 @@ class _Reader:
 
     def _check_audio(self, where: _Where, options: SourceOptions) -> None:
         if options.audio is not None:
-            from .audio import raw_format
+            from ..audio import raw_format
 
             try:
                 raw_format(options.audio)

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
-from .model import ListingKey
+from ..model import ListingKey
 
 __all__ = [
     "Duration",

@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import Field, SecretStr
 
-from ..descriptors import describe
 from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
-from ..http import Client, basic
-from ..options import Strict
-from ..rows import mapping, moment, text
+from ..settings.options import Strict
+from ..wire.recorder import Client, basic
+from .kit.descriptors import describe
+from .kit.rows import mapping, moment, text
 
 #: Where a statusCode is no success; any other is tried again.
 _MEANING: dict[str, type[SourceError]] = {"1": BadData, "2": BadData, "10": BadData, "6": NotReady}

@@ -15,16 +15,16 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from ..audio.spool import Spool, SpoolSink
+from ..catalog.catalog import Catalog, Document
+from ..common.scope import canary
+from ..common.tally import Timings
+from ..common.traces import span
+from ..errors import CatalogDown, Scope, SourceError, SpoolDown
+from ..model import Claim, Download, Outcome, State
+from ..ports import Acknowledges, FetchesBatches
 from . import sync
-from .catalog import Catalog, Document
-from .errors import CatalogDown, Scope, SourceError, SpoolDown
-from .model import Claim, Download, Outcome, State
-from .ports import Acknowledges, FetchesBatches
-from .scope import canary
-from .spool import Spool, SpoolSink
 from .sync import Feed, Outlet, hold, let_go, using
-from .tally import Timings
-from .traces import span
 from .windows import next_try
 
 log = structlog.get_logger()

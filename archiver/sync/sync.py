@@ -22,9 +22,13 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from . import audio, layout, manifests
-from .catalog import Catalog, Document, Ledger, Recorded, with_results
-from .errors import (
+from .. import audio
+from ..audio.spool import Spool, SpoolSink
+from ..catalog.catalog import Catalog, Document, Ledger, Recorded, with_results
+from ..common.scope import Row, concerns_store
+from ..common.tally import Timings
+from ..common.traces import span
+from ..errors import (
     BadData,
     Busy,
     CatalogDown,
@@ -43,8 +47,7 @@ from .errors import (
     TooSlow,
     TryAgain,
 )
-from .http import Gate, Heard, overheard
-from .model import (
+from ..model import (
     Availability,
     Body,
     Chapter,
@@ -62,12 +65,10 @@ from .model import (
     Verdict,
     Window,
 )
-from .options import SourceOptions
-from .ports import Acknowledges, Details, Expects, FetchesBatches, Follows, LooksUp, Source, Store
-from .scope import Row, concerns_store
-from .spool import Spool, SpoolSink
-from .tally import Timings
-from .traces import span
+from ..ports import Acknowledges, Details, Expects, FetchesBatches, Follows, LooksUp, Source, Store
+from ..proof import layout, manifests
+from ..settings.options import SourceOptions
+from ..wire.recorder import Gate, Heard, overheard
 from .windows import EPOCH, Piece, cut, halve, next_look, next_try, plan, subtract
 
 log = structlog.get_logger()

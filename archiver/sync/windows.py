@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from .model import Window
-from .options import Retry
+from ..model import Window
+from ..settings.options import Retry
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from . import layout, manifests
-from .catalog import Catalog
-from .errors import StoreError
-from .model import Copy
-from .scope import Row
-from .spool import Spool
-from .sync import Outlet
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog
+from ..common.scope import Row
+from ..errors import StoreError
+from ..model import Copy
+from ..proof import layout, manifests
+from ..sync.sync import Outlet
 
 log = structlog.get_logger()
 

@@ -14,14 +14,14 @@ from urllib.parse import unquote
 
 import structlog
 
-from . import sync
-from .catalog import Catalog
-from .errors import SourceError, SpoolDown, StoreError
-from .layout import safe
-from .model import State
-from .scope import Row, Unlisted, listed
-from .spool import Spool
-from .sync import Feed, Outlet
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog
+from ..common.scope import Row, Unlisted, listed
+from ..errors import SourceError, SpoolDown, StoreError
+from ..model import State
+from ..proof.layout import safe
+from ..sync import sync
+from ..sync.sync import Feed, Outlet
 
 log = structlog.get_logger()
 

@@ -11,15 +11,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from . import manifests
-from .catalog import Catalog, Document, Drill, RebuildProgress, Retold
-from .errors import ConfigError
-from .layout import safe
-from .model import ListingKey
-from .scope import listed
-from .spool import Spool
-from .sync import Outlet
-from .windows import subtract
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog, Document, Drill, RebuildProgress, Retold
+from ..common.scope import listed
+from ..errors import ConfigError
+from ..model import ListingKey
+from ..proof import manifests
+from ..proof.layout import safe
+from ..sync.sync import Outlet
+from ..sync.windows import subtract
 
 #: Recordings to one transaction, or bytes of their lines, at least.
 BATCH = 5000

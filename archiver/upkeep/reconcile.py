@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import sync
-from .catalog import Catalog, Document
-from .errors import Refused, SourceError
-from .model import Listing, State, Window, holdable, utc_text
-from .scope import IN_A_ROW
-from .sync import Feed, Polled
-from .windows import cut, subtract
+from ..catalog.catalog import Catalog, Document
+from ..common.scope import IN_A_ROW
+from ..errors import Refused, SourceError
+from ..model import Listing, State, Window, holdable, utc_text
+from ..sync import sync
+from ..sync.sync import Feed, Polled
+from ..sync.windows import cut, subtract
 
 
 @dataclass(slots=True)

@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Literal
 
-from . import manifests
-from .catalog import Catalog
-from .errors import ConfigError, StoreError
-from .layout import ulid
-from .sync import Feed, Outlet, describe_changes, tell_ledgers
+from ..catalog.catalog import Catalog
+from ..errors import ConfigError, StoreError
+from ..proof import manifests
+from ..proof.layout import ulid
+from ..sync.sync import Feed, Outlet, describe_changes, tell_ledgers
 
 #: Recordings described by one manifest.
 DESCRIBED = 2000

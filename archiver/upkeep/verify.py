@@ -14,16 +14,16 @@ from typing import TypeAlias
 
 import structlog
 
-from . import audio
-from .catalog import Catalog, Reading
+from .. import audio
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog, Reading
+from ..common.scope import Row, canary, readable
+from ..errors import SourceError, SpoolDown, StoreCold, StoreConflict, StoreError, StoreMissing
+from ..model import Body, Copy, Medium
+from ..ports import Locks
+from ..settings.options import VerifyOptions
+from ..sync.sync import Feed, Outlet
 from .described import Describer
-from .errors import SourceError, SpoolDown, StoreCold, StoreConflict, StoreError, StoreMissing
-from .model import Body, Copy, Medium
-from .options import VerifyOptions
-from .ports import Locks
-from .scope import Row, canary, readable
-from .spool import Spool
-from .sync import Feed, Outlet
 
 log = structlog.get_logger()
 

@@ -30,8 +30,9 @@ from urllib.parse import quote, quote_plus, unquote
 from multidict import CIMultiDict
 from yarl import URL
 
-from . import __version__, tls
-from .errors import (
+from .. import __version__
+from ..common.tally import Timings
+from ..errors import (
     BadData,
     Busy,
     CatalogDown,
@@ -45,10 +46,10 @@ from .errors import (
     TooSlow,
     TryAgain,
 )
-from .options import SourceOptions
+from ..ports import Sink
+from ..settings.options import SourceOptions
+from . import tls
 from .pace import Pace
-from .ports import Sink
-from .tally import Timings
 from .transport import Answer, Cut, NoConnection, NoHttp, Origin, Transport, hint
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.

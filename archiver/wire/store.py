@@ -19,9 +19,9 @@ from yarl import URL
 from .. import __version__
 from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body
-from ..options import StoreOptions
 from ..ports import Sink
-from ..transport import Answer, Cut, NoConnection, Origin, Transport, hint
+from ..settings.options import StoreOptions
+from .transport import Answer, Cut, NoConnection, Origin, Transport, hint
 
 #: Shorter than the 5 s after which Apache closes an idle connection under the next request.
 _KEEP_ALIVE = 4.0

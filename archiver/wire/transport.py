@@ -1,6 +1,6 @@
 """A small HTTP/1.1 client for the way of the bytes: one request, one answer, connections that are used again.
 
-It knows no redirect, no cookie, no proxy and no credential; http.py and stores/wire.py decide about those. A general
+It knows no redirect, no cookie, no proxy and no credential; recorder.py and store.py decide about those. A general
 client spends more on a request than PostgreSQL, the hash and the system calls of a recording together
 (docs/performance.md), so this one does what RFC 9112 asks of a client and nothing beside.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..config import Alerts
+from ...settings.config import Alerts
 from ..facts import Survey
 from . import of_hosts, of_identity, of_sources, of_stores
 from .base import Condition, Finding, Found, Level, Of, Severity

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from ..config import Alerts
+from ...settings.config import Alerts
 from ..facts import SourceView, StoreView, Survey
 
 

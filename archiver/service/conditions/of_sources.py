@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 
-from ..catalog import Document
-from ..config import Alerts
-from ..errors import WRONG_ZONE
+from ...catalog.catalog import Document
+from ...common.words import number
+from ...errors import WRONG_ZONE
+from ...model import Flag, State, utc_text
+from ...settings.config import Alerts
 from ..facts import SourceView
-from ..model import Flag, State, utc_text
-from ..words import number
 from .base import Condition, Finding, Level, Of, Severity
 
 HOUR, DAY = 3600.0, 86400.0

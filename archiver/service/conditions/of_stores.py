@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..catalog import Document
-from ..errors import FULL
+from ...catalog.catalog import Document
+from ...common.words import number
+from ...errors import FULL
 from ..facts import StoreView
-from ..words import number
 from .base import Condition, Finding, Level, Of, Severity
 
 DAY = 86400.0

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
-from .audio import inspect
-from .errors import BadData, Refused, SourceError
-from .http import Client, basic
-from .model import Body
-from .options import SourceOptions, Strict
-from .ports import Sink
+from ...audio import inspect
+from ...errors import BadData, Refused, SourceError
+from ...model import Body
+from ...ports import Sink
+from ...settings.options import SourceOptions, Strict
+from ...wire.recorder import Client, basic
 
 
 class MediaOptions(Strict):
@@ -45,7 +45,7 @@ def opened(options: MediaOptions, told: Mapping[str, Any], data: bytes) -> bytes
     """
     if not is_encrypted(told) or options.decrypt_key is None:
         return data
-    from .cms import decrypt, key_pem
+    from ...audio.cms import decrypt, key_pem
 
     try:
         # A server that decrypts for playback hands out clear audio, and tells of the envelope all the same.

@@ -19,8 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Self
 
-from .errors import BadData
-from .model import LONGEST_ID, Rejected, holdable
+from ...errors import BadData
+from ...model import LONGEST_ID, Rejected, holdable
 
 #: Bytes read, and ids asked, at a time.
 _READ, _ASK = 1 << 13, 500

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from .model import Window
+from ...model import Window
 
 _SECOND, _QUARTER = timedelta(seconds=1), timedelta(minutes=15)
 

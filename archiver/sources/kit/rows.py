@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from .errors import NotReady, Scope, SourceError
-from .model import Listing, Recording, Rejected, holdable
+from ...errors import NotReady, Scope, SourceError
+from ...model import Listing, Recording, Rejected, holdable
 
 #: What reading a row that is none may raise.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)

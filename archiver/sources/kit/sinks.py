@@ -9,10 +9,10 @@ import io
 from collections.abc import Awaitable, Callable
 from typing import IO
 
-from .audio import Audio, inspect
-from .errors import Overflow
-from .model import Body
-from .ports import Sink
+from ...audio import Audio, inspect
+from ...errors import Overflow
+from ...model import Body
+from ...ports import Sink
 
 #: No API says more than that where audio should be.
 _PEEK = 64 << 10

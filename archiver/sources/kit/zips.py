@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from .model import CHUNK, Medium
-from .ports import Sink
+from ...model import CHUNK, Medium
+from ...ports import Sink
 
 #: zipfile holds the whole directory in memory; a batch's takes about a hundred bytes a member.
 _DIRECTORY = 4 << 20
