@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.list_recordings,
         reading.show,
         reading.why,
+        reading.report,
         reading.rejected,
         getting.get,
     ),

@@ -62,6 +62,7 @@ from ..model import (
     utc_text,
 )
 from ..proof import manifests
+from . import happened as happenings
 from . import sqlstates
 
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
@@ -2320,6 +2321,18 @@ class Catalog:
                 for window in await c.fetch(LISTINGS_OF, source, row["key_at"])
             ]
         return row["first_listed_at"], row["missing_since"], windows
+
+    async def happened(self, start: datetime, end: datetime) -> tuple[dict[str, Document], dict[str, Document]]:
+        """By source, and by store, what came about in [start, end): counts and bytes."""
+        async with self._connection() as c, c.transaction(isolation="repeatable_read", readonly=True):
+            return await happenings.happened(c, start, end)
+
+    async def around(
+        self, source: str, at: datetime, near: timedelta, longest: timedelta, most: int
+    ) -> tuple[list[Document], list[str], list[Document]]:
+        """The windows that held a moment, the ids of calls near it, and rows of its listings that can't be read."""
+        async with self._connection() as c:
+            return await happenings.around(c, holdable(source), at, near, longest, most)
 
     async def counts(
         self, sources: Sequence[str] | None = None, within: Window | None = None
