@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from rich.console import Console
 
+from archiver.commands import render
 from archiver.service.account import same_number
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
@@ -114,6 +117,62 @@ async def test_why_and_report_refuse_what_makes_no_sense(place):
         done = await place.run(*arguments, code=2)
         assert "Traceback" not in done.err
         assert done.err.strip()
+
+
+async def test_list_finds_a_number_however_it_was_typed(place):
+    sim = await place.add("hq", ImagicleSimulator())
+    sim.add_calls(sim.clock.now() - 2 * HOUR, sim.clock.now() - HOUR, 3, shortest=1, longest=2)
+    await place.run("sync")
+    row = next(row for row in (await place.run("list", "--json")).rows if (row["caller"] or "").startswith("+"))
+    digits = row["caller"].removeprefix("+")
+    for typed in (
+        row["caller"],
+        digits,
+        f"00{digits}",
+        f"+{digits[:3]} ({digits[3:6]}) {digits[6:]}",
+        digits[:-1] + "*",
+    ):
+        found = (await place.run("list", "--json", "--caller", typed)).rows
+        assert row["recording_id"] in {each["recording_id"] for each in found} or typed.endswith("*"), typed
+    assert (await place.run("list", "--json", "--caller", digits + "9")).rows == []
+
+
+async def test_ids_are_shown_whole_on_a_narrow_terminal(place):
+    sim = await place.add("hq", ImagicleSimulator())
+    sim.add_calls(sim.clock.now() - 2 * HOUR, sim.clock.now() - HOUR, 2, shortest=1, longest=2)
+    await place.run("sync")
+    rows = (await place.run("list", "--json")).rows
+    screen = io.StringIO()
+    render.recordings(Console(file=screen, width=80, force_terminal=True, color_system=None), rows)
+    assert all(row["recording_id"] in screen.getvalue() for row in rows)
+
+
+async def test_a_file_that_is_named_otherwise_than_it_is_coded_is_told(place, tmp_path):
+    sim = await place.add("hq", ChronicallSimulator())
+    sim.add_calls(sim.clock.now() - 2 * HOUR, sim.clock.now() - HOUR, 1, shortest=1, longest=2)
+    await place.run("sync")
+    (row, *_) = (await place.run("list", "--json")).rows
+    done = await place.run("get", "hq", row["recording_id"], "-o", str(tmp_path / "call.wav"))
+    assert "holds spx audio" in done.err
+    assert "call.spx" in done.err
+    assert not (await place.run("get", "hq", row["recording_id"], "-o", str(tmp_path / "call.spx"))).err
+
+
+async def test_a_store_in_the_data_dir_an_empty_secret_and_a_short_retention_are_told(place):
+    await place.add("hq", ChronicallSimulator())
+    stores, sources = place.config["stores"], place.config["sources"]
+    for path, said in (("var", "holds data_dir"), (".", "holds data_dir"), ("var/spool/x", "archiver itself uses")):
+        place.config |= {"data_dir": "var", "stores": stores | {"odd": {"kind": "file", "path": path}}}
+        place.write()
+        assert said in (await place.run("check", "--offline", code=2)).err, path
+    place.config["stores"] = stores
+    token = sources["hq"]["token"]
+    sources["hq"]["token"] = ""
+    place.write()
+    assert "sources.hq.token: is empty" in (await place.run("check", "--offline", code=2)).err
+    sources["hq"] |= {"token": token, "retention": "12h", "lookback": "24h"}
+    place.write()
+    assert "retention is shorter than its lookback" in (await place.run("check", "--offline")).err
 
 
 @pytest.mark.parametrize(

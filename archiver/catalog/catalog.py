@@ -3620,8 +3620,10 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         if given is not None:
             where.append(f"r.{condition} {value(given)}")
     for column, given in (("caller", query.caller), ("callee", query.callee)):
-        if given is not None:
+        if given is not None and "*" in given:
             where.append(f"r.{column} LIKE {value(like(given))}")
+        elif given is not None:
+            where.append(f"r.{column} = ANY({value(written(given))}::text[])")
     if query.state is not None:
         n = value(query.state)
         less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
@@ -3638,6 +3640,15 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         flagged = f"SELECT source, recording_id FROM media WHERE flags <> '{{}}' AND {value(query.flag)} = ANY(flags)"
         where.append(f"(r.source, r.recording_id) IN ({flagged})")
     return where, values
+
+
+def written(number: str) -> list[str]:
+    """How a number may stand in the catalog that somebody typed so: as it is, bare, with + or 00 before it."""
+    bare = re.sub(r"[\s()./-]", "", number)
+    if not re.fullmatch(r"\+?[0-9]+", bare):
+        return [holdable(number)]
+    digits = bare.removeprefix("+").removeprefix("00")
+    return list(dict.fromkeys([holdable(number), bare, digits, f"+{digits}", f"00{digits}"]))
 
 
 def like(pattern: str, *, wild: bool = True) -> str:

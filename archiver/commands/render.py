@@ -103,6 +103,8 @@ def checks(console: Console, results: Iterable[tuple[str, str, str]]) -> None:
 
 def recordings(console: Console, documents: Iterable[Document]) -> None:
     table = _table("started (UTC)", "source", "recording", "dir", "from", "to", "length", "state")
+    # An id in pieces could not be copied.
+    table.columns[2].no_wrap, table.columns[2].overflow = True, "ignore"
     colours = {"archived": "green", "failed": "red", "pending": "yellow"}
     for d in documents:
         colour = colours.get(d["state"], "dim")
