@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+from yarl import URL
+
 from .catalog import Catalog, newest
 from .conditions import CONDITIONS, Level
 from .config import Config, SourceConfig, StoreConfig
@@ -15,6 +17,9 @@ from .errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from .log import redact
 from .report import status
 from .sync import Outlet
+from .tls import BadFile
+from .wire.exchange import Origin
+from .wire.proxies import way
 from .wiring import make_feed, open_catalog, open_outlets
 from .words import number, plain
 
@@ -51,6 +56,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
     async with AsyncExitStack() as stack:
         catalog, result = await _database(config, stack)
         results.append(result)
+        results += _messages(config)
         outlets = open_outlets(config, stack)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
@@ -89,6 +95,15 @@ async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | No
     return catalog if version == newest() else None, Result("database", True, f"{kind}, {found}")
 
 
+def _messages(config: Config) -> list[Result]:
+    """Where they go through a proxy; none is sent."""
+    found = []
+    for what, url in (("webhook", config.alerts.webhook), ("heartbeat", config.heartbeat_url)):
+        if url is not None and (by := way(Origin.of(URL(url.get_secret_value())), config.alerts.proxy)):
+            found.append(Result(what, True, f"{by}, not tried"))
+    return found
+
+
 async def _store(outlet: Outlet) -> Result:
     try:
         return Result(f"store {outlet.name}", True, await outlet.store.check())
@@ -124,14 +139,13 @@ async def _source(
     try:
         feed = make_feed(source, outlets, catalog, stack)
         feed.gate.limit = source.options.concurrency
-        return Result(f"source {name}", True, await feed.source.check())
+        seen = await feed.source.check()
+        by = way(Origin.of(URL(source.options.base_url)), source.options.proxy)
+        return Result(f"source {name}", True, "; ".join(filter(None, [seen, by])))
     except WrongZone as error:
         return Result(f"source {name}", False, with_advice(error), refused=True)
     except ArchiverError as error:
         return Result(f"source {name}", False, with_advice(error))
-    except OSError as error:
-        return Result(
-            f"source {name}",
-            False,
-            f"ca_file {source.options.ca_file}: {error.strerror or error} → name a PEM file that this user may read",
-        )
+    except BadFile as error:
+        line = f"{error.strerror or error} → name a PEM file that this user may read"
+        return Result(f"source {name}", False, line)

@@ -711,12 +711,12 @@ def house(tmp_path_factory):
 
 
 @contextmanager
-def old_server(house: Path, version: str) -> Iterator[str]:
+def old_server(house: Path, version: str, *more: str | Path) -> Iterator[str]:
     """OpenSSL's own, which speaks that version of TLS and no other."""
     (port,) = free_ports(1)
     server = house / "server.pem"
     line = ["openssl", "s_server", "-www", version, "-cipher", "DEFAULT:@SECLEVEL=0", "-accept", f"127.0.0.1:{port}"]
-    line += ["-cert", server, "-key", server, "-cert_chain", house / "between.pem", "-quiet"]
+    line += ["-cert", server, "-key", server, "-cert_chain", house / "between.pem", "-quiet", *more]
     with subprocess.Popen(
         line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

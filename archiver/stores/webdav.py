@@ -26,7 +26,7 @@ from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreMi
 from ..model import Body, Receipt
 from ..options import StoreOptions
 from ..ports import Sink
-from ..transport import Answer
+from ..wire.exchange import Answer
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
 from .names import TEMPORARIES, fault_of, temporary_name
@@ -100,6 +100,7 @@ class WebDavStore:
             notes.append(f"it takes no name with a leading dot: uploads begin as {self._form.format('…')}")
         if long:
             notes.append(long)
+        notes += self._wire.way
         if not self.options.verify_tls:
             notes.append("TLS is NOT verified")
         return "; ".join(notes)

@@ -581,15 +581,6 @@ async def test_http_to_a_port_that_speaks_https_is_told(answer):
         await store.close()
 
 
-async def test_a_proxy_that_is_not_used_is_told(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
-    (port,) = servers.free_ports(1)
-    store = a_store(url=f"http://127.0.0.1:{port}/", timeout="2s")
-    with pytest.raises(StoreDown, match="does not use the proxy that HTTPS_PROXY names"):
-        await store.stat("a/b")
-    await store.close()
-
-
 async def test_a_folder_under_the_name_of_a_file_is_of_no_concern_to_others(store, apache):
     await store.put("folders/a", Body.of(b"x"))
     (apache.files / "folders/b").mkdir()
