@@ -51,6 +51,7 @@ from .pace import Pace
 from .ports import Sink
 from .tally import Timings
 from .wire.exchange import Answer, Cut, NoConnection, NoHttp, Origin, ProxyRefused, hint
+from .wire.login import basic as basic  # for the sources
 
 if TYPE_CHECKING:
     from .wire.client import Response, Transport
@@ -624,11 +625,6 @@ class Client:
             raise TryAgain(self._broke(error)) from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
-
-
-def basic(username: str, password: str) -> dict[str, str]:
-    """The header of HTTP Basic (RFC 7617, UTF-8)."""
-    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
 
 
 def below(base: URL, uri: str | None) -> str | None:

@@ -629,7 +629,10 @@ class TestAddresses:
         [
             ("", "/x", "/x"), ("", "/a%2Fb?c=%20d", "/a%2Fb?c=%20d"), ("/api/v2", "/x", "/api/v2/x"),
             ("/api/v2/", "/x", "/api/v2/x"), ("", "//evil.invalid/x", "//evil.invalid/x"),
-            ("/a", "/..%2f..%2fx", "/a/..%2f..%2fx"), ("", "/a b", "/a%20b"),
+            ("/a", "/..%2f..%2fx", "/a/..%2f..%2fx"), ("", "/a b", "/a%20b"), ("", "/a/../b", "/a/../b"),
+            ("/a", "/%2e%2e/b", "/a/%2e%2e/b"), ("", "/a/./b//c/", "/a/./b//c/"),
+            ("", "/a'(\"|^`{}<>~\\", "/a'(\"|^`{}<>~\\"),
+            ("", "/a?b='\"|^`{}<>", "/a?b='\"|^`{}<>"), ("", "/a%5c%E9%zz%", "/a%5c%E9%zz%"),
         ],
     )  # fmt: skip
     async def test_a_path_lies_below_the_base_as_it_is_written(self, server, base, path, target):

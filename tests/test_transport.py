@@ -2,9 +2,12 @@
 
 import asyncio
 import gc
+import random
 import socket
 import struct
+import threading
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +34,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(script):
+async def serving(script, **how):
     server = Server()
 
     async def accept(reader, writer):
@@ -44,7 +47,7 @@ async def serving(script):
             writer.close()
 
     listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    transport = Transport(timeout=5, connect_timeout=5)
+    transport = Transport(**({"timeout": 5, "connect_timeout": 5} | how))
     try:
         yield server, transport, Origin("http", "127.0.0.1", listener.sockets[0].getsockname()[1])
     finally:
@@ -323,3 +326,172 @@ async def test_a_cancelled_request_leaves_nothing_open():
             await task
         await asyncio.wait_for(gone.wait(), 10)
     gc.collect()
+
+
+class Dripping:
+    """A body in pieces, each of which is long in coming."""
+
+    def __init__(self, pieces, pause, size=1 << 16):
+        self.pieces, self.pause, self.piece = pieces, pause, bytes(size)
+        self.size = pieces * size
+
+    async def chunks(self):
+        for _ in range(self.pieces):
+            await asyncio.sleep(self.pause)
+            yield self.piece
+
+
+async def test_an_upload_that_moves_slowly_is_not_cut():
+    """Also where all of it waits in the kernel already."""
+
+    async def slow(server, number, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(24):
+            await asyncio.sleep(0.12)
+            await reader.readexactly(1 << 17)
+        writer.write(OK)
+
+    async with serving(slow, timeout=1.5) as (_, transport, origin):
+        assert await ask(transport, origin, "PUT", Dripping(24, 0, 1 << 17)) == (200, b"hi")
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1 << 25], ids=["all sent", "midway"])
+async def test_an_upload_that_stands_still_is_given_up_and_holds_up_no_stop(size):
+    async def never(server, number, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(30)
+
+    async with serving(never, timeout=0.3) as (_, transport, origin), asyncio.timeout(20):
+        with pytest.raises(TimeoutError):
+            await ask(transport, origin, "PUT", Dripping(size >> 16, 0))
+        await transport.close()
+
+
+async def test_a_body_that_is_long_in_coming_is_not_the_server_s_fault():
+    async with serving(polite, timeout=0.4) as (_, transport, origin):
+        assert await ask(transport, origin, "PUT", Dripping(2, 1.0)) == (200, b"hi")
+
+
+async def test_a_reader_that_takes_its_time_is_not_the_server_s_fault():
+    async def generous(server, number, reader, writer):
+        await server.request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n")
+        for _ in range(8):
+            writer.write(bytes(1_000_000))
+            await writer.drain()
+
+    async with serving(generous, timeout=0.4) as (_, transport, origin):
+        async with await transport.send("GET", origin, "/", {}) as answer:
+            received = len(await answer.read())
+            await asyncio.sleep(1)
+            async for chunk in answer:
+                received += len(chunk)
+        assert received == 8_000_000
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up():
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        transport = Transport(timeout=60, connect_timeout=0.3)
+        async with asyncio.timeout(20):
+            with pytest.raises(TimeoutError):
+                await ask(transport, Origin("http", *full.getsockname()))
+        await transport.close()
+        for each in waiting:
+            each.close()
+
+
+async def test_a_body_of_another_length_than_told_is_an_error_and_no_request_follows_it():
+    class Lying(Dripping):
+        @property
+        def size(self):
+            return 3 << 16
+
+        @size.setter
+        def size(self, _):
+            pass
+
+    async with serving(polite) as (server, transport, origin):
+        with pytest.raises(OSError, match=r"has 131072 bytes in place of 196608"):
+            await ask(transport, origin, "POST", Lying(2, 0))
+        assert await ask(transport, origin) == (200, b"hi")
+        assert server.connections == 2
+
+
+async def test_a_body_that_can_t_be_read_says_why():
+    class Spoilt(Dripping):
+        async def chunks(self):
+            yield self.piece
+            raise OSError(5, "Input/output error")
+
+    async with serving(polite) as (_, transport, origin):
+        with pytest.raises(OSError, match="Input/output error"):
+            await ask(transport, origin, "PUT", Spoilt(2, 0))
+
+
+@pytest.mark.parametrize("target", ["", "x", "http://h/", "/a b", "/a\r\nX: y", "/a#b", "/a\0"])
+async def test_what_is_no_path_is_refused_before_it_is_sent(target):
+    async with serving(polite) as (server, transport, origin):
+        with pytest.raises(ValueError, match="no path"):
+            await transport.send("GET", origin, target, {})
+        assert server.connections == 0
+
+
+async def test_cancelled_requests_leave_descriptors_memory_and_threads_as_they_were():
+    began = b"HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n"
+
+    async def silent_or_not(server, number, reader, writer):
+        while await reader.read(1 << 16):
+            if random.random() < 0.5:
+                writer.write(began + bytes(random.choice([0, 9, 200_000])))
+
+    async def cancelled(transport, origin, n):
+        task = asyncio.create_task(ask(transport, origin, *(("PUT", Dripping(4, 0)) if n % 3 else ())))
+        for _ in range(n % 17):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    def held():
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(asyncio.all_tasks())
+
+    async with serving(silent_or_not) as (_, transport, origin):
+        sizes = []
+        for rounds in (3, 10, 10):
+            for _ in range(rounds):
+                await asyncio.gather(*(cancelled(transport, origin, n) for n in range(100)))
+            for _ in range(1000):
+                await asyncio.sleep(0.01)
+                if len(asyncio.all_tasks()) == 1:
+                    break
+            sizes.append((*held(), len(gc.get_objects())))
+        (fds, threads, tasks, objects), *later = sizes
+        for now in later:
+            assert abs(now[0] - fds) <= 2, sizes
+            assert now[1] <= threads + 1, sizes
+            assert now[2] == tasks == 1, sizes
+            assert now[3] < objects + 3000, sizes
+
+
+async def test_a_process_that_is_started_meanwhile_inherits_no_connection():
+    ended = asyncio.Event()
+
+    async def watching(server, number, reader, writer):
+        await server.request(reader)
+        writer.write(OK)
+        await reader.read()
+        ended.set()
+
+    async with serving(watching) as (_, transport, origin):
+        await ask(transport, origin)
+        child = await asyncio.create_subprocess_exec("sleep", "30", close_fds=False)
+        await transport.close()
+        await asyncio.wait_for(ended.wait(), 10)
+        child.kill()
+        await child.wait()

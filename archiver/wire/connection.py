@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import ClientPayloadError
@@ -95,7 +99,7 @@ class Connection(ResponseHandler):
         """One timer a connection, which looks whether anything moved: cheaper than one a read."""
         self._watch = None
         now = self._loop.time()
-        unsent = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        unsent = self._sending()
         if unsent != self._unsent or self.ours:
             # Bytes still go out, or it is ours to go on.
             self._unsent, self.moved_at = unsent, now
@@ -111,6 +115,15 @@ class Connection(ResponseHandler):
         if payload is not None:
             payload.set_exception(error)
         self.abort()
+
+    def _sending(self) -> int:
+        """So many bytes the peer has not taken yet, here and in the kernel."""
+        if self.transport is None:
+            return 0
+        queued = bytearray(4)
+        with suppress(OSError, AttributeError, ValueError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     # -- its end ---------------------------------------------------------------------------------------------------
 

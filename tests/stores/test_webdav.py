@@ -211,6 +211,8 @@ async def test_a_server_that_keeps_fewer_bytes_is_found_out(read_back):
 
 async def test_a_put_takes_no_more_requests_than_it_needs():
     async with rude() as (server, store):
+        await store.stat("x")
+        server.requests.clear()
         await store.put("a/b", Body.of(b"x"))
         assert [method for method, _ in server.requests] == ["MKCOL", "PUT", "GET", "MOVE"]
         server.requests.clear()
@@ -313,7 +315,9 @@ async def test_credentials_do_not_follow_a_redirect():
             with pytest.raises(StoreRefused, match=elsewhere.url.rstrip("/")):
                 await use
         assert elsewhere.requests == []
-        assert set(server.authorizations) == {"Basic dTpw"}
+        # First it is asked how it wants to be told who we are.
+        assert server.authorizations[0] is None
+        assert set(server.authorizations[1:]) <= {"Basic dTpw", None}
 
 
 @pytest.mark.timeout(20)
@@ -514,7 +518,11 @@ async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
 @pytest.mark.parametrize(
     ("challenges", "expected"),
     [
-        (["Digest realm=a, nonce=b, qop=auth"], "only Digest"),
+        (["Digest realm=a, nonce=b, qop=auth"], "check username and password"),
+        (["Digest realm=a, nonce=b, qop=auth-int"], "only Digest"),
+        (["Digest realm=a, nonce=b, qop=auth, algorithm=ROT13"], "only Digest"),
+        (["Digest realm=a, qop=auth"], "only Digest"),
+        (["Digest realm=a, nonce=b, stale=true"], "another log-in for each request"),
         (["Negotiate", "NTLM"], "only Negotiate and Ntlm"),
         (["Negotiate, digest realm=a"], "only Digest and Negotiate"),
         (["Digest realm=a", "Basic realm=b"], "check username and password"),
@@ -531,8 +539,9 @@ async def test_what_a_server_offers_for_a_log_in_is_told(challenges, expected):
 
         server.answer = unwelcome
         for use in (store.check(), store.put("a/b", Body.of(b"x")), read(store, "a/b"), keys(store, "")):
-            with pytest.raises(StoreRefused, match=expected):
+            with pytest.raises((StoreRefused, StoreDown), match=expected):
                 await use
+        assert len(server.requests) < 20
 
 
 async def test_without_a_log_in_one_that_is_wanted_is_told():
