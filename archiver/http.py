@@ -65,6 +65,8 @@ _PATIENCE, _TRICKLE = 10, 1 << 10
 #: So many bytes of an answer are looked at for a message.
 _QUOTED = 400
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f]")
+#: Registered names (IANA); those beside gzip and deflate can't be unpacked, and are refused.
+_ENCODINGS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz", "exi", "pack200-gzip"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -494,8 +496,10 @@ class Client:
             return response.headers
 
     async def _chunks(self, response: Answer) -> AsyncIterator[bytes]:
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
+        told = ",".join(response.headers.getall("Content-Encoding", ())).lower().split(",")
+        # What is no name of an encoding ("utf-8", "none") changes no byte.
+        encoding = next((name for name in map(str.strip, told) if name in _ENCODINGS), None)
+        unpack = None if encoding is None else zlib.decompressobj(47)
         received, began = 0, monotonic()
         heard = _HEARD.get()
         try:

@@ -558,6 +558,29 @@ async def test_a_proxy_in_between_is_named():
             await store.stat("a/b")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 207 Multi\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!",
+        b"HTTP/1.1 207 Multi\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_an_answer_that_is_no_valid_http_concerns_what_was_asked_for(said):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        store = a_store(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="2s")
+        with pytest.raises(ObjectFailed, match="its answer is no valid HTTP: "):
+            await store.stat("a/b")
+        await store.close()
+
+
 async def test_https_to_a_port_that_speaks_http_is_told():
     async with rude() as (server, _):
         store = a_store(url=server.url.replace("http:", "https:"), timeout="2s")
