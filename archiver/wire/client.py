@@ -34,7 +34,7 @@ _NOT_IN_TARGETS = re.compile(r"[\x00-\x20\x7f#]")
 #: Done twice they leave what once leaves. GET, HEAD, PUT, DELETE and OPTIONS aiohttp itself sends once more where a
 #: connection ends without an answer: most likely the server closed it while it was idle.
 _ALSO_REPEATABLE = {"PROPFIND", "MKCOL", "MOVE"}
-_NOT_ADDED = ("Accept-Encoding", "Content-Type")
+_TYPE = frozenset({"Content-Type"})
 
 
 class Transport:
@@ -55,7 +55,7 @@ class Transport:
         self._connect_timeout = connect_timeout
         self._tls = tls
         self._keep = keep
-        self._headers = {"Accept": "*/*", **(headers or {})}
+        self._headers = {"Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
         self._proxy = proxy
         self._proxies: dict[Origin, Proxy | None] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -95,7 +95,8 @@ class Transport:
                     data=None if body is None else _Payload(body),
                     allow_redirects=False,
                     proxy=proxy.url if proxy else None,
-                    skip_auto_headers=_NOT_ADDED,
+                    # What has no type is told without one.
+                    skip_auto_headers=None if method == "GET" or "Content-Type" in headers else _TYPE,
                 )
                 return Response(response)
             except (aiohttp.ClientError, aiohttp.EofStream, OSError) as error:
