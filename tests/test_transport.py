@@ -276,6 +276,29 @@ async def test_a_slow_reader_makes_the_server_wait():
         assert len(first) + sum([len(chunk) async for chunk in answer]) == 100_000_000
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1, 3_000_000])
+async def test_a_body_that_was_whole_before_anybody_read_it_ends(chunked, length):
+    """The reading is paused in the midst of what came, and its end comes to light when it goes on."""
+
+    async def quick(server, number, reader, writer):
+        await server.request(reader)
+        if chunked:
+            pieces = [b"1000\r\n" + bytes(4096) + b"\r\n"] * (length // 4096) + [b"1\r\n\0\r\n"] * (length % 4096)
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(pieces) + b"0\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + bytes(length))
+        await reader.read()
+
+    async with serving(quick, timeout=2) as (_, transport, origin), asyncio.timeout(30):
+        async with await transport.send("GET", origin, "/", {}) as answer:
+            received = 0
+            await asyncio.sleep(0.2)
+            while chunk := await answer.read():
+                received += len(chunk)
+        assert received == length
+
+
 @pytest.mark.parametrize(("promised", "whole"), [(2, True), (3, False)])
 async def test_a_connection_that_is_reset_after_the_last_byte_costs_nothing(promised, whole):
     heard, reset = asyncio.Event(), asyncio.Event()

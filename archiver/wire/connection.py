@@ -47,6 +47,9 @@ class Connection(ResponseHandler):
         super().set_response_params(**how)
 
     def data_received(self, data: bytes) -> None:
+        if not data:
+            # Reading goes on where it was paused, in the midst of what had come.
+            return super().data_received(data)
         self.moved_at = self._loop.time()
         while data and self._head is not None:
             data = (self._head + data).lstrip(b"\r\n")
