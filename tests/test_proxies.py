@@ -131,9 +131,9 @@ class TestRecorders:
             assert server.requests[0].target == "/a%2Fb/../c?d=%20e"
 
     async def test_one_with_tls_is_reached_through_a_tunnel_that_sees_no_credential(self, house):
-        async with serving(presenting(house / "server.pem")) as server, ForwardProxy("user:pass").serving() as proxy:
+        async with serving(presenting(house / "server.pem")) as server, ForwardProxy("us er:pä@ss€").serving() as proxy:
             server.answer = answer(body=b"there")
-            by = proxy.url.replace("//", "//user:pass@")
+            by = proxy.url.replace("//", "//us%20er:p%C3%A4%40ss%E2%82%AC@")
             assert await ask(server.url, proxy=by, ca_file=house / "root.pem") == b"there"
             assert [line.split(" ")[0] for line in proxy.asked] == ["CONNECT"]
             assert b"geheim" not in b"".join(proxy.heads)

@@ -85,6 +85,9 @@ class Transport:
             self._proxies[origin] = proxy_for(origin, self._proxy)
         proxy = self._proxies[origin]
         session = self._session or self._open()
+        if proxy is not None and origin.scheme == "http":
+            # In a tunnel only the proxy sees it.
+            headers = {**headers, **proxy.login}
         url = URL(f"{origin.scheme}://{origin.authority}{target}", encoded=True)
         for last in (method not in _ALSO_REPEATABLE, True):
             try:
@@ -94,7 +97,8 @@ class Transport:
                     headers=headers,
                     data=None if body is None else _Payload(body),
                     allow_redirects=False,
-                    proxy=proxy.url if proxy else None,
+                    proxy=proxy.address if proxy else None,
+                    proxy_headers=proxy.login if proxy and origin.scheme == "https" else None,
                     # What has no type is told without one.
                     skip_auto_headers=None if method == "GET" or "Content-Type" in headers else _TYPE,
                 )

@@ -18,6 +18,7 @@ from yarl import URL
 
 from ..options import DIRECT, proxy_url
 from .exchange import Origin
+from .login import basic
 
 
 class Proxy(NamedTuple):
@@ -29,6 +30,19 @@ class Proxy(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.url.host}:{self.url.port}"
+
+    @property
+    def address(self) -> URL:
+        """Without user and password."""
+        return self.url.with_user(None)
+
+    @property
+    def login(self) -> dict[str, str]:
+        """The header for the proxy, where it has a user."""
+        if self.url.user is None:
+            return {}
+        told = basic(self.url.user, self.url.password or "")
+        return {"Proxy-Authorization": told["Authorization"]}
 
 
 def proxy_for(
