@@ -13,7 +13,7 @@ import sys
 import click
 
 from . import __version__
-from .commands import archiving, completing, first_config, getting, proving, reading, running, setting_up
+from .commands import archiving, completing, first_config, getting, identity, proving, reading, running, setting_up
 from .commands.common import INCOMPLETE, UNREACHABLE, USAGE
 from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError, with_advice
 
@@ -26,9 +26,11 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.list_recordings,
         reading.show,
         reading.why,
+        reading.report,
         reading.rejected,
         getting.get,
     ),
+    "Tell who is who": (identity.source, identity.store, identity.rename),
     "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }
 
@@ -96,8 +98,8 @@ _TO_DO = {
 
 
 def _fail(error: BaseException) -> None:
-    from .log import redact
-    from .words import plain
+    from .common.log import redact
+    from .common.words import plain
 
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from .errors import StoreError
 from .model import Body, Chapter, Listing, ListingKey, Medium, Receipt, Recording, Window
 
 
@@ -187,3 +188,22 @@ class Store(Protocol):
         """Where others find the object: ``kind`` and, by kind, ``path``, ``bucket`` and ``key``, or ``url``."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Marked(Protocol):
+    """A store that is a folder: an id in its root tells its disk from another."""
+
+    #: Asks which id it has, as far as the catalog knows.
+    known: Callable[[], Awaitable[str | None]] | None
+
+    async def marker(self) -> str | None:
+        """The id of what lies there now."""
+
+    async def mark(self) -> str:
+        """Give it an id, unless it has one."""
+
+    def stranger(self, found: str | None) -> StoreError:
+        """What is to be said where it has that id, and not the one that it should have."""
+
+    async def stat(self, key: str) -> Receipt | None: ...

@@ -10,12 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from cryptography.hazmat.primitives.serialization import load_pem_private_key as load_key
 
-from archiver import config
 from archiver.errors import Refused, StoreRefused
-from archiver.http import Client
-from archiver.options import SourceOptions
+from archiver.settings import config
+from archiver.settings.options import SourceOptions
 from archiver.stores.webdav import WebDavOptions, WebDavStore
-from archiver.tls import BadFile
+from archiver.wire.recorder import Client
+from archiver.wire.tls import BadFile
 from tests.certificates import a_house
 from tests.test_http import answer, get, old_server, serving
 

@@ -16,12 +16,14 @@ import pytest
 import yaml
 from aiohttp import web
 
-from archiver import checks, disks, sync, watch, wiring
-from archiver import daemon as daemons
-from archiver.catalog import Catalog
-from archiver.conditions import CONDITIONS, Condition, Of, found, table
+from archiver.catalog.catalog import Catalog
+from archiver.common import disks
 from archiver.model import State, Window
+from archiver.service import checks, watch, wiring
+from archiver.service import daemon as daemons
+from archiver.service.conditions import CONDITIONS, Condition, Of, found, table
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from tests import commands
 from tests.engine import HOUR, MINUTE, eventually, s3_table
 from tests.prometheus import ROOT, RULES, page, scrape
@@ -272,7 +274,50 @@ async def a_span_is_not_listed(it: Stage) -> AsyncIterator[None]:
     it.rig.advance(11 * MINUTE)
 
 
+@causes("SourceChanged")
+async def it_was_listed_at_another_address(it: Stage) -> AsyncIterator[None]:
+    origin = it.rig.feed.options.origin
+    await it.sql("UPDATE sources SET origin = 'http://10.0.0.1:9400'")
+    yield
+    await it.sql("UPDATE sources SET origin = $1", origin)
+
+
+@causes("RecorderAnew")
+async def the_recorder_is_set_up_anew(it: Stage) -> AsyncIterator[None]:
+    sim: Any = it.rig.sim
+    before, sim.calls = sim.calls, []
+    for number, call in enumerate(before):
+        sim.add_call(call.start, call.duration, index=900 + number)
+    it.rig.advance(HOUR)
+    yield
+    sim.calls = before
+    it.rig.advance(HOUR)
+
+
+@causes("SourceTwice")
+async def the_recorder_has_two_names(it: Stage) -> AsyncIterator[None]:
+    config = it.rig.archive.config
+    twin = dataclasses.replace(config.sources["pbx"], name="twin")
+    it.rig.archive.config = dataclasses.replace(config, sources={**config.sources, "twin": twin})
+    yield
+    it.rig.archive.config = config
+
+
 # -- the store ---------------------------------------------------------------------------------------------------------
+
+
+@causes("CopiesElsewhere")
+async def the_store_has_another_name_in_the_config(it: Stage) -> AsyncIterator[None]:
+    await it.rig.catalog.rename_store(it.store, "lost")
+    yield
+    await it.rig.catalog.rename_store("lost", it.store)
+
+
+@causes("StoreForgotten")
+async def a_store_left_the_config(it: Stage) -> AsyncIterator[None]:
+    await it.sql("INSERT INTO totals (source, store, count, bytes) VALUES ('pbx', 'old', 3, 3)")
+    yield
+    await it.sql("DELETE FROM totals WHERE store = 'old'")
 
 
 @causes("StoreDown", "StoreWaiting", "ArchiveLag", far=True)

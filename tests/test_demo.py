@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver import demo
+from archiver.commands import demo
 from tests import commands
 from tests.commands import ROOT
 
@@ -60,7 +60,7 @@ async def test_the_demo_archives_every_call_in_spite_of_its_faults_and_says_so(f
         assert len({row["recording_id"] for row in rows}) >= 40
         assert {row["state"] for row in rows} == {"archived"}
         keys = {copy["key"] for row in rows for medium in row["media"] for copy in medium["copies"]}
-        assert {key for key in place.objects() if not key.startswith("_")} == keys
+        assert {key for key in place.objects() if not key.startswith(("_", "."))} == keys
         assert sum(s["archived"] for s in sources.values()) == len(keys)
 
 
@@ -80,7 +80,7 @@ def test_the_demo_touches_no_folder_that_holds_something_else(folder):
 
 def test_the_demo_ends_with_1_where_a_recorder_never_recovers(folder):
     script = """
-from archiver import demo
+from archiver.commands import demo
 demo.FAULTS = (("status", "audio", -1, 500, "every download answers 500"),)
 demo.PATIENCE = 3.0
 """

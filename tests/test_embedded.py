@@ -18,8 +18,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from archiver import embedded
-from archiver.embedded import Embedded
+from archiver.catalog import embedded
+from archiver.catalog.embedded import Embedded
 from archiver.errors import CatalogDown
 
 FAST = {"fsync": "off"}
@@ -27,7 +27,7 @@ ROOT = os.geteuid() == 0
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from archiver.embedded import Embedded
+from archiver.catalog.embedded import Embedded
 async def main():
     embedded = Embedded(Path(sys.argv[1]), {"fsync": "off"})
     print(await embedded.start(), flush=True)

@@ -8,14 +8,14 @@ import os
 import pytest
 from pydantic import SecretStr
 
-from archiver import config
-from archiver.delivery import Undelivered, ping, send_webhook
 from archiver.errors import ConfigError, RecorderDown, Refused, StoreDown, StoreRefused
-from archiver.http import Client
-from archiver.options import SourceOptions
+from archiver.service.delivery import Undelivered, ping, send_webhook
+from archiver.settings import config
+from archiver.settings.options import SourceOptions
 from archiver.stores.webdav import WebDavOptions, WebDavStore
 from archiver.wire.exchange import Origin
 from archiver.wire.proxies import proxy_for, way
+from archiver.wire.recorder import Client
 from tests.certificates import a_house, presenting
 from tests.proxy import ForwardProxy
 from tests.servers import free_ports

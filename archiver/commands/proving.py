@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import plain
+from ..errors import ConfigError
 from ..model import utc_text
-from ..words import plain
 from . import progress
 from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, known, known_here, load, run
 from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from collections.abc import Sequence
+
+    from ..settings.config import Config
 
 
 @click.command(short_help="Read copies back, compare them, repair what is spoilt.")
@@ -29,10 +32,11 @@ def verify(
     store: str | None, source: str | None, budget: str | None, even_if_empty: bool, orphans: bool, as_json: bool
 ) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
-    from .. import render, wiring
-    from ..catalog import Need
-    from ..options import size as parsed
-    from ..sync import tell_ledgers, tell_verified
+    from ..catalog.catalog import Need
+    from ..service import identity, wiring
+    from ..settings.options import size as parsed
+    from ..sync.sync import tell_ledgers, tell_verified
+    from . import render
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -51,6 +55,8 @@ def verify(
             await known_here(config, archive.catalog, source)
             engine, left, found = archive.engine(), limit, {}
             outlets = [name for name in archive.outlets if store in {None, name}]
+            for name in outlets if even_if_empty else ():
+                await wiring.accept(archive.outlets[name], archive.catalog)
             totals = (await archive.catalog.totals()).items()
             held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
             with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:
@@ -62,26 +68,41 @@ def verify(
                         left = max(left - found[name].bytes, 0) if left is not None else None
                     await tell_verified(archive.feeds, archive.catalog)
                     await tell_ledgers(archive.feeds, archive.catalog)
+            away.append(await identity.elsewhere(config, archive.catalog))
             return found
 
+    away: list[tuple[str, str] | None] = []
     found = run(work())
     counts = ("read", "bytes", "good", "bad", "missing", "unreadable", "repaired", "cold", "undescribed", "described")
     stores = {name: {n: getattr(v, n) for n in (*counts, "error", "findings")} for name, v in found.items()}
     # Where nothing was read, nothing is proved.
-    complete = all(v.complete for v in found.values()) and any(v.read for v in found.values())
+    complete = all(v.complete for v in found.values()) and any(v.read for v in found.values()) and not any(away)
     if as_json:
-        answer({"stores": stores, "complete": complete})
+        answer({"stores": stores, "elsewhere": _elsewhere(away), "complete": complete})
     else:
         render.verified(console(), stores, complete)
+        for line in _elsewhere(away):
+            click.echo(line)
     if not complete:
         lost = [v for v in found.values() if v.error and not v.read]
         sys.exit(UNREACHABLE if len(lost) == len(found) else INCOMPLETE)
 
 
+def _elsewhere(away: Sequence[tuple[str, str] | None]) -> list[str]:
+    """What is archived and not looked at, for no store of the config holds it."""
+    return [f"{what} → {do}" for what, do in filter(None, away)]
+
+
+def _demand_answer(source: str, asked: str | None) -> None:
+    if asked is not None:
+        raise ConfigError([f"source {source}: {asked}"])
+
+
 def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
     """Exit code 1 where bytes are left that nothing describes."""
-    from .. import orphans, wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import wiring
+    from ..upkeep import orphans
 
     async def work() -> dict[str, orphans.Orphans]:
         async with wiring.opened(config, Need.SAME) as archive:
@@ -125,9 +146,10 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 @as_json
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
-    from .. import manifests, wiring
-    from ..catalog import Need
-    from ..rebuild import rebuild as read_manifests
+    from ..catalog.catalog import Need
+    from ..proof import manifests
+    from ..service import wiring
+    from ..upkeep.rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -174,9 +196,10 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
 @as_json
 def copy(store: str, source: str | None, start: datetime | None, end: datetime | None, as_json: bool) -> None:
     """Bring what is archived elsewhere into a store that came later; run again it goes on where it stopped."""
-    from .. import render, wiring
-    from ..catalog import Need
-    from ..copying import Copier
+    from ..catalog.catalog import Need
+    from ..service import wiring
+    from ..upkeep.copying import Copier
+    from . import render
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -222,20 +245,23 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
 
 def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
     """Exit code 1 where a rebuild would differ from the live catalog."""
-    from .. import wiring
-    from ..catalog import Need
-    from ..rebuild import drill as rebuild_beside
+    from ..catalog.catalog import Need
+    from ..service import identity, wiring
+    from ..upkeep.rebuild import drill as rebuild_beside
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
+            away.append(await identity.elsewhere(config, archive.catalog))
             return await rebuild_beside(archive.catalog, archive.outlets[store], keys, archive.spool, sample=sample)
 
+    away: list[tuple[str, str] | None] = []
     report = run(work())
+    complete = report.complete and not any(away)
     if as_json:
         counts = ("compared", "same", "missing", "different", "unknown", "changed_meanwhile", "left_out")
         names = (*counts, "ledgers", "damaged")
-        differences = {"differences": report.names, "complete": report.complete}
+        differences = {"differences": report.names, "elsewhere": _elsewhere(away), "complete": complete}
         answer({"store": store} | {n: getattr(report, n) for n in names} | differences)
     else:
         click.echo(f"{store}: {report.compared} recordings compared, {report.same} the same")
@@ -251,9 +277,9 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
             click.echo(plain(f"  {name['source']} {name['recording_id']}: {name['problem']}"))
         for source in report.ledgers:
             click.echo(f"  {source}: the store says that more was listed than the catalog does")
-        for line in report.damaged:
-            click.echo(plain(f"  damaged: {line}"))
-    if not report.complete:
+        for line in [*(f"damaged: {line}" for line in report.damaged), *_elsewhere(away)]:
+            click.echo(plain(f"  {line}"))
+    if not complete:
         sys.exit(INCOMPLETE)
 
 
@@ -268,10 +294,10 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
 
     Exits with 1 where something is at the source and not here, changed, or gone from there before it was archived.
     """
-    from .. import wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
     from ..model import Window
-    from ..reconcile import reconcile as compare
+    from ..service import wiring
+    from ..upkeep.reconcile import reconcile as compare
 
     config = load(quiet=sys.stderr.isatty())
     chosen(config, (source,))
@@ -281,6 +307,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
+            _demand_answer(source, archive.feeds[source].question)
             engine, options = archive.engine([source]), config.sources[source].options
             default = archive.catalog.clock.now() - timedelta(hours=24)
             await archive.catalog.source(source, options.kind, default_start=default, start=options.start)

@@ -6,20 +6,20 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import plain
 from ..errors import CatalogDown, ConfigError
 from ..model import Flag
-from ..words import plain
 from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known_here, load, run
 from .completing import SOURCE
 from .running import tell_live
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..settings.config import Config
 
 FLAGS = [flag.value for flag in Flag]
 #: `status --watch`: seconds between two looks, and of no answer.
@@ -35,7 +35,8 @@ def status(live: bool, as_json: bool) -> None:
     Per source: lag (how far behind now its listing is), gaps in it, media by state, the last error; per store: copies
     and bytes.
     """
-    from .. import render, report
+    from ..service import report
+    from . import render
 
     if live and (as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch is for a terminal; a program asks `archiver status --json` again and again")
@@ -64,8 +65,9 @@ async def _watch(config: Config) -> None:
     from rich.console import Group
     from rich.live import Live
 
-    from .. import render, report
-    from ..log import redact
+    from ..common.log import redact
+    from ..service import report
+    from . import render
 
     screen = console()
     parts: list[Any] = []
@@ -111,8 +113,8 @@ async def _watch(config: Config) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     """Recordings, oldest first."""
-    from .. import render
-    from ..catalog import Query
+    from ..catalog.catalog import Query
+    from . import render
 
     config = load()
     most = None if limit or as_json or not sys.stdout.isatty() else 100
@@ -165,7 +167,8 @@ def unknown(source: str, recording_id: str) -> str:
 @as_json
 def show(source: str, recording_id: str, as_json: bool) -> None:
     """One recording with its media, copies, attempts and events."""
-    from .. import render, report
+    from ..service import report
+    from . import render
 
     document = _one(report.show, source, recording_id)
     if as_json:
@@ -174,19 +177,82 @@ def show(source: str, recording_id: str, as_json: bool) -> None:
         render.recording(console(), document)
 
 
-@click.command(short_help="What happened to a recording, and when.")
-@click.argument("source", type=SOURCE)
-@click.argument("recording_id")
+@click.command(short_help="What happened to a recording, and when; or at a moment.")
+@click.argument("source", type=SOURCE, required=False)
+@click.argument("recording_id", required=False)
+@click.option("--source", "of", type=SOURCE, metavar="NAME", help="With --at: whose moment.")
+@click.option("--at", "at", type=Moment(), help="In place of a recording: a moment (UTC unless it carries a zone).")
+@click.option("--number", help="With --at: only calls of this number, however written.")
 @as_json
-def why(source: str, recording_id: str, as_json: bool) -> None:
-    """A recording's history: the windows that listed it, each attempt and what came of it."""
-    from .. import render, report
+def why(
+    source: str | None,
+    recording_id: str | None,
+    of: str | None,
+    at: datetime | None,
+    number: str | None,
+    as_json: bool,
+) -> None:
+    """Why a call is here, or is not.
 
-    document = _one(report.why, source, recording_id)
+    SOURCE RECORDING_ID: a recording's history, which is the windows that listed it, each attempt and what came of it.
+    --source S --at T: that moment, which is when its window was listed and how often, which calls the recorder told of
+    around it, which of them fit, and what is not known.
+    """
+    from ..service import account, report
+    from . import render
+
+    if at is None and (source is None or recording_id is None):
+        raise click.UsageError("name a recording (SOURCE RECORDING_ID), or a moment (--source S --at T)")
+    if at is None and (of is not None or number is not None):
+        raise click.UsageError("--source and --number go with --at")
+    if at is None:
+        document = _one(report.why, str(source), str(recording_id))
+    elif recording_id is not None or (of is None) == (source is None):
+        raise click.UsageError("with --at name the source once, and no recording: --source S --at T")
+    else:
+        config, name = load(), str(of or source)
+
+        async def work() -> dict[str, Any]:
+            async with catalog_of(config) as catalog:
+                await known_here(config, catalog, name)
+                return await account.moment(config, catalog, name, at, number)
+
+        document = run(work())
+    if as_json:
+        answer(document)
+    elif at is None:
+        render.story(console(), document)
+    else:
+        render.around(console(), document)
+
+
+@click.command()
+@click.option("--since", type=Moment(), help="From this moment on (UTC unless it carries a zone); default: 24 h ago.")
+@click.option("--until", type=Moment(), help="Up to this moment; default: now.")
+@as_json
+def report(since: datetime | None, until: datetime | None, as_json: bool) -> None:
+    """What happened: listed, new, archived, failed, healed, repaired, by source and store; by default in the last 24 h.
+
+    Healed: archived after it had failed. Below the tables stands what is wrong now.
+    """
+    from ..service import account
+    from . import render
+
+    config = load()
+
+    async def work() -> dict[str, Any]:
+        async with catalog_of(config) as catalog:
+            end = until or catalog.clock.now()
+            start = since or end - timedelta(days=1)
+            if start >= end:
+                raise click.UsageError("--since must lie before --until")
+            return await account.happened(config, catalog, start, end)
+
+    document = run(work())
     if as_json:
         answer(document)
     else:
-        render.story(console(), document)
+        render.happened(console(), document)
 
 
 @click.command(short_help="Rows of a source's listings that could not be read.")

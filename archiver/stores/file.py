@@ -5,32 +5,35 @@ their own where that pays (apart.py); large ones, and those on file systems on w
 """
 
 # System calls by their names, as in disk.py.
-# ruff: noqa: PTH108, PTH116, PTH118
+# ruff: noqa: PTH108, PTH116, PTH118, PTH123
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
 
-from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
+from ..common.room import lacking
+from ..errors import ArchiverError, ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body, Receipt
-from ..options import StoreOptions
 from ..ports import Sink
+from ..settings.options import Size, StoreOptions
 from .apart import ROOM, Apart, Unavailable
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .disk import FEW, Disk, File, readable
 from .folders import Entries, walk
-from .names import is_temporary
+from .names import MARKER, is_temporary
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +71,12 @@ _Group = list[tuple[File, asyncio.Future[None]]]
 class FileOptions(StoreOptions):
     #: Made where its parent folder exists (a missing parent is more likely a disk that is not mounted).
     path: Path
+    #: So much of its disk stays free; none: 1 GiB or 2 % of it, whichever is more, but at most a tenth.
+    reserve: Size | None = None
+
+
+class _Unproven(Exception):
+    """Another folder lies at the path than the one that was proved to be the store's."""
 
 
 class FileStore:
@@ -87,6 +96,18 @@ class FileStore:
         #: What waits for the next group; the bytes of all that is being put together.
         self._waiting: deque[tuple[File, asyncio.Future[None]]] = deque()
         self._bytes = 0
+        #: Asks which id the store's folder has; None: nobody knows, and any folder will do.
+        self.known: Callable[[], Awaitable[str | None]] | None = None
+        #: Which folder (device, inode) has it.
+        self._proven: tuple[int, int] | None = None
+
+    async def marker(self) -> str | None:
+        """The id in the folder's root, where there is one."""
+        return await self._asked(0, self._read_marker)
+
+    async def mark(self) -> str:
+        """Give the folder an id, unless it has one; that id."""
+        return await self._asked(0, self._write_marker)
 
     def location(self, key: str) -> dict[str, str]:
         return {"kind": "file", "path": str(self.options.path / key)}
@@ -105,7 +126,8 @@ class FileStore:
         await self._rehearse(canary_key(self.options.prefix))
         long = await rehearse_names(self.options.prefix, self._rehearse)
         await clear_canaries(self, self.options.prefix)
-        notes = [f"{self.options.path}: put, get, compare and delete work"]
+        where = await self._run(0, mounted, self.options.path)
+        notes = [f"{self.options.path} ({where}): put, get, compare and delete work"]
         with contextlib.suppress(StoreError):
             notes.append(f"{await self._run(0, lambda: shutil.disk_usage(self.options.path).free) / 1e9:.1f} GB free")
         if removed := await self.remove_temporaries():
@@ -136,7 +158,7 @@ class FileStore:
         if self._disk.together and body.data is not None and body.length <= _LARGE:
             await self._put_together(file)
         else:
-            await self._run(body.length, self._disk.put, file)
+            await self._run(body.length, self._put_alone, file)
         return Receipt(key=key, size=body.length, sha256=body.sha256)
 
     async def stat(self, key: str) -> Receipt | None:
@@ -170,6 +192,13 @@ class FileStore:
         return await self._run(1 << 40, self._remove_temporaries, time.time() - older_than)
 
     async def _put_together(self, file: File) -> None:
+        try:
+            await self._join(file)
+        except _Unproven:
+            await self._prove_folder()
+            await self._join(file)
+
+    async def _join(self, file: File) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._waiting.append((file, done))
@@ -207,7 +236,17 @@ class FileStore:
                 length += file.size
         return group
 
+    def _put_alone(self, file: File) -> None:
+        self._demand_room(file.size)
+        self._disk.put(file)
+
+    def _demand_room(self, length: int) -> None:
+        if (why := lacking(self.options.path, self.options.reserve, length)) is not None:
+            raise StoreFull(why)
+
     def _put_all(self, files: Sequence[File]) -> None:
+        self._demand_folder()
+        self._demand_room(sum(file.size for file in files))
         if len(files) >= FEW:
             with contextlib.suppress(Unavailable):
                 self._apart.put_all(files)
@@ -231,6 +270,68 @@ class FileStore:
         return running
 
     async def _run(self, length: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`_asked`, in the store's own folder only. Raises StoreRefused where another one is there."""
+
+        def in_its_folder() -> T:
+            self._demand_folder()
+            return work(*args, **kwargs)
+
+        try:
+            return await self._asked(length, in_its_folder)
+        except _Unproven:
+            await self._prove_folder()
+            return await self._asked(length, in_its_folder)
+
+    def _demand_folder(self) -> None:
+        if self.known is not None and self._folder() != self._proven:
+            raise _Unproven
+
+    def _folder(self) -> tuple[int, int]:
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(self.options.path)
+            return there.st_dev, there.st_ino
+        return -1, -1
+
+    async def _prove_folder(self) -> None:
+        """Is what lies at the path the store's? Raises StoreError."""
+        assert self.known is not None
+        folder = await self._asked(0, self._folder)
+        try:
+            expected = await self.known()
+        except ArchiverError as error:
+            raise StoreDown(f"nobody can tell which disk it is: {error}") from None
+        found = await self._asked(0, self._read_marker)
+        if expected is not None and found != expected:
+            raise self.stranger(found)
+        self._proven = folder
+
+    def stranger(self, found: str | None) -> StoreRefused:
+        """Another folder lies there, with that id or none."""
+        what = "no marker of a store" if not found else "the marker of another one"
+        return StoreRefused(
+            f"{self.options.path}: another disk? It has {what} ({MARKER}); nothing is put there until the store's disk"
+            f" is mounted, or `archiver store {self.name} --accept` says that this is it"
+        )
+
+    def _read_marker(self) -> str | None:
+        try:
+            with open(os.path.join(self.options.path, MARKER), "rb") as file:
+                told = json.loads(file.read(4096))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            return ""
+        return str(told.get("id", "")) if isinstance(told, dict) else ""
+
+    def _write_marker(self) -> str:
+        if found := self._read_marker():
+            return found
+        made = secrets.token_hex(16)
+        text = "This folder is a store of archiver. Leave this file here: it tells its disk from another."
+        self._disk.write_own(MARKER, json.dumps({"id": made, "about": text}).encode() + b"\n")
+        return self._read_marker() or made
+
+    async def _asked(self, length: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Off the loop; where the disk hangs (a dead network mount), the thread stays behind."""
         patience = self._patience(length)
         with self._translated(patience):
@@ -296,6 +397,22 @@ class FileStore:
                         os.unlink(path)
                         removed += 1
         return removed
+
+
+def mounted(path: Path) -> str:
+    """The device that a folder lies on, and where that is mounted."""
+    real = os.path.realpath(path)
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            rows = [row.split(" ")[:2] for row in mounts]
+    except OSError:
+        return "mount point unknown"
+    found = ("an unknown device", "/")
+    for device, point in rows:
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(found[1]):
+            found = device, point
+    return f"on {found[0]}, mounted at {found[1]}"
 
 
 def _read(key: str, descriptor: int, offset: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from ..errors import StoreError
 from ..model import Receipt
-from .names import is_temporary
+from .names import is_ours
 
 #: One folder's entries: the name and the size in bytes, None for a folder.
 Entries = Iterable[tuple[str, int | None]]
@@ -34,7 +34,7 @@ async def walk(entries: Callable[[str], Awaitable[Entries]], prefix: str, after:
             found = [
                 (f"{key}{name}/" if size is None else f"{key}{name}", size)
                 for name, size in listed
-                if not is_temporary(name)
+                if not is_ours(name)
             ]
             found.sort(key=lambda entry: entry[0], reverse=True)
             todo += found

@@ -7,6 +7,8 @@ import secrets
 
 #: The second form is for servers that take no name with a leading dot, the third for those that take no such ending.
 TEMPORARIES = (".{}.tmp", "archiver-{}.tmp", "archiver-{}-tmp")
+#: In the root of a store that is a folder: it tells this disk from another. No key, and never listed.
+MARKER = ".archiver-store.json"
 _TEMPORARY = re.compile(r"(\.[0-9a-f]{16}\.tmp|archiver-[0-9a-f]{16}[.-]tmp)")
 
 
@@ -17,6 +19,11 @@ def temporary_name(form: str = TEMPORARIES[0]) -> str:
 
 def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_ours(name: str) -> bool:
+    """Is it no object, but a file of the store's own?"""
+    return is_temporary(name) or name == MARKER
 
 
 def fault_of(key: str) -> str | None:
@@ -32,4 +39,6 @@ def fault_of(key: str) -> str | None:
         return "has a part of more than 255 bytes"
     if is_temporary(names[-1]):
         return "looks like a temporary file"
+    if key == MARKER:
+        return "is the name of the store's own marker"
     return None

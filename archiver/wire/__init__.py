@@ -1,1 +1,1 @@
-"""Requests on the way out: origin guard, time-outs on progress, politeness, status → error."""
+"""Requests on the way out: to recorders and to stores."""

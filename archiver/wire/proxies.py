@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pydantic import SecretStr
 from yarl import URL
 
-from ..options import DIRECT, proxy_url
+from ..settings.options import DIRECT, proxy_url
 from .exchange import Origin
 from .login import basic
 

@@ -1,1 +1,0 @@
-"""What the daemon serves by HTTP: its health and its metrics."""
