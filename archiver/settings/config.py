@@ -5,6 +5,7 @@ What a source or a store can be told stands in the options model beside its clas
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationErr
 from ..common import libpq
 from ..common.words import nearest
 from ..errors import ConfigError
-from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
+from .options import Duration, ProxyOption, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
 __all__ = [
     "Alerts",
@@ -75,7 +76,7 @@ class StoreConfig:
     name: str
     cls: type[Any]
     options: StoreOptions
-    #: SHA-256 of its ca_file's content, which is read once, when the store is opened.
+    #: SHA-256 of the files of its certificates, which are read once, when the store is opened.
     issuer: str | None = None
 
 
@@ -363,6 +364,8 @@ class Alerts(Strict):
 
     webhook: WebAddress | None = None
     email: Email | None = None
+    #: The webhook, and heartbeat_url, go through this proxy; none: as the environment says; "none": directly.
+    proxy: ProxyOption | None = None
     #: A problem is told of when it has lasted so long, and over when it was not seen for so long.
     after: Duration = timedelta(minutes=5)
     #: A source's next window may be past its time by so much.
@@ -519,16 +522,18 @@ class _Reader:
                     yield name, StoreConfig(name, cls, options, self._issuer(options))
 
     def _issuer(self, options: SourceOptions | StoreOptions) -> str | None:
-        path = getattr(options, "ca_file", None)
-        if path is None:
+        paths = [getattr(options, name, None) for name in ("ca_file", "client_cert", "client_key")]
+        if not any(paths):
             return None
-        self._files[path] = stamp(path)
-        try:
-            with path.open("rb") as file:
-                return hashlib.sha256(file.read(_LARGEST)).hexdigest()
-        except OSError:
+        told = hashlib.sha256()
+        for path in paths:
+            if path is None:
+                continue
+            self._files[path] = stamp(path)
             # Whoever opens it says so.
-            return None
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                told.update(hashlib.sha256(file.read(_LARGEST)).digest())
+        return told.hexdigest()
 
     def _class(self, section: str, where: _Where, table: dict[str, Any]) -> type[Any] | None:
         known = kinds("archiver.sources" if section == "sources" else "archiver.stores")
@@ -690,7 +695,8 @@ class _Reader:
                     self._broke(place, "is empty; leave it out, or name what it is kept in")
                     continue
                 password = _password(text)
-                if place == ("database", "url"):
+                if place == ("database", "url") or key == "proxy":
+                    # Without a password such an address is no secret.
                     if password is None:
                         continue
                     self._secrets |= {password, unquote(password)}
