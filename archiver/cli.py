@@ -97,8 +97,8 @@ _TO_DO = {
 
 
 def _fail(error: BaseException) -> None:
-    from .log import redact
-    from .words import plain
+    from .common.log import redact
+    from .common.words import plain
 
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)

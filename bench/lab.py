@@ -24,8 +24,8 @@ from pathlib import Path
 import asyncpg
 import boto3
 
-from archiver.catalog import Catalog
-from archiver.embedded import Embedded
+from archiver.catalog.catalog import Catalog
+from archiver.catalog.embedded import Embedded
 from archiver.simulators import audio
 from tests.servers import Seaweed, Server, free_ports, seaweed
 

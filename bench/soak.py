@@ -30,7 +30,7 @@ import asyncpg
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from archiver.embedded import Embedded
+from archiver.catalog.embedded import Embedded
 from archiver.simulators.base import Simulator
 from tests.servers import Seaweed, free_ports, seaweed
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from archiver import config, log, sync
-from archiver.catalog import Query
+from archiver.catalog.catalog import Query
 from archiver.commands.common import run
+from archiver.common import log
 from archiver.model import Body, Window
-from archiver.wiring import Archive, opened
+from archiver.service.wiring import Archive, opened
+from archiver.settings import config
+from archiver.sync import sync
 
 
 async def discovery(archive: Archive, _: str) -> dict[str, float]:

@@ -321,7 +321,8 @@ def nursery() -> Nursery:
 
 def _serve(address: str) -> None:
     """Fork for each connection, until standard input ends."""
-    from archiver import checks, cli, config, daemon, rebuild, render, report, verify, wiring  # noqa: F401
+    from archiver.commands import render  # noqa: F401
+    from archiver.settings import config
 
     for group in ("archiver.sources", "archiver.stores"):
         for kind in config.kinds(group).values():

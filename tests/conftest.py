@@ -20,8 +20,8 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from archiver.catalog import Catalog
-from archiver.embedded import Embedded
+from archiver.catalog.catalog import Catalog
+from archiver.catalog.embedded import Embedded
 from tests.factories import ManualClock
 
 # `make test` says the same each time; HYPOTHESIS_PROFILE=explore looks for what it has not seen yet.

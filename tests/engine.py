@@ -15,21 +15,24 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from archiver import config, daemon, layout, once, report, sync, wiring
-from archiver.catalog import Catalog, Query
-from archiver.clock import Clock
-from archiver.engine import Engine
+from archiver.audio.spool import Spool
+from archiver.catalog.catalog import Catalog, Query
+from archiver.common.clock import Clock
 from archiver.model import Body, utc_text
-from archiver.once import Summary
 from archiver.ports import Store
+from archiver.proof import layout
+from archiver.service import daemon, once, report, wiring
+from archiver.service.once import Summary
+from archiver.service.wiring import Archive
+from archiver.settings import config
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Expected, Simulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.spool import Spool
-from archiver.sync import Health, Polled
+from archiver.sync import sync
+from archiver.sync.engine import Engine
+from archiver.sync.sync import Health, Polled
 from archiver.testing.sources import FIELDS
 from archiver.testing.stores import read
-from archiver.wiring import Archive
 from tests.factories import NOON, ManualClock
 from tests.servers import Apache, Seaweed
 

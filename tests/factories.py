@@ -6,7 +6,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from archiver.clock import Clock
+from archiver.common.clock import Clock
 from archiver.model import Listing, Medium, Recording, Rejected, Window
 
 NOON = datetime(2024, 5, 18, 12, 0, tzinfo=UTC)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import aiohttp
 
-from archiver.alerts import problems
-from archiver.daemon import Daemon
+from archiver.service.alerts import problems
+from archiver.service.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "monitoring" / "archiver.rules.yml"

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from archiver.daemon import Daemon
+from archiver.service.daemon import Daemon
 from tests.engine import MINUTE, Rig, a_recorder, archiving, eventually
 from tests.prometheus import Scrape, Story, scrape, wrong
 

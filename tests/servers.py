@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import boto3
 
-from archiver.embedded import Embedded, _programs
+from archiver.catalog.embedded import Embedded, _programs
 
 S = TypeVar("S", bound="Server")
 

@@ -9,14 +9,14 @@ from importlib.metadata import entry_points
 import asyncpg
 import pytest
 
-from archiver import sync
-from archiver.once import Summary
+from archiver.service.once import Summary
 from archiver.simulators.base import AGENTS, Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator, recording_id
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from tests import servers
 from tests.engine import (
     HOUR,

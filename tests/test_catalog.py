@@ -17,8 +17,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-import archiver.catalog as module
-from archiver.catalog import Catalog, Query, Reading, migrations, with_results
+import archiver.catalog.catalog as module
+from archiver.catalog.catalog import Catalog, Query, Reading, migrations, with_results
 from archiver.errors import CatalogDown
 from archiver.model import (
     Availability,

@@ -19,15 +19,15 @@ import asyncpg
 import pytest
 
 from archiver import __version__
-from archiver.catalog import Catalog
+from archiver.audio.spool import Spool
+from archiver.catalog.catalog import Catalog
 from archiver.cli import cli
-from archiver.engine import Engine
 from archiver.model import Direction
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.spool import Spool
+from archiver.sync.engine import Engine
 from tests import commands
 from tests.commands import DAY, HOUR, ROOT, WHOLE_DAY, Place, until
 from tests.factories import ManualClock
@@ -113,7 +113,9 @@ def assert_no_control_characters(text: str) -> None:
 
 
 def test_the_version_needs_nothing_heavy():
-    heavy = "aiohttp asyncpg boto3 pydantic rich apscheduler structlog archiver.catalog archiver.config"
+    heavy = (
+        "aiohttp asyncpg boto3 pydantic rich apscheduler structlog archiver.catalog.catalog archiver.settings.config"
+    )
     script = f"import sys, archiver.cli; print([m for m in {heavy.split()!r} if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"

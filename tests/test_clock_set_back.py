@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from structlog.testing import capture_logs
 
-from archiver import daemon
+from archiver.service import daemon
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
 from tests.factories import NOON, ManualClock
 

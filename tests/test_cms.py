@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archiver.cms import Undecipherable, decrypt, parse
+from archiver.audio.cms import Undecipherable, decrypt, parse
 
 pytest.importorskip("cryptography", minversion="44")
 

@@ -16,12 +16,14 @@ import pytest
 import yaml
 from aiohttp import web
 
-from archiver import checks, disks, sync, watch, wiring
-from archiver import daemon as daemons
-from archiver.catalog import Catalog
-from archiver.conditions import CONDITIONS, Condition, Of, found, table
+from archiver.catalog.catalog import Catalog
+from archiver.common import disks
 from archiver.model import State, Window
+from archiver.service import checks, watch, wiring
+from archiver.service import daemon as daemons
+from archiver.service.conditions import CONDITIONS, Condition, Of, found, table
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from tests import commands
 from tests.engine import HOUR, MINUTE, eventually, s3_table
 from tests.prometheus import ROOT, RULES, page, scrape

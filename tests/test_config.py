@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from archiver import config as module
-from archiver.config import Changes, Config, diff, find, kinds, load, warnings
 from archiver.errors import ConfigError
-from archiver.options import SourceOptions, StoreOptions
+from archiver.settings import config as module
+from archiver.settings.config import Changes, Config, diff, find, kinds, load, warnings
+from archiver.settings.options import SourceOptions, StoreOptions
 
 EXAMPLE = Path(__file__).parents[1] / "config" / "archiver.toml"
 STORE = '[stores.disk]\nkind = "file"\npath = "calls"\n'

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from archiver.config import load
+from archiver.settings.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTAINERFILE = (ROOT / "Containerfile").read_text("utf-8")

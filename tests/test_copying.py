@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from archiver import rebuild, wiring
-from archiver.catalog import Catalog
-from archiver.copying import Copier
+from archiver.catalog.catalog import Catalog
 from archiver.errors import CatalogDown, StoreDown
 from archiver.model import State
+from archiver.service import wiring
 from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.upkeep import rebuild
+from archiver.upkeep.copying import Copier
 from tests import commands
 from tests.commands import HOUR
 from tests.engine import a_recorder, archiving, assert_archived, audio_requests
@@ -89,7 +90,7 @@ async def test_a_copy_that_was_broken_off_goes_on_where_it_stopped(tmp_path, dat
     async with archiving(tmp_path, database, sim, stores=stores(tmp_path, "near"), clock=clock) as rig:
         await rig.sync()
     async with archiving(tmp_path, database, sim, stores=stores(tmp_path, "near", "far"), clock=clock) as rig:
-        monkeypatch.setattr("archiver.copying.PAGE", 2)
+        monkeypatch.setattr("archiver.upkeep.copying.PAGE", 2)
         copied, calls = rig.catalog.copied, []
 
         async def lost(*args, **how):

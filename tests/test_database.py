@@ -13,10 +13,9 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import catalog as catalogs
-from archiver import config, wiring
-from archiver.catalog import Catalog, Need, migrations, newest
-from archiver.embedded import Embedded
+from archiver.catalog import catalog as catalogs
+from archiver.catalog.catalog import Catalog, Need, migrations, newest
+from archiver.catalog.embedded import Embedded
 from archiver.errors import (
     CatalogBusy,
     CatalogDamaged,
@@ -28,6 +27,8 @@ from archiver.errors import (
     CatalogRefused,
     advice,
 )
+from archiver.service import wiring
+from archiver.settings import config
 from archiver.simulators.chronicall import ChronicallSimulator
 from tests import commands, servers
 from tests.commands import Finished, Place
@@ -386,7 +387,7 @@ async def test_check_finds_everything_in_an_empty_database_and_leaves_it_so(make
 
 async def test_check_says_when_the_disk_of_the_embedded_database_is_nearly_full(tmp_path, monkeypatch):
     usage = type("Usage", (), {"total": 100 << 30, "free": 1 << 30})
-    monkeypatch.setattr("archiver.embedded.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("archiver.catalog.embedded.shutil.disk_usage", lambda _: usage)
     with pytest.raises(CatalogFull, match=r"1\.1 GB left.* needs 2\.1 GB") as raised:
         Embedded(tmp_path).check_room()
     assert "make room" in advice(raised.value)

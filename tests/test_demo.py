@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver import demo
+from archiver.commands import demo
 from tests import commands
 from tests.commands import ROOT
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from archiver import embedded
-from archiver.embedded import Embedded
+from archiver.catalog import embedded
+from archiver.catalog.embedded import Embedded
 from archiver.errors import CatalogDown
 
 FAST = {"fsync": "off"}

@@ -12,17 +12,17 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import report
 from archiver.errors import Refused
 from archiver.model import Outcome, State, Window
+from archiver.service import report
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import FRESH, GONE_AFTER, PARTS, REFUSALS, transfer
-from archiver.windows import subtract
+from archiver.sync.sync import FRESH, GONE_AFTER, PARTS, REFUSALS, transfer
+from archiver.sync.windows import subtract
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 from typing import Any
 
-from archiver import sync
 from archiver.model import Direction
 from archiver.simulators.base import Call
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from tests.engine import HOUR, MINUTE, archiving, assert_archived
 from tests.factories import NOON
 

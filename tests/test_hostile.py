@@ -23,17 +23,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archiver import config, manifests, orphans, sync, wiring
-from archiver import rebuild as rebuilding
-from archiver.catalog import Query
+from archiver.audio.spool import Spool
+from archiver.catalog.catalog import Query
 from archiver.errors import SourceError
-from archiver.http import Client
 from archiver.model import Listing, Receipt, Recording, Window
-from archiver.rebuild import Rebuilt
+from archiver.proof import manifests
+from archiver.service import wiring
+from archiver.settings import config
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
-from archiver.spool import Spool
-from archiver.windows import subtract
+from archiver.sync import sync
+from archiver.sync.windows import subtract
+from archiver.upkeep import orphans
+from archiver.upkeep import rebuild as rebuilding
+from archiver.upkeep.rebuild import Rebuilt
+from archiver.wire.recorder import Client
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving
 from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
 from tests.test_http import Server, answer, serving

@@ -34,8 +34,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
-from archiver.http import Client, Gate
-from archiver.options import SourceOptions
+from archiver.settings.options import SourceOptions
+from archiver.wire.recorder import Client, Gate
 from tests.certificates import a_house, presenting
 from tests.servers import free_ports
 

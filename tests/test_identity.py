@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from archiver.room import lacking, reserve_of
+from archiver.common.room import lacking, reserve_of
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.xivo import XivoSimulator

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from archiver import log
+from archiver.common import log
 
 SECRET = "p4ss/wörd\"+'\\ &%"
 

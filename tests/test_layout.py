@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from archiver.layout import manifest_key, media_key, safe, ulid
+from archiver.proof.layout import manifest_key, media_key, safe, ulid
 from tests.factories import NOON
 
 IDS = st.text(st.characters(), min_size=1, max_size=400) | st.sampled_from(

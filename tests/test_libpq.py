@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from archiver import libpq
-from archiver.catalog import Catalog, Need
+from archiver.catalog.catalog import Catalog, Need
+from archiver.common import libpq
 from archiver.errors import CatalogDown, CatalogPooled, CatalogRefused, advice
 from archiver.simulators.chronicall import ChronicallSimulator
 from tests import commands, servers

@@ -19,8 +19,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archiver import log
-from archiver.log import Repeats, add_secrets, configure, redact
+from archiver.common import log
+from archiver.common.log import Repeats, add_secrets, configure, redact
 
 SECRET = "p4ss/wörd\"+'\\ &%"
 

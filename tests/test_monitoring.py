@@ -20,12 +20,11 @@ from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult
 from structlog.testing import capture_logs
 
-from archiver import watch
-from archiver.alerts import Alerter
-from archiver.config import Alerts, Email
-from archiver.delivery import Undelivered, send_mail
-from archiver.facts import StoreView, Survey
-from archiver.web import server
+from archiver.service import health, watch
+from archiver.service.alerts import Alerter
+from archiver.service.delivery import Undelivered, send_mail
+from archiver.service.facts import StoreView, Survey
+from archiver.settings.config import Alerts, Email
 from tests.certificates import a_house, presenting
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, eventually
 from tests.factories import NOON
@@ -116,7 +115,7 @@ async def _archived(rig: Rig, count: int) -> bool:
 
 
 async def test_a_port_that_is_taken_is_one_line_and_archiving_goes_on(tmp_path, database, clock, monkeypatch):
-    monkeypatch.setattr(server, "AGAIN", 0.05)
+    monkeypatch.setattr(health, "AGAIN", 0.05)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

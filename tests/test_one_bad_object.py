@@ -10,15 +10,16 @@ from urllib.parse import quote
 
 import pytest
 
-from archiver import orphans, wiring
-from archiver import rebuild as rebuilding
-from archiver.catalog import Catalog
-from archiver.copying import Copier
+from archiver.catalog.catalog import Catalog
 from archiver.errors import StoreError
 from archiver.model import Window
-from archiver.options import VerifyOptions
-from archiver.rebuild import Drilled, Rebuilt, drill, rebuild
-from archiver.reconcile import Reconciled, reconcile
+from archiver.service import wiring
+from archiver.settings.options import VerifyOptions
+from archiver.upkeep import orphans
+from archiver.upkeep import rebuild as rebuilding
+from archiver.upkeep.copying import Copier
+from archiver.upkeep.rebuild import Drilled, Rebuilt, drill, rebuild
+from archiver.upkeep.reconcile import Reconciled, reconcile
 from tests.engine import Rig, a_recorder, archiving, dav_table, s3_table
 from tests.factories import NOON, ManualClock
 from tests.refusing import Refusing

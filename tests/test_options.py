@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from archiver.model import ListingKey
-from archiver.options import Rate, SourceOptions, StoreOptions, duration, rate, size
+from archiver.settings.options import Rate, SourceOptions, StoreOptions, duration, rate, size
 
 
 def options(**changes) -> SourceOptions:

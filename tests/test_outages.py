@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import engine
-from archiver.daemon import Daemon
-from archiver.embedded import Embedded
+from archiver.catalog.embedded import Embedded
 from archiver.errors import CatalogDown
+from archiver.service.daemon import Daemon
+from archiver.sync import engine
 from tests import servers
 from tests.engine import (
     Rig,

@@ -4,8 +4,8 @@ import heapq
 
 import pytest
 
-from archiver.http import Gate
-from archiver.pace import Pace
+from archiver.wire.pace import Pace
+from archiver.wire.recorder import Gate
 
 LIMIT = 24
 

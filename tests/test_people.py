@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archiver import render, report
 from archiver.cli import cli
+from archiver.commands import render
 from archiver.commands.completing import page
-from archiver.conditions import found
-from archiver.config import Alerts
 from archiver.errors import StoreFull, WrongZone
-from archiver.facts import SourceView, StoreView, Survey
 from archiver.model import Window
-from archiver.options import descriptions
-from archiver.schedule import late
+from archiver.service import report
+from archiver.service.conditions import found
+from archiver.service.facts import SourceView, StoreView, Survey
+from archiver.service.schedule import late
+from archiver.settings.config import Alerts
+from archiver.settings.options import descriptions
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.sources.chronicall import ChronicallOptions

@@ -11,11 +11,12 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from archiver import render, wiring
-from archiver.catalog import Catalog
+from archiver.catalog.catalog import Catalog
+from archiver.commands import render
 from archiver.model import Body
-from archiver.options import VerifyOptions
 from archiver.ports import Locks
+from archiver.service import wiring
+from archiver.settings.options import VerifyOptions
 from archiver.testing.stores import read
 from tests.engine import Rig, a_recorder, archiving, dav_table, eventually, s3_table
 from tests.factories import ManualClock

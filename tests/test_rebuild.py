@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from archiver import manifests, rebuild
-from archiver.catalog import Catalog, Query
+from archiver.audio.spool import Spool
+from archiver.catalog.catalog import Catalog, Query
 from archiver.errors import StoreDown, StoreError
 from archiver.model import ListingKey, Receipt
-from archiver.spool import Spool
+from archiver.proof import manifests
+from archiver.upkeep import rebuild
 from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
 
 MEDIUM: dict[str, Any] = MANIFEST_MEDIUM | {"state": "pending"}

@@ -11,8 +11,9 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from archiver import config, live
-from archiver.reload import Watch
+from archiver.service import live
+from archiver.service.reload import Watch
+from archiver.settings import config
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import commands

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from archiver.rows import as_told, identifier, requoted, segment
+from archiver.sources.kit.rows import as_told, identifier, requoted, segment
 
 
 @pytest.mark.parametrize(

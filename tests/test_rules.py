@@ -16,10 +16,12 @@ import pytest
 import yaml
 from aiohttp import web
 
-from archiver import daemon as daemons
-from archiver import disks, sync, watch, wiring
+from archiver.common import disks
 from archiver.errors import TryAgain
 from archiver.model import State, Window
+from archiver.service import daemon as daemons
+from archiver.service import watch, wiring
+from archiver.sync import sync
 from tests.engine import HOUR, MINUTE, dav_table, eventually
 from tests.prometheus import NOTHING, RULES, Story, assert_fires, page, scrape, wrong
 from tests.scenes import scene

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from archiver.common.scope import IN_A_ROW, Row, concerns_store
 from archiver.errors import ObjectFailed, SpoolDown, StoreDown, StoreError, StoreMissing
-from archiver.scope import IN_A_ROW, Row, concerns_store
 from archiver.stores.file import FileOptions, FileStore
-from archiver.sync import Outlet
+from archiver.sync.sync import Outlet
 from archiver.testing.stores import read
 
 

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from pydantic import BaseModel, SecretStr
 
-from archiver import config
+from archiver.settings import config
 from archiver.simulators.base import Call, Fault, Handler, Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator

@@ -10,12 +10,13 @@ from datetime import timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from archiver import engine, manifests, sync
-from archiver.engine import Engine
 from archiver.model import State
+from archiver.proof import manifests
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import describe_changes
+from archiver.sync import engine, sync
+from archiver.sync.engine import Engine
+from archiver.sync.sync import describe_changes
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from archiver.config import kinds
-from archiver.options import duration, rate
+from archiver.settings.config import kinds
+from archiver.settings.options import duration, rate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = (DOCS / "sources.md").read_text("utf-8")
@@ -60,7 +60,11 @@ def test_every_kind_is_on_the_page_and_has_a_page_of_its_own():
 @pytest.mark.parametrize("row", table("What `check` says")[1:], ids=lambda row: row[1][1:40])
 def test_what_check_says_on_the_page_it_says_in_the_code(row):
     kind, messages, _ = row
-    files = [PACKAGE / "http.py"] if kind == "all" else sorted((PACKAGE / "sources").glob(f"{kind.strip('`')}*.py"))
+    files = (
+        [PACKAGE / "wire" / "recorder.py"]
+        if kind == "all"
+        else sorted((PACKAGE / "sources").glob(f"{kind.strip('`')}*.py"))
+    )
     code = "\n".join(path.read_text("utf-8") for path in files)
     for message in re.findall(r"`([^`]+)`", messages):
         for fragment in message.split("…"):
@@ -89,7 +93,7 @@ def test_every_test_that_the_reliability_page_names_exists():
 
 
 def test_every_outcome_that_explain_knows_is_on_the_reliability_page():
-    code = (PACKAGE / "sync.py").read_text("utf-8")
+    code = "".join(file.read_text("utf-8") for file in (PACKAGE / "sync").glob("*.py"))
     outcomes = set(re.findall(r'outcome\(State\.\w+, "([a-z ]+)"', code)) | set(re.findall(r'what="([a-z ]+)"', code))
     page = (DOCS / "reliability.md").read_text("utf-8").split("## Failures")[1].split("\n## ")[0]
     assert outcomes

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archiver.audio.spool import Spool
 from archiver.errors import SpoolDown
 from archiver.model import Body
-from archiver.spool import Spool
 
 DATA = random.Random(3).randbytes(3 << 20)
 

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from structlog.testing import capture_logs
 
-from archiver import sync
-from archiver.catalog import Catalog
-from archiver.engine import LEASE
+from archiver.audio.spool import Spool
+from archiver.catalog.catalog import Catalog
+from archiver.common.scope import canary
 from archiver.errors import (
     Gone,
     NotReady,
@@ -42,16 +42,16 @@ from archiver.errors import (
     StoreRefused,
     TryAgain,
 )
-from archiver.http import Gate
 from archiver.model import Body, Listing, ListingKey, Medium, Receipt, Recording, Rejected, Window
-from archiver.options import Retry, SourceOptions
-from archiver.rebuild import rebuild
-from archiver.scope import canary
+from archiver.settings.options import Retry, SourceOptions
 from archiver.simulators import audio
-from archiver.spool import Spool
-from archiver.sync import Feed, Outlet
-from archiver.verify import Verified, Verifier
-from archiver.windows import subtract
+from archiver.sync import sync
+from archiver.sync.engine import LEASE
+from archiver.sync.sync import Feed, Outlet
+from archiver.sync.windows import subtract
+from archiver.upkeep.rebuild import rebuild
+from archiver.upkeep.verify import Verified, Verifier
+from archiver.wire.recorder import Gate
 from tests.conftest import Postgres
 from tests.factories import NOON, ManualClock
 
@@ -877,7 +877,7 @@ def test_whatever_happens_in_the_end_all_that_was_listable_is_archived_or_gone(
     lookback: timedelta, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a lookback too: what is listed twice hides what was not recorded when it should have been."""
-    monkeypatch.setattr("archiver.catalog.REVISIT_AFTER", ())
+    monkeypatch.setattr("archiver.catalog.catalog.REVISIT_AFTER", ())
     url, reached = postgres.create(), Counter[str]()
     known = hypothesis.settings()
     how = hypothesis.settings(

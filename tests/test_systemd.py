@@ -125,7 +125,7 @@ def install(what: str, folder: Path, **env: str) -> subprocess.CompletedProcess[
 
 
 def test_install_writes_units_that_name_its_prefix_and_a_config_that_loads(tmp_path, monkeypatch):
-    from archiver.config import load
+    from archiver.settings.config import load
 
     assert install("units", tmp_path, PREFIX="/srv/archiver").returncode == 0
     placed = tmp_path / "usr/lib/systemd/system"

@@ -16,11 +16,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from archiver import once, traces, wiring
-from archiver.config import load
+from archiver.common import traces
+from archiver.common.log import add_secrets
+from archiver.common.traces import exporting, span
 from archiver.errors import ConfigError, TryAgain
-from archiver.log import add_secrets
-from archiver.traces import exporting, span
+from archiver.service import once, wiring
+from archiver.settings.config import load
 from tests.engine import Rig, a_recorder, archiving, assert_archived, eventually
 from tests.servers import free_ports
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from archiver.transport import Broken, Cut, NoConnection, Origin, Transport
+from archiver.wire.transport import Broken, Cut, NoConnection, Origin, Transport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 

@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from archiver import manifests, orphans, report, sync, wiring
-from archiver import rebuild as rebuilding
-from archiver.catalog import Catalog, Query
+from archiver.catalog.catalog import Catalog, Query
 from archiver.errors import ConfigError
 from archiver.model import Body, ListingKey
-from archiver.rebuild import rebuild
+from archiver.proof import manifests
+from archiver.service import report, wiring
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from archiver.testing.stores import read
-from archiver.verify import HEAD
+from archiver.upkeep import orphans
+from archiver.upkeep import rebuild as rebuilding
+from archiver.upkeep.rebuild import rebuild
+from archiver.upkeep.verify import HEAD
 from tests.engine import Rig, a_recorder, archiving, assert_archived
 
 

@@ -8,11 +8,11 @@ from zoneinfo import ZoneInfo
 
 from rich.console import Console
 
-from archiver import render
-from archiver.catalog import Catalog
-from archiver.reconcile import reconcile
+from archiver.catalog.catalog import Catalog
+from archiver.commands import render
 from archiver.simulators.xivo import XivoSimulator
-from archiver.windows import last_hours, losses, plan
+from archiver.sync.windows import last_hours, losses, plan
+from archiver.upkeep.reconcile import reconcile
 from tests import commands
 from tests.engine import Rig, a_recorder, archiving
 from tests.factories import NOON, ManualClock, a_window

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from archiver import sync
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
@@ -16,6 +15,7 @@ from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import sync
 from tests import servers
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, kinds, s3_table
 from tests.factories import NOON, ManualClock

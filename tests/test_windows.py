@@ -12,19 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archiver.model import ListingKey, Window
-from archiver.options import Retry, SourceOptions
-from archiver.windows import (
-    EPOCH,
-    Piece,
-    cut,
-    halve,
-    intersect,
-    merge,
-    next_look,
-    next_try,
-    plan,
-    subtract,
-)
+from archiver.settings.options import Retry, SourceOptions
+from archiver.sync.windows import EPOCH, Piece, cut, halve, intersect, merge, next_look, next_try, plan, subtract
 from tests.factories import NOON, a_window, at
 
 MICROSECOND = timedelta(microseconds=1)

@@ -16,14 +16,14 @@ from .completing import SOURCE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ..config import Config
     from ..model import Window
+    from ..settings.config import Config
 
 
 @click.command("run")
 def run_daemon() -> None:
     """Run the daemon until SIGTERM or SIGINT."""
-    from .. import daemon, wiring
+    from ..service import daemon, wiring
 
     # Until the daemon listens to it, a wish to reload must not end it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -97,7 +97,7 @@ def backfill(
 
 def ids_of(lines: Iterable[str]) -> Iterator[str]:
     """The ids of a file, one a line."""
-    from ..idfile import line_id
+    from ..sources.kit.idfile import line_id
 
     for number, line in enumerate(lines, 1):
         try:
@@ -110,7 +110,7 @@ def ids_of(lines: Iterable[str]) -> Iterator[str]:
 
 def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
     """Run once, print the summary, exit by it."""
-    from .. import once, report, wiring
+    from ..service import once, report, wiring
 
     async def work() -> dict[str, once.Summary]:
         async with wiring.opened(config) as archive, progress.archiving(names, how.get("wanted")) as on_engine:
@@ -121,7 +121,7 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
     if as_json:
         answer(document)
     else:
-        from .. import render
+        from . import render
 
         render.summary(console(), document)
     if not document["complete"]:
@@ -131,8 +131,8 @@ def finish(config: Config, names: list[str], as_json: bool, **how: Any) -> None:
 
 def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bool) -> None:
     """List, print what the backfill would take, exit by whether it was all listed."""
-    from .. import once, wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import once, wiring
 
     async def work() -> once.Cost:
         async with wiring.opened(config, Need.MADE) as archive:
@@ -144,7 +144,7 @@ def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bo
     if as_json:
         answer(document)
     else:
-        from .. import render
+        from . import render
 
         render.cost(console(), document, wanted, config.sources[source])
     if cost.error:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..words import nearest
+from ..common.words import nearest
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from ..catalog import Catalog
-    from ..config import Config
+    from ..catalog.catalog import Catalog
+    from ..settings.config import Config
 
 INCOMPLETE, USAGE, UNREACHABLE = 1, 2, 3
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ class Span(click.ParamType[timedelta]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        from ..options import duration
+        from ..settings.options import duration
 
         try:
             return duration(value)
@@ -61,7 +61,8 @@ wait = click.option("--wait", type=Span(), default="0s", help="Also wait for ret
 
 def load(*, quiet: bool = True) -> Config:
     """The config, with logging set up by it; ``quiet`` commands log warnings only. Raises ConfigError."""
-    from .. import config, log
+    from ..common import log
+    from ..settings import config
 
     given = click.get_current_context().obj
     loaded = config.load(config.find(given["config"]))
@@ -142,8 +143,8 @@ def console(*, err: bool = False) -> Any:
 @asynccontextmanager
 async def catalog_of(config: Config, need: str = "READABLE") -> AsyncIterator[Catalog]:
     """The catalog alone. ``need``: of catalog.Need."""
-    from ..catalog import Need
-    from ..wiring import opened_catalog
+    from ..catalog.catalog import Need
+    from ..service.wiring import opened_catalog
 
     async with opened_catalog(config, Need[need]) as catalog:
         yield catalog

@@ -24,7 +24,7 @@ from .common import UNREACHABLE, run
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from ..config import SourceConfig, StoreConfig
+    from ..settings.config import SourceConfig, StoreConfig
 
 _Section = Literal["sources", "stores"]
 _Table = dict[str, Any]
@@ -128,7 +128,7 @@ def _asked(talk: Talk, target: Path) -> _Table:
 
 def _entry(talk: Talk, section: _Section, others: _Table, example: str, target: Path) -> tuple[str, _Table]:
     """One source or store that works, or that the person wants all the same."""
-    from ..config import kinds
+    from ..settings.config import kinds
 
     known = kinds(f"archiver.{section}")  # type: ignore[arg-type]
     for kind, point in known.items():
@@ -173,14 +173,14 @@ def _fields(model: Any) -> dict[str, FieldInfo]:
 def _is_table(about: FieldInfo) -> bool:
     from pydantic import BaseModel
 
-    from ..options import Rate
+    from ..settings.options import Rate
 
     parts = [about.annotation, *get_args(about.annotation)]
     return any(isinstance(p, type) and issubclass(p, BaseModel) and p is not Rate for p in parts)
 
 
 def _tell(talk: Talk, keys: list[str], model: Any, fields: dict[str, FieldInfo]) -> None:
-    from ..options import descriptions
+    from ..settings.options import descriptions
 
     told = descriptions(model)
     for key in keys:
@@ -196,7 +196,7 @@ def _choices(about: FieldInfo) -> str:
 
 def _ask(talk: Talk, target: Path, section: _Section, name: str, table: _Table, key: str, about: FieldInfo) -> None:
     """Until the answer is one that the option takes."""
-    from ..options import descriptions
+    from ..settings.options import descriptions
 
     if told := descriptions(_model(section, table["kind"])).get(key):
         talk.says(f"  {told}")
@@ -220,7 +220,7 @@ def _ask(talk: Talk, target: Path, section: _Section, name: str, table: _Table, 
 
 
 def _model(section: _Section, kind: str) -> Any:
-    from ..config import kinds
+    from ..settings.config import kinds
 
     return kinds(f"archiver.{section}")[kind].load().Options  # type: ignore[arg-type]
 
@@ -248,13 +248,14 @@ def _value(answer: str, about: FieldInfo) -> Any:
 def _tried(
     target: Path, section: _Section, name: str, table: _Table
 ) -> tuple[SourceConfig | StoreConfig | None, list[tuple[str, str]]]:
-    from .. import config
+    from ..settings import config
 
     return config.entry(target, section, name, table)
 
 
 def _works(talk: Talk, entry: SourceConfig | StoreConfig) -> bool:
-    from .. import checks, log
+    from ..common import log
+    from ..service import checks
 
     log.configure(level="error", secrets=[])
     for value in entry.options.__dict__.values():
@@ -270,7 +271,9 @@ def _works(talk: Talk, entry: SourceConfig | StoreConfig) -> bool:
 
 def _write(talk: Talk, target: Path, document: _Table, *, check: bool, insist: bool) -> None:
     """Write it and its secrets; with ``insist`` only where every part of it works."""
-    from .. import checks, config, log
+    from ..common import log
+    from ..service import checks
+    from ..settings import config
 
     secrets = dict(_secrets(document))
     folder = target.absolute().parent
@@ -310,7 +313,7 @@ def _write(talk: Talk, target: Path, document: _Table, *, check: bool, insist: b
 
 
 def _next(talk: Talk, target: Path, source: str) -> None:
-    from .. import config
+    from ..settings import config
 
     with contextlib.suppress(ConfigError):
         if config.find().absolute() == target.absolute():
@@ -325,7 +328,7 @@ def _next(talk: Talk, target: Path, source: str) -> None:
 
 def _secrets(document: _Table) -> Iterator[tuple[tuple[str, ...], tuple[str, str]]]:
     """Where in the document a secret stands as it is: the file's name for it, and the secret."""
-    from ..config import kinds
+    from ..settings.config import kinds
 
     for section in ("sources", "stores"):
         for name, table in _tables(document.get(section)):

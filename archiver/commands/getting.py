@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import plain
 from ..errors import SourceError, StoreError
-from ..words import plain
 from . import progress
 from .common import INCOMPLETE, known_here, load, run
 from .completing import SOURCE
 from .reading import unknown
 
 if TYPE_CHECKING:
-    from ..catalog import Document
+    from ..catalog.catalog import Document
     from ..model import Copy
-    from ..wiring import Archive
+    from ..service.wiring import Archive
 
 #: Recordings looked up at a time.
 PAGE = 100
@@ -59,8 +59,8 @@ def get(
 
     Encrypted media are decrypted where the source's options hold the key (--raw: not even then).
     """
-    from .. import wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import wiring
 
     folder = Path(output) if output != "-" and (output.endswith("/") or Path(output).is_dir()) else None
     if listed is not None:
@@ -155,7 +155,7 @@ async def _write(
     A Path is a name that we made: what was decrypted ends there as its own format does.
     """
     from ..audio import inspect
-    from ..cms import Undecipherable
+    from ..audio.cms import Undecipherable
     from ..model import Body
 
     problems = []

@@ -12,8 +12,8 @@ from .common import INCOMPLETE, answer, as_json, catalog_of, known, load, run
 from .completing import SOURCE, STORE
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..renaming import Renamed
+    from ..settings.config import Config
+    from ..upkeep.renaming import Renamed
 
 
 @click.command(short_help="Say whether a source is still the same recorder.")
@@ -44,7 +44,7 @@ def source(name: str, answered: str | None, as_json: bool) -> None:
 
 
 async def _answer(config: Config, name: str, answered: str | None) -> dict[str, Any]:
-    from ..identity import anew, ask
+    from ..service.identity import anew, ask
 
     options = config.sources[name].options
     async with catalog_of(config, "SAME" if answered else "READABLE") as catalog:
@@ -78,8 +78,8 @@ def store(name: str, accept: bool, as_json: bool) -> None:
 
     Without --accept: whether it is. `archiver verify --store NAME` brings back what that disk lacks.
     """
-    from .. import wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import wiring
 
     config = load()
     if name not in config.stores:
@@ -131,8 +131,9 @@ def rename_source(old: str, new: str, as_json: bool) -> None:
 
 
 def _rename(what: str, old: str, new: str, as_json: bool) -> None:
-    from .. import renaming, wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import wiring
+    from ..upkeep import renaming
 
     config = load()
     configured = list(config.stores if what == "store" else config.sources)

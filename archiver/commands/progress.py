@@ -13,8 +13,8 @@ from ..errors import CatalogDown
 from .common import console
 
 if TYPE_CHECKING:
-    from ..engine import Engine
     from ..model import Window
+    from ..sync.engine import Engine
 
 #: Seconds between two looks at what is left.
 EVERY = 2.0
@@ -55,7 +55,7 @@ def bar(what: str, *, of_bytes: bool = False, total: int | None = None) -> Itera
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
     from rich.text import Text
 
-    from ..words import size, span
+    from ..common.words import size, span
 
     # From the beginning on: things are finished in groups, so a short while says little of the rate.
     def rate(task: Any) -> float:

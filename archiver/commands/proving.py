@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import plain
 from ..errors import ConfigError
 from ..model import utc_text
-from ..words import plain
 from . import progress
 from .common import INCOMPLETE, UNREACHABLE, Moment, answer, as_json, chosen, console, known, known_here, load, run
 from .completing import SOURCE, STORE
@@ -18,7 +18,7 @@ from .completing import SOURCE, STORE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..config import Config
+    from ..settings.config import Config
 
 
 @click.command(short_help="Read copies back, compare them, repair what is spoilt.")
@@ -32,10 +32,11 @@ def verify(
     store: str | None, source: str | None, budget: str | None, even_if_empty: bool, orphans: bool, as_json: bool
 ) -> None:
     """Read copies back, longest unread first, compare their SHA-256, repair what is spoilt."""
-    from .. import identity, render, wiring
-    from ..catalog import Need
-    from ..options import size as parsed
-    from ..sync import tell_ledgers, tell_verified
+    from ..catalog.catalog import Need
+    from ..service import identity, wiring
+    from ..settings.options import size as parsed
+    from ..sync.sync import tell_ledgers, tell_verified
+    from . import render
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -99,8 +100,9 @@ def _demand_answer(source: str, asked: str | None) -> None:
 
 def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
     """Exit code 1 where bytes are left that nothing describes."""
-    from .. import orphans, wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
+    from ..service import wiring
+    from ..upkeep import orphans
 
     async def work() -> dict[str, orphans.Orphans]:
         async with wiring.opened(config, Need.SAME) as archive:
@@ -144,9 +146,10 @@ def find_orphans(config: Config, store: str | None, as_json: bool) -> None:
 @as_json
 def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
     """Fill an empty catalog from a store's manifests alone; interrupted, the same command goes on where it stopped."""
-    from .. import manifests, wiring
-    from ..catalog import Need
-    from ..rebuild import rebuild as read_manifests
+    from ..catalog.catalog import Need
+    from ..proof import manifests
+    from ..service import wiring
+    from ..upkeep.rebuild import rebuild as read_manifests
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -193,9 +196,10 @@ def rebuild(store: str, drill: bool, sample: int | None, as_json: bool) -> None:
 @as_json
 def copy(store: str, source: str | None, start: datetime | None, end: datetime | None, as_json: bool) -> None:
     """Bring what is archived elsewhere into a store that came later; run again it goes on where it stopped."""
-    from .. import render, wiring
-    from ..catalog import Need
-    from ..copying import Copier
+    from ..catalog.catalog import Need
+    from ..service import wiring
+    from ..upkeep.copying import Copier
+    from . import render
 
     config = load(quiet=sys.stderr.isatty())
     known(config, store=store)
@@ -241,9 +245,9 @@ def copy(store: str, source: str | None, start: datetime | None, end: datetime |
 
 def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -> None:
     """Exit code 1 where a rebuild would differ from the live catalog."""
-    from .. import identity, wiring
-    from ..catalog import Need
-    from ..rebuild import drill as rebuild_beside
+    from ..catalog.catalog import Need
+    from ..service import identity, wiring
+    from ..upkeep.rebuild import drill as rebuild_beside
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
@@ -290,10 +294,10 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
 
     Exits with 1 where something is at the source and not here, changed, or gone from there before it was archived.
     """
-    from .. import wiring
-    from ..catalog import Need
+    from ..catalog.catalog import Need
     from ..model import Window
-    from ..reconcile import reconcile as compare
+    from ..service import wiring
+    from ..upkeep.reconcile import reconcile as compare
 
     config = load(quiet=sys.stderr.isatty())
     chosen(config, (source,))

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import plain
 from ..errors import CatalogDown, ConfigError
 from ..model import Flag
-from ..words import plain
 from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, known_here, load, run
 from .completing import SOURCE
 from .running import tell_live
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..settings.config import Config
 
 FLAGS = [flag.value for flag in Flag]
 #: `status --watch`: seconds between two looks, and of no answer.
@@ -35,7 +35,8 @@ def status(live: bool, as_json: bool) -> None:
     Per source: lag (how far behind now its listing is), gaps in it, media by state, the last error; per store: copies
     and bytes.
     """
-    from .. import render, report
+    from ..service import report
+    from . import render
 
     if live and (as_json or not sys.stdout.isatty()):
         raise click.UsageError("--watch is for a terminal; a program asks `archiver status --json` again and again")
@@ -64,8 +65,9 @@ async def _watch(config: Config) -> None:
     from rich.console import Group
     from rich.live import Live
 
-    from .. import render, report
-    from ..log import redact
+    from ..common.log import redact
+    from ..service import report
+    from . import render
 
     screen = console()
     parts: list[Any] = []
@@ -111,8 +113,8 @@ async def _watch(config: Config) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     """Recordings, oldest first."""
-    from .. import render
-    from ..catalog import Query
+    from ..catalog.catalog import Query
+    from . import render
 
     config = load()
     most = None if limit or as_json or not sys.stdout.isatty() else 100
@@ -165,7 +167,8 @@ def unknown(source: str, recording_id: str) -> str:
 @as_json
 def show(source: str, recording_id: str, as_json: bool) -> None:
     """One recording with its media, copies, attempts and events."""
-    from .. import render, report
+    from ..service import report
+    from . import render
 
     document = _one(report.show, source, recording_id)
     if as_json:
@@ -180,7 +183,8 @@ def show(source: str, recording_id: str, as_json: bool) -> None:
 @as_json
 def why(source: str, recording_id: str, as_json: bool) -> None:
     """A recording's history: the windows that listed it, each attempt and what came of it."""
-    from .. import render, report
+    from ..service import report
+    from . import render
 
     document = _one(report.why, source, recording_id)
     if as_json:

@@ -18,7 +18,8 @@ PATIENCE = 150.0
 @as_json
 def reload(as_json: bool) -> None:
     """Have the daemon take its config now; tell whether it did, or why not."""
-    from .. import config, live
+    from ..service import live
+    from ..settings import config
 
     path = config.find(click.get_current_context().obj["config"])
     found = live.find(path, data_dir(path))
@@ -37,7 +38,8 @@ def reload(as_json: bool) -> None:
 
 def tell_live(as_json: bool) -> None:
     """What a running daemon works with where the config on disk can't be used."""
-    from .. import config, live
+    from ..service import live
+    from ..settings import config
 
     found = live.find(config.find(click.get_current_context().obj["config"]))
     if found is None:
@@ -51,8 +53,8 @@ def tell_live(as_json: bool) -> None:
 
 def data_dir(path: Path) -> Path | None:
     """As the file names it; None where it can't be loaded (from here: the daemon may have other credentials)."""
-    from .. import config
     from ..errors import ConfigError
+    from ..settings import config
 
     try:
         return config.load(path).data_dir

@@ -19,7 +19,8 @@ def check(offline: bool, as_json: bool) -> None:
     Exits with 3 where one can't be reached, with 1 where all can but `status` says that something is wrong. What it
     only notes is marked NOTE.
     """
-    from .. import checks, render
+    from ..service import checks
+    from . import render
 
     config = load()
     results = run(checks.check(config, offline=offline))
@@ -59,6 +60,6 @@ def migrate(as_json: bool) -> None:
 )
 def demo(folder: str, calls: int) -> None:
     """Simulated recorders, a fresh archive with its own database: nothing to configure."""
-    from .. import demo as demonstration
+    from . import demo as demonstration
 
     sys.exit(demonstration.main(Path(folder), calls))

@@ -115,6 +115,8 @@ class GenesysSimulator(Simulator):
         if region != self.region or (call.deleted_at is not None and call.deleted_at <= now):
             return {}
         parts = [p for p in self.parts(call) if p.told_at <= now]
+        if not parts:
+            return {}
         people = [Party(number=c["phoneNumber"], name=" ".join(filter(None, (c["firstName"], c["lastName"]))) or None,
                         user=c["userName"], role="agent" if c["type"] == "User" else "external")
                   for c in _contacts(call)]  # fmt: skip

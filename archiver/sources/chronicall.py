@@ -18,14 +18,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import BadData, Busy, NotReady, Overflow, Refused, SourceError, TooSlow, TryAgain
-from ..http import Client
 from ..model import Availability, Listing, ListingKey, Medium, Recording, Rejected, Window
-from ..options import Duration, SecretStr, Size, SourceOptions
 from ..ports import Sink
-from ..rows import EPOCH, MS, integer, listing, looked_up, rejected, segment
-from ..sinks import Capped, sampled
-from ..zips import unpack
+from ..settings.options import Duration, SecretStr, Size, SourceOptions
+from ..wire.recorder import Client
 from .chronicall_rows import recording
+from .kit.rows import EPOCH, MS, integer, listing, looked_up, rejected, segment
+from .kit.sinks import Capped, sampled
+from .kit.zips import unpack
 
 _SECOND = timedelta(seconds=1)
 #: Between two audio requests of a v2 tenant, and until it is worth asking again about an allowance of five days.

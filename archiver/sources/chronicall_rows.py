@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..model import Availability, Direction, Medium, Party, Recording
-from ..rows import EPOCH, MS, as_told, identifier, integer, labelled, text
+from .kit.rows import EPOCH, MS, as_told, identifier, integer, labelled, text
 
 _PARTIES = {"caller": "callingParty", "callee": "receivingParty", "agent": "agent"}
 _DIRECTIONS = {direction.value: direction for direction in Direction}

@@ -15,18 +15,18 @@ from urllib.parse import unquote
 
 from pydantic import Field, model_validator
 
-from ..descriptors import MediaOptions, Storage, opened
 from ..errors import NotReady, SourceError, TryAgain
-from ..http import Client, basic
 from ..model import Listing, ListingKey, Medium, Recording, Window
-from ..options import Duration, SourceOptions
 from ..ports import Sink
-from ..rows import listing, looked_up, segment, text
-from ..sinks import AudioOnly
-from ..targets.genesys import AccountOptions, Registrar, judged
+from ..settings.options import Duration, SourceOptions
+from ..wire.recorder import Client, basic
 from .genesys_addresses import address
+from .genesys_register import AccountOptions, Registrar, judged
 from .genesys_rows import recording, registered, rows_of, stopped
 from .genesys_search import Search
+from .kit.descriptors import MediaOptions, Storage, opened
+from .kit.rows import listing, looked_up, segment, text
+from .kit.sinks import AudioOnly
 
 _PASSES = 5
 
@@ -52,7 +52,7 @@ class GenesysOptions(SourceOptions, AccountOptions, MediaOptions):
     foreign_media: bool = False
     #: Leave out recordings that ``register`` put there.
     skip_registered: bool = False
-    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (archiver/targets).
+    #: Tell Web Services of what was archived from any recorder, as recordings of ``region`` (genesys_register.py).
     register_archived: bool = Field(default=False, alias="register")
 
     @property

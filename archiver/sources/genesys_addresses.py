@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from yarl import URL
 
-from ..http import below
-from ..rows import requoted, segment, text
+from ..wire.recorder import below
+from .kit.rows import requoted, segment, text
 
 _SLASH = re.compile(r"[/\\]")
 

@@ -13,12 +13,12 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from ..descriptors import identity, is_encrypted
 from ..errors import BadData
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording
-from ..rows import as_told, full_name, identifier, labelled, mapping, moment, objects, text
-from ..targets.genesys import MARK
 from .genesys_addresses import named_id
+from .genesys_register import MARK
+from .kit.descriptors import identity, is_encrypted
+from .kit.rows import as_told, full_name, identifier, labelled, mapping, moment, objects, text
 
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".opus": "audio/ogg"}
 _DIRECTIONS = {d.value: d for d in (Direction.INBOUND, Direction.OUTBOUND, Direction.INTERNAL)}

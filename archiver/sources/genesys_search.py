@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from yarl import URL
 
 from ..errors import BadData, NotReady, Overflow, SourceError, TryAgain
-from ..http import Client, below
 from ..model import Window
-from ..rows import alone
-from ..targets.genesys import judged, moment_text
+from ..wire.recorder import Client, below
 from .genesys_addresses import named_id, next_page
+from .genesys_register import judged, moment_text
 from .genesys_rows import merged, row_id, rows_of
+from .kit.rows import alone
 
 if TYPE_CHECKING:
     from .genesys import GenesysOptions

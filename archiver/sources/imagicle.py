@@ -17,13 +17,13 @@ import structlog
 from pydantic import Field
 
 from ..errors import BadData, NotReady, Overflow, Refused, TryAgain
-from ..http import Client, basic
 from ..model import Listing, ListingKey, Medium, Recording, Window
-from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from ..rows import UNREADABLE, listing, segment, text
-from ..sinks import Measured
+from ..settings.options import Duration, SecretStr, SourceOptions
+from ..wire.recorder import Client, basic
 from .imagicle_rows import HashCheck, guid, has_zone, read
+from .kit.rows import UNREADABLE, listing, segment, text
+from .kit.sinks import Measured
 
 log = structlog.get_logger()
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from ..localtime import utc
 from ..model import Direction, Medium, Party, Recording
-from ..rows import UNREADABLE, as_told, full_name, integer, labelled, text
+from .kit.localtime import utc
+from .kit.rows import UNREADABLE, as_told, full_name, integer, labelled, text
 
 HashCheck = Literal["strict", "warn", "off"]
 

@@ -18,14 +18,14 @@ import structlog
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import BadData, NotReady, TryAgain, WrongZone
-from ..http import Client
-from ..idfile import Feed, last_id
-from ..localtime import ZoneProof, clock_hours, epoch
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Window
-from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from ..rows import rejected, segment
+from ..settings.options import Duration, SecretStr, SourceOptions
+from ..wire.recorder import Client
 from . import noojee_legs as legs
+from .kit.idfile import Feed, last_id
+from .kit.localtime import ZoneProof, clock_hours, epoch
+from .kit.rows import rejected, segment
 from .noojee_api import Api
 from .noojee_check import audio_problem
 from .noojee_lookups import NOBODY, LookUps

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import BadData, Gone, NotReady, Refused, SourceError, TryAgain
-from ..http import Client, Gate
 from ..ports import Sink
-from ..sinks import AudioOnly
+from ..wire.recorder import Client, Gate
+from .kit.sinks import AudioOnly
 
 _POST: dict[str, Any] = {
     "data": b"",

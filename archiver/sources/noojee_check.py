@@ -8,7 +8,7 @@ from functools import partial
 from ..errors import BadData, Gone, NotReady, TryAgain
 from ..model import Availability, Medium, Recording
 from ..ports import Sink
-from ..sinks import sampled
+from .kit.sinks import sampled
 
 
 async def audio_problem(

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from .. import rows as api
-from ..localtime import made_at, meanings
 from ..model import Availability, CallEvent, Direction, Medium, Party, Recording, Rejected
+from .kit import rows as api
+from .kit.localtime import made_at, meanings
 
 #: A leg starts this long before its call, or before the end of the leg before it, at most.
 _SLACK = timedelta(minutes=5)

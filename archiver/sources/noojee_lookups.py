@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import NotReady, Refused, SourceError, TryAgain
-from ..rows import alone
 from . import noojee_legs as legs
+from .kit.rows import alone
 from .noojee_api import Api
 from .noojee_legs import Rows
 

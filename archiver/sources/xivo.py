@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from ..errors import BadData, NotReady, Overflow, TryAgain, WrongZone
-from ..http import Client
-from ..localtime import ZoneProof, bounds
 from ..model import Chapter, Listing, ListingKey, Medium, Recording, Rejected, Window
-from ..options import Duration, SecretStr, SourceOptions
 from ..ports import Sink
-from ..rows import as_told, listing, looked_up, mapping, segment
+from ..settings.options import Duration, SecretStr, SourceOptions
+from ..wire.recorder import Client
+from .kit.localtime import ZoneProof, bounds
+from .kit.rows import as_told, listing, looked_up, mapping, segment
 from .xivo_cel import ChannelEvents
 from .xivo_history import History, Once
 from .xivo_rows import read, why_missing

@@ -12,11 +12,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ..errors import BadData, Gone, TryAgain
-from ..http import Client
-from ..localtime import made_at, utc
 from ..model import Medium, Recording, Rejected
 from ..ports import Sink
-from ..rows import EPOCH, UNREADABLE, as_told, rejected, text
+from ..wire.recorder import Client
+from .kit.localtime import made_at, utc
+from .kit.rows import EPOCH, UNREADABLE, as_told, rejected, text
 
 _NDJSON = "application/x-ndjson"
 #: Asterisk's name of the event, and the one in the vendor's example.

@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from ..errors import BadData, NotReady
-from ..http import Client
-from ..localtime import utc
 from ..model import Recording
-from ..rows import EPOCH, UNREADABLE, full_name, text
+from ..wire.recorder import Client
+from .kit.localtime import utc
+from .kit.rows import EPOCH, UNREADABLE, full_name, text
 from .xivo_rows import numbered
 
 #: How long an answer serves the calls that ended before it.

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..localtime import made_at, utc
 from ..model import Availability, Medium, Party, Recording, utc_text
-from ..rows import identifier, text
+from .kit.localtime import made_at, utc
+from .kit.rows import identifier, text
 
 
 def read(

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from ..errors import ObjectFailed, StoreDown, StoreError, StoreMissing, StoreRefused
-from ..layout import Ulids, safe
 from ..model import Body, Receipt
 from ..ports import Store
-from .wire import Digest
+from ..proof.layout import Ulids, safe
+from ..wire.store import Digest
 
 #: Nobody still needs one of that age, also where the clocks of two hosts differ.
 _ABANDONED = timedelta(days=1)

@@ -24,11 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
 
+from ..common.room import lacking
 from ..errors import ArchiverError, ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body, Receipt
-from ..options import Size, StoreOptions
 from ..ports import Sink
-from ..room import lacking
+from ..settings.options import Size, StoreOptions
 from .apart import ROOM, Apart, Unavailable
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .disk import FEW, Disk, File, readable

@@ -39,12 +39,12 @@ from ..errors import (
     StoreRefused,
 )
 from ..model import CHUNK, Body, Receipt
-from ..options import Size, StoreOptions, Strict
 from ..ports import Sink
-from ..transport import Answer
+from ..settings.options import Size, StoreOptions, Strict
+from ..wire.sigv4 import Signer
+from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
+from ..wire.transport import Answer
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
-from .sigv4 import Signer
-from .wire import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
 
 _XML_LIMIT = 16 << 20
 _PARTS = 10_000

@@ -24,13 +24,13 @@ from yarl import URL
 
 from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreMissing, StoreRefused
 from ..model import Body, Receipt
-from ..options import StoreOptions
 from ..ports import Sink
-from ..transport import Answer
+from ..settings.options import StoreOptions
+from ..wire.store import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
+from ..wire.transport import Answer
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
 from .names import TEMPORARIES, fault_of, temporary_name
-from .wire import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
 
 _XML_LIMIT = 512 << 20
 #: Folders known to exist; forgotten all at once, since each recording has one of its own.

@@ -18,10 +18,10 @@ import pytest
 import pytest_asyncio
 
 from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
-from ..http import Client, Gate
 from ..model import Medium, Recording, Window
 from ..ports import Details, Source
 from ..simulators.base import Clock, Simulator
+from ..wire.recorder import Client, Gate
 
 #: The fields of a recording that must equal the truth.
 FIELDS = (

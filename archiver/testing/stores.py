@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import pytest
 
 from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreMissing, StoreRefused
-from ..layout import media_key
 from ..model import Body, Receipt
 from ..ports import Store
+from ..proof.layout import media_key
 
 ODD_NAMES = (
     "a%2Fb.wav",

@@ -1,1 +1,1 @@
-"""What the daemon serves by HTTP: its health and its metrics."""
+"""What a person or a program sees over HTTP: pages, playback, the API, and who did what there."""

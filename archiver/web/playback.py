@@ -25,7 +25,7 @@ import structlog
 from ..errors import ArchiverError, SpoolDown, StoreError
 from ..model import Body
 from ..ports import Sink
-from ..spool import Spool
+from ..audio.spool import Spool
 from .cache import Cache
 
 log = structlog.get_logger()

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from archiver.errors import Overflow, TryAgain
-from archiver.http import Client
 from archiver.model import Availability, Direction, Listing, ListingKey, Medium, Recording, Rejected, Window
-from archiver.options import SecretStr, SourceOptions
 from archiver.ports import Sink
+from archiver.settings.options import SecretStr, SourceOptions
+from archiver.wire.recorder import Client
 from pydantic import Field
 
 EPOCH, MS, SECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1), timedelta(seconds=1)

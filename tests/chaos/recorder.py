@@ -92,10 +92,10 @@ BADLY: tuple[tuple[str, int | None], ...] = (("status", 500), ("html", None), ("
 
 
 def bad(sim: Simulator, settings: Settings) -> list[str]:
-    """The recordings whose audio can't be had: all of calls that were over before it began."""
+    """The recordings whose audio can't be had: all of calls that were told before it began."""
     began = datetime.fromisoformat(settings.began)
-    # These are half of them.
-    calls = [c for c in sim.calls if c.end <= began][:: max(1, settings.bad_each // 2)] if settings.bad_each else []
+    # These are half of them: what is told later is not known when it starts.
+    calls = [c for c in sim.calls if c.listed_at <= began][:: max(1, settings.bad_each // 2)] if settings.bad_each else []
     return [name for call in calls for name in sim.expected(call)]
 
 

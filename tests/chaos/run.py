@@ -32,9 +32,10 @@ from typing import Any
 
 import asyncpg
 
-from archiver import config as configuration
-from archiver import layout, wiring
 from archiver.model import Body
+from archiver.proof import layout
+from archiver.service import wiring
+from archiver.settings import config as configuration
 from archiver.simulators.base import Simulator
 from tests import servers
 from tests.chaos.links import Link

@@ -25,8 +25,8 @@ from archiver.simulators.base import Call, Clock, Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.sources.chronicall import Chronicall, ChronicallOptions
 from archiver.sources.chronicall_rows import recording
+from archiver.sources.kit.zips import unpack
 from archiver.testing.sources import NOW, Kept, SourceContract, opened
-from archiver.zips import unpack
 
 KEY = "83849370-5753-4186-9fc5-9c069e615734-1568735345298"
 #: As printed on the vendor's page.

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archiver.errors import BadData, NotReady, Overflow, Refused, TryAgain
-from archiver.http import Client, basic, below
 from archiver.model import Availability, CallEvent, Direction, Listing, Medium, Party, Window
 from archiver.ports import LooksUp
-from archiver.rows import moment
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator, recording_id, time_text
 from archiver.sources.genesys import Genesys, GenesysOptions
+from archiver.sources.genesys_register import judged
 from archiver.sources.genesys_rows import merged, recording
-from archiver.targets.genesys import judged
+from archiver.sources.kit.rows import moment
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened
+from archiver.wire.recorder import Client, basic, below
 from tests import commands, servers
 
 HOUR = timedelta(hours=1)
@@ -1250,7 +1250,7 @@ async def test_an_encrypted_medium_is_decrypted_on_get(sim, tmp_path, as_path):
 
 
 async def test_a_key_that_cannot_be_read_is_said(sim, tmp_path):
-    from archiver.cms import Undecipherable
+    from archiver.audio.cms import Undecipherable
 
     document = {"attributes": {"media": {"m": {"pkcs7": "AAAA"}}}}
     async with reading(sim, decrypt_key=str(tmp_path / "nowhere.pem")) as source:

@@ -10,15 +10,15 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from archiver.descriptors import aws_s3, web_dav
 from archiver.errors import BadData, Refused, TryAgain
-from archiver.http import Client
 from archiver.model import CallEvent, Direction, Party, Window, utc_text
 from archiver.simulators.base import Clock
 from archiver.simulators.genesys import GenesysSimulator
 from archiver.sources.genesys import Genesys, GenesysOptions
-from archiver.targets.genesys import Registrar, posting
+from archiver.sources.genesys_register import Registrar, posting
+from archiver.sources.kit.descriptors import aws_s3, web_dav
 from archiver.testing.sources import NOW, Kept, opened
+from archiver.wire.recorder import Client
 from tests.sources.test_genesys import scripted
 
 HOUR = timedelta(hours=1)

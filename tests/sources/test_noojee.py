@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from archiver.errors import BadData, Gone, NotReady, Refused, TryAgain, WrongZone
-from archiver.idfile import Feed, line_id
-from archiver.localtime import clock_hours, epoch
 from archiver.model import Availability, Direction, ListingKey, Medium, Recording, Window
 from archiver.ports import Follows, LooksUp, lists_by_time
 from archiver.simulators.base import Clock
 from archiver.simulators.noojee import ROUTE_USER, NoojeeSimulator
 from archiver.sources import noojee_legs as legs
+from archiver.sources.kit.idfile import Feed, line_id
+from archiver.sources.kit.localtime import clock_hours, epoch
 from archiver.sources.noojee import Noojee, NoojeeOptions
 from archiver.sources.noojee_api import meaning, message, unwrapped
 from archiver.testing.sources import NOW, Kept, SourceContract, build, opened

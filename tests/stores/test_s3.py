@@ -28,9 +28,9 @@ from archiver.errors import (
 )
 from archiver.model import Body
 from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
-from archiver.stores.sigv4 import Signer
-from archiver.stores.wire import Upload
 from archiver.testing.stores import StoreContract, keys, read, spooled
+from archiver.wire.sigv4 import Signer
+from archiver.wire.store import Upload
 from tests import servers
 from tests.stores import canaries
 from tests.stores.rude import RudeS3, error

@@ -1,0 +1,1 @@
+"""What many rooms need: log, clock, words."""

@@ -1,0 +1,1 @@
+"""What several recorders' modules need."""

@@ -1,0 +1,1 @@
+"""The algorithm: from a recorder's list to copies in the stores."""

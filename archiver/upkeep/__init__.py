@@ -1,0 +1,1 @@
+"""What keeps an archive right after the transfer: verify, copy, orphans, reconcile, rebuild."""

@@ -1,0 +1,1 @@
+"""Requests on the way out: to recorders and to stores."""

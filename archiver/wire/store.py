@@ -1,0 +1,307 @@
+"""What the stores that speak HTTP share: the session, bodies that can be sent again, errors, hostile XML."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+from xml.etree import ElementTree  # no DTD gets in, see read_xml
+
+import structlog
+from yarl import URL
+
+from .. import __version__
+from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
+from ..model import CHUNK, Body
+from ..ports import Sink
+from ..settings.options import StoreOptions
+from .transport import Answer, Cut, NoConnection, Origin, Transport, hint
+
+#: Shorter than the 5 s after which Apache closes an idle connection under the next request.
+_KEEP_ALIVE = 4.0
+_CONNECT = 10.0
+#: What Apache, nginx and Go say to plain HTTP on a port for TLS.
+_WANTS_TLS = re.compile(rb"(?i)plain HTTP request|speaking plain HTTP|HTTP request to an HTTPS server")
+
+
+class HttpOptions(StoreOptions):
+    #: The certificate of the issuer of the server's, where no public authority issued it.
+    ca_file: Path | None = None
+    verify_tls: bool = True
+
+
+def origin(url: str) -> str:
+    """Validate a configured address: http or https, a host; no user, query or fragment."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+        raise ValueError('is no address; write it like "https://host:8333/", without user, query or fragment')
+    return url
+
+
+class Upload:
+    """A body, or a part of one, as the transport sends it; it can be sent again."""
+
+    def __init__(self, body: Body, offset: int = 0, length: int | None = None) -> None:
+        self._body = body
+        self._offset = offset
+        self.size = body.length - offset if length is None else length
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        if self._body.data is not None:
+            whole = memoryview(self._body.data)[self._offset : self._offset + self.size]
+            for start in range(0, len(whole), 4 * CHUNK):
+                yield whole[start : start + 4 * CHUNK]
+        elif self._body.path is not None:
+            file = await asyncio.to_thread(self._body.path.open, "rb")
+            try:
+                await asyncio.to_thread(file.seek, self._offset)
+                left = self.size
+                while left and (chunk := await asyncio.to_thread(file.read, min(left, 4 * CHUNK))):
+                    left -= len(chunk)
+                    yield chunk
+            finally:
+                file.close()
+
+
+class Digest:
+    """A sink that keeps only the length and the SHA-256."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    async def write(self, chunk: bytes) -> None:
+        self.length += len(chunk)
+        self._hash.update(chunk)
+
+    def told(self, *, content_type: str | None = None) -> None:
+        """Headers don't matter here."""
+
+    async def restart(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class Wire:
+    """One server's HTTP client. Follows no redirect, keeps no cookie; raises only errors.StoreError."""
+
+    def __init__(self, name: str, options: HttpOptions, url: str) -> None:
+        """``url``: any address of the server."""
+        self._name = name
+        self._options = options
+        self._url = URL(url, encoded=True)
+        self._origin = Origin.of(self._url)
+        self._transport: Transport | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def authority(self) -> str:
+        """As the Host header names it."""
+        return self._origin.authority
+
+    async def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, target: str, headers: Mapping[str, str], data: Upload | bytes | None = None
+    ) -> AsyncIterator[Answer]:
+        """One request for a path and query that are encoded already; any status but a redirect is handed on.
+
+        Raises StoreDown where the server can't be reached or stalls, StoreRefused for a redirect or a
+        certificate that does not hold.
+        """
+        with translated(self._origin, self._options):
+            transport = self._transport or await self._open()
+            async with await transport.send(method, self._origin, target, headers, data) as answer:
+                if 300 <= answer.status < 400 and "Location" in answer.headers:
+                    if self._leads_to(answer) == self._url.join(URL(f"{target}/", encoded=True)):
+                        raise ObjectFailed("a folder lies under that name")
+                    raise StoreRefused(
+                        f"it redirects to {self._elsewhere(answer)} ({answer.status}); nothing is sent there: "
+                        "if that is the right server, put its address into the config"
+                    )
+                if answer.status == 407:
+                    raise StoreRefused(
+                        "a proxy in between wants a log-in (407); archiver knows none: let it through to the server"
+                    )
+                if answer.status == 400 and self._origin.scheme == "http":
+                    await self._demand_http(answer)
+                yield answer
+
+    async def _demand_http(self, answer: Answer) -> None:
+        """Servers of TLS answer plain HTTP with a page of their own. Raises StoreRefused."""
+        if "xml" in answer.headers.get("Content-Type", ""):
+            return
+        with contextlib.suppress(StoreDown):
+            if _WANTS_TLS.search(await limited(answer, 1 << 16)):
+                raise StoreRefused(
+                    f"port {self._origin.port} speaks https only (400): write https:// in the config, or another port"
+                )
+
+    async def receive(self, answer: Answer, into: Sink) -> int:
+        """The body of an answer into a sink; returns its length. Raises StoreDown where it was cut."""
+        received = 0
+        try:
+            while chunk := await answer.read():
+                received += len(chunk)
+                await into.write(chunk)
+        except Cut:
+            promised = answer.headers.get("Content-Length", "unknown")
+            raise StoreDown(f"the answer was cut off after {received} of {promised} bytes") from None
+        return received
+
+    async def _open(self) -> Transport:
+        async with self._opening:
+            if self._transport is None:
+                tls: ssl.SSLContext | bool = self._options.verify_tls
+                if not self._options.verify_tls:
+                    structlog.get_logger(__name__).warning("tls_not_verified", store=self._name)
+                elif self._options.ca_file is not None:
+                    try:
+                        tls = await asyncio.to_thread(ssl.create_default_context, cafile=str(self._options.ca_file))
+                    except (OSError, ssl.SSLError) as error:
+                        raise StoreRefused(f"ca_file {self._options.ca_file} can't be used: {error}") from None
+                patience = self._options.timeout.total_seconds()
+                self._transport = Transport(
+                    timeout=patience,
+                    connect_timeout=min(_CONNECT, patience),
+                    tls=tls,
+                    keep=_KEEP_ALIVE,
+                    headers={"User-Agent": f"archiver/{__version__}", "Accept-Encoding": "identity"},
+                )
+            return self._transport
+
+    def _leads_to(self, answer: Answer) -> URL | None:
+        try:
+            return self._url.join(URL(answer.headers["Location"], encoded=True))
+        except (KeyError, ValueError):
+            return None
+
+    def _elsewhere(self, answer: Answer) -> str:
+        there = self._leads_to(answer)
+        return str(there.origin()) if there is not None and there.host else "an unknown place"
+
+
+@contextmanager
+def translated(origin: Origin, options: HttpOptions) -> Iterator[None]:
+    """What goes wrong on the wire, as a StoreError that names the server and never a header or a query."""
+    at = f"{origin.host}:{origin.port}"
+    try:
+        yield
+    except StoreError:
+        raise
+    except ssl.SSLError as error:
+        remedy = hint(error, origin) or _remedy(error, options.ca_file)
+        raise StoreRefused(f"TLS with {at} failed ({_reason(error)}); {remedy}") from None
+    except NoConnection as error:
+        text = f"can't connect to {at}: {_reason(error)}"
+        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
+    except TimeoutError:
+        raise StoreDown(f"{at} made no progress for {options.timeout.total_seconds():g} s") from None
+    except OSError as error:
+        text = f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})"
+        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
+    except ValueError:
+        raise StoreDown(f"{at} answered something that is no HTTP") from None
+
+
+def _remedy(error: ssl.SSLError, ca_file: Path | None) -> str:
+    """OpenSSL's numbers (openssl/x509_vfy.h): 9 not valid yet, 10 expired, 62 and 64 another name or address."""
+    code = getattr(error, "verify_code", None)
+    if code in {9, 10}:
+        return "renew its certificate, or set this clock right"
+    if code in {62, 64}:
+        return "the config must name the host as its certificate does"
+    if ca_file is not None:
+        return f"ca_file {ca_file} does not hold the certificate of its issuer"
+    return "set ca_file to the certificate of its issuer"
+
+
+def failure(status: int, what: str) -> StoreError:
+    """What a status means where nothing better is known of it."""
+    # Too large, and a name or headers (which the name decides) that are too long.
+    if status in {413, 414, 431}:
+        return ObjectFailed(what)
+    if status == 507:
+        return StoreFull(what)
+    if status in {408, 409, 423, 425, 429} or status >= 500:
+        return StoreDown(what)
+    return StoreRefused(what)
+
+
+async def limited(answer: Answer, limit: int) -> bytes:
+    """The whole body, which may not be longer than ``limit`` bytes. Raises StoreDown."""
+    body = bytearray()
+    while chunk := await answer.read():
+        body += chunk
+        if len(body) > limit:
+            raise StoreDown(f"the answer is longer than {limit} bytes")
+    return bytes(body)
+
+
+class _NoDoctype:
+    """Hands a document's events on; a document type (and so any entity) is refused before it is read."""
+
+    def __init__(self, target: Any) -> None:
+        self.start, self.end, self.data, self.close = target.start, target.end, target.data, target.close
+
+    def doctype(self, *_: object) -> NoReturn:
+        raise ValueError("it has a document type")
+
+
+class XmlReader:
+    """Feeds a target (:class:`xml.etree.ElementTree.TreeBuilder` or the like) piece by piece.
+
+    Raises StoreDown for what is no XML and for a document type: no entity is ever expanded.
+    """
+
+    def __init__(self, target: Any = None) -> None:
+        self._parser = ElementTree.XMLParser(target=_NoDoctype(target or ElementTree.TreeBuilder()))  # noqa: S314
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.feed(chunk)
+        except (ElementTree.ParseError, ValueError) as error:
+            raise StoreDown(f"the answer is no usable XML: {error}") from None
+
+    def close(self) -> Any:
+        """What the target made of it."""
+        try:
+            return self._parser.close()
+        except (ElementTree.ParseError, ValueError) as error:
+            raise StoreDown(f"the answer is no usable XML: {error}") from None
+
+
+def read_xml(text: bytes) -> ElementTree.Element:
+    """A small document as a tree whose tags carry no namespace. Raises StoreDown."""
+    reader = XmlReader()
+    reader.feed(text)
+    root: ElementTree.Element = reader.close()
+    for element in root.iter():
+        element.tag = local_name(element.tag)
+    return root
+
+
+def local_name(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """A server's own words, fit for one line of a log."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:limit]
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return printable(str(text).split("] ")[-1])
