@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 #: How the names of files begin that nobody has finished.
@@ -39,7 +40,8 @@ class Cache:
         """Where it lies, now the most recently used; None where it is not there."""
         path = self._path(sha256, suffix)
         try:
-            os.utime(path)
+            # Its time of change stays: an answer's ETag is made of it, and ranges of one file must agree.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         except FileNotFoundError:
             return None
         return path
@@ -75,7 +77,7 @@ class Cache:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 told = entry.stat()
-                entries.append((told.st_mtime, told.st_size, Path(entry.path)))
+                entries.append((told.st_atime, told.st_size, Path(entry.path)))
         return entries
 
     def _evict(self, *, spare: str) -> None:

@@ -15,17 +15,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import structlog
 
+from ..audio.spool import Spool
 from ..errors import ArchiverError, SpoolDown, StoreError
 from ..model import Body
 from ..ports import Sink
-from ..audio.spool import Spool
 from .cache import Cache
 
 log = structlog.get_logger()
@@ -125,6 +125,12 @@ class Playback:
             task.add_done_callback(lambda _: self._making.pop(wanted.sha256, None))
         # Who goes away does not take it from those who wait for the same.
         return await asyncio.shield(task)
+
+    @contextlib.asynccontextmanager
+    async def original(self, wanted: Wanted, copies: Sequence[tuple[str, Read]]) -> AsyncIterator[Body]:
+        """The archived bytes, compared with their SHA-256, until the context ends. Raises Unavailable."""
+        with self._spool.sink() as sink:
+            yield await self._verified(wanted, copies, sink)
 
     async def private(self, wanted: Wanted, copies: Sequence[tuple[str, Read]], clear: Clear) -> Playable:
         """The same for encrypted audio: ``clear`` decrypts it (it blocks), and nothing of it is kept.

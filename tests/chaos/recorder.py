@@ -95,7 +95,9 @@ def bad(sim: Simulator, settings: Settings) -> list[str]:
     """The recordings whose audio can't be had: all of calls that were told before it began."""
     began = datetime.fromisoformat(settings.began)
     # These are half of them: what is told later is not known when it starts.
-    calls = [c for c in sim.calls if c.listed_at <= began][:: max(1, settings.bad_each // 2)] if settings.bad_each else []
+    calls = (
+        [c for c in sim.calls if c.listed_at <= began][:: max(1, settings.bad_each // 2)] if settings.bad_each else []
+    )
     return [name for call in calls for name in sim.expected(call)]
 
 
