@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
+from ..model import utc_text
 from . import pages, pages_text
 from .pages import View
 from .pages_desk import Desk, Filters, Found, Reader
@@ -27,7 +28,7 @@ def in_utc(view: View, filters: Mapping[str, str]) -> dict[str, str]:
     told = dict(filters)
     for name in ("from", "to"):
         if (at := pages_text.local_moment(filters.get(name), view.zone)) is not None:
-            told[name] = pages_text.utc_text(at)
+            told[name] = utc_text(at)
     return told
 
 

@@ -192,6 +192,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 
     async def prepared(request: web.Request, response: web.StreamResponse) -> None:
         seen.append((request.method, request.path, response.status))
+        response.headers.setdefault("Cache-Control", "no-store")
         response.headers["Content-Security-Policy"] = CSP
         response.headers["X-Content-Type-Options"] = "nosniff"
 
