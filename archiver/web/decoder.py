@@ -181,8 +181,7 @@ def _decode(source: BinaryIO, target: BinaryIO, found: Audio) -> tuple[int, int,
     demuxer, options = _reader(found)
     source.seek(0)
     target.seek(_PCM.size)
-    rate = channels = samples = 0
-    resampler = None
+    out = _Samples(target)
     try:
         with av.open(source, format=demuxer, options=options, metadata_errors="replace") as container:
             if not container.streams.audio:
@@ -190,21 +189,16 @@ def _decode(source: BinaryIO, target: BinaryIO, found: Audio) -> tuple[int, int,
             stream = container.streams.audio[0]
             stream.codec_context.thread_count = 1
             for frame in _frames(container, stream):
-                if resampler is None:
-                    channels = 1 if frame.layout.nb_channels == 1 else 2
-                    rate = min(max(frame.sample_rate, SLOWEST), FASTEST)
-                    resampler = av.AudioResampler("s16", "mono" if channels == 1 else "stereo", rate)
-                samples += _written(target, resampler, frame, channels)
-            if resampler is not None:
-                samples += _written(target, resampler, None, channels)
+                out.take(frame)
+            out.end()
     except av.error.FFmpegError as error:
         raise Unplayable(f"it can't be decoded ({error.strerror})") from error
     except OSError as error:
         # Of the target: the disk is full, or it would be larger than a WAV can be.
         raise Unplayable(f"what it decodes to can't be written ({error.strerror})") from error
-    if not samples:
+    if not out.written:
         raise Unplayable("no sound could be decoded from it")
-    return rate, channels, samples
+    return out.rate, out.channels, out.written
 
 
 def _reader(found: Audio) -> tuple[str, dict[str, str]]:
@@ -249,21 +243,40 @@ def _flushed(stream: Any) -> list[Any]:
         return []
 
 
-def _written(target: BinaryIO, resampler: Any, frame: Any, channels: int) -> int:
-    """Samples (of each channel) that were written."""
-    written = 0
-    if frame is not None:
+class _Samples:
+    """Frames of any shape, written as interleaved 16-bit samples of one or two channels."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._fifo = av.AudioFifo()
+        self._resampler: Any = None
+        self.rate = self.channels = self.written = 0
+
+    def take(self, frame: Any) -> None:
+        if self._resampler is None:
+            self.channels = 1 if frame.layout.nb_channels == 1 else 2
+            self.rate = min(max(frame.sample_rate, SLOWEST), FASTEST)
+            self._resampler = av.AudioResampler("s16", "mono" if self.channels == 1 else "stereo", self.rate)
         frame.pts = None
-    try:
-        made = resampler.resample(frame)
-    except ValueError:
-        # The coding changes rate or channels in the middle: what it changes to is left out.
-        return 0
-    for out in made:
-        size = out.samples * channels * 2
-        target.write(memoryview(out.planes[0])[:size])
-        written += out.samples
-    return written
+        try:
+            self._fifo.write(frame)
+        except ValueError:
+            # The coding changes rate or channels in the middle: what it changes to is left out.
+            return
+        # Many frames at once: a step costs the same for 20 ms as for two seconds.
+        if self._fifo.samples >= 1 << 14:
+            self._write(self._fifo.read())
+
+    def end(self) -> None:
+        if self._resampler is not None:
+            if (rest := self._fifo.read()) is not None:
+                self._write(rest)
+            self._write(None)
+
+    def _write(self, frame: Any) -> None:
+        for made in self._resampler.resample(frame):
+            self._target.write(memoryview(made.planes[0])[: made.samples * self.channels * 2])
+            self.written += made.samples
 
 
 def _drawn(target: BinaryIO, rate: int, channels: int, samples: int) -> tuple[list[list[list[int]]], list[list[float]]]:
