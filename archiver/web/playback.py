@@ -145,7 +145,10 @@ class Playback:
                 plain, made = await asyncio.to_thread(_two, self.cache)
                 stack.callback(plain.unlink, missing_ok=True)
                 stack.callback(made.unlink, missing_ok=True)
-                await asyncio.to_thread(lambda: plain.write_bytes(clear(body.read())))
+                try:
+                    await asyncio.to_thread(lambda: plain.write_bytes(clear(body.read())))
+                except ArchiverError as error:
+                    raise self._refuse(wanted.sha256, str(error)) from error
                 told = await self._decoded(wanted, plain, "bin", made)
                 chosen = plain if told["as_is"] else made
                 handle = await asyncio.to_thread(chosen.open, "rb")
