@@ -1,7 +1,11 @@
 """Decrypt what a recorder encrypted for its owner: CMS EnvelopedData (RFC 5652, 6; formerly PKCS #7).
 
-RSA (PKCS #1 v1.5 or OAEP) wraps a session key, AES-CBC or 3DES-CBC hides the audio. Needs the ``cryptography``
-package, which nothing else here does.
+RSA (PKCS #1 v1.5 or OAEP) wraps a session key, AES-CBC or 3DES-CBC hides the audio.
+
+All cryptography is the package ``cryptography``'s; the envelope is read here, because its ``pkcs7_decrypt_der``
+(version 50) opens three of the ten forms that recorders' envelopes have, and wants the recipient's certificate, where
+owners often kept the key alone. It opens no envelope without content (the audio lies beside it), none of streamed
+output (BER), none that names the key by its identifier, no OAEP, no AES-192, no 3DES. test_cms.py holds that table.
 """
 
 from __future__ import annotations

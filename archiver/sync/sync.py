@@ -92,9 +92,9 @@ MISMATCH = "mismatch"
 ALIVE_FOR = timedelta(seconds=30)
 #: After so many failures in a row a source's queue is taken from its other end, for so long, in seconds.
 OTHER_END_AFTER, OTHER_END = 3, 60.0
-#: A first attempt that stands still for this part of its source's time-out, and no less than so many seconds, gives way
-#: where others wait; until so many gave way in a row and nothing came: then the recorder is slow.
-HURRIED, HURRIED_LEAST, HURRIES = 1 / 6, 2.0, 5
+#: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
+#: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
+HURRIED, HURRIED_LEAST, HURRIES = 4, 1.0, 5
 #: Where it asks for fewer requests, it gets none for so long: what it asked for itself, within these bounds.
 SPARED, SPARED_AT_MOST = timedelta(seconds=2), timedelta(minutes=1)
 #: What a store can't take of one object is tried again no sooner.
@@ -226,6 +226,8 @@ class Feed:
     #: Until when the queue is taken from its other end (monotonic clock), and how many gave way in a row.
     other_end_until: float = float("-inf")
     hurries: int = 0
+    #: How long, in seconds, downloads that came lately stood still.
+    stillness: float = 0.0
     #: The source, where it delivers many media in one answer.
     batches: FetchesBatches | None = field(init=False)
 
@@ -866,9 +868,10 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
     Raises TooSlow.
     """
-    patience = max(HURRIED_LEAST, feed.options.timeout.total_seconds() * HURRIED)
+    patience = max(HURRIED_LEAST, feed.stillness * HURRIED)
     if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= patience:
         yield
+        feed.stillness = max(feed.stillness * 0.9, heard.stillest)
         return
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
@@ -886,6 +889,7 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
             timer = loop.call_later(patience, look)
             try:
                 yield
+                feed.stillness = max(feed.stillness * 0.9, heard.stillest)
             finally:
                 if timer is not None:
                     timer.cancel()

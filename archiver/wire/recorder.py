@@ -73,23 +73,31 @@ class Heard:
         self._kept: list[bytes] = []
         #: When the request was sent, or bytes of its answer last came (monotonic); None: it waits for its turn.
         self.moved_at: float | None = None
+        #: The longest time, in seconds, in which nothing came of an answer.
+        self.stillest = 0.0
 
     def asked(self) -> None:
         self._head = None
         self.moved_at = monotonic()
 
     def begun(self, response: Answer) -> None:
-        self.moved_at = monotonic()
+        self._moved()
         self._head = response.status, _media_type(response.headers.get("Content-Type", "")[:200])
         self._length, self._kept = 0, []
 
     def came(self, chunk: bytes) -> None:
-        self.moved_at = monotonic()
+        self._moved()
         self._length += len(chunk)
         if self._length <= _KEPT:
             self._kept.append(chunk)
         else:
             self._kept.clear()
+
+    def _moved(self) -> None:
+        now = monotonic()
+        if self.moved_at is not None:
+            self.stillest = max(self.stillest, now - self.moved_at)
+        self.moved_at = now
 
     def fingerprint(self, length: int, sha256: Callable[[], str]) -> str | None:
         """``503, text/html, 812 bytes, SHA-256 1f2e3d4c5b6a``; None where nothing was answered.
