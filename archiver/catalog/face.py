@@ -207,7 +207,7 @@ class FaceCatalog(Catalog):
 
     # -- audit -------------------------------------------------------------------------------------------------------
 
-    async def record(self, event: Event) -> None:
+    async def write_down(self, event: Event) -> None:
         """Written down for good when this returns."""
         async with self._writing() as c:
             await c.execute(ADD_AUDIT, *_row(self, event))
@@ -233,7 +233,7 @@ class FaceCatalog(Catalog):
         return [_event_document(row) for row in rows[:limit]], next_
 
 
-async def record(catalog: Catalog, event: Event) -> None:
+async def write_down(catalog: Catalog, event: Event) -> None:
     """The same for a command, which has a catalog that may write."""
     async with catalog._transaction() as c:
         await c.execute(ADD_AUDIT, *_row(catalog, event))

@@ -104,13 +104,13 @@ def _listed(accounts: list[Account], as_json_: bool) -> None:
 
 def _record(config: Any, action: str, name: str) -> None:
     """Changes of accounts are in the audit too. Raises CatalogDown."""
-    from ..catalog.face import Event, record
+    from ..catalog.face import Event, write_down
 
     told = Event(who=_me(), role="", means="command", address="", action=action, details={"name": name})
 
     async def work() -> None:
         async with catalog_of(config, "MIGRATED") as catalog:
-            await record(catalog, told)
+            await write_down(catalog, told)
 
     run(work())
 

@@ -108,7 +108,7 @@ class Face:
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return self._problem(request, error.status, error.text if error.status == 503 else "")
+            return self._problem(request, error.status, (error.text or "") if error.status == 503 else "")
         except CatalogDown as error:
             log.warning("face.no_database", error=str(error))
             said = N_("The database of the archive can't be reached.")

@@ -172,7 +172,7 @@ class ArchiveDesk:
     ) -> None:
         """``name``: of whom nobody is logged in yet."""
         who = self.who(request)
-        await self.catalog.record(
+        await self.catalog.write_down(
             Event(
                 who=who.name if who is not None else name or "",
                 role=who.role if who is not None else "",
