@@ -1,6 +1,7 @@
 """The demo: what a newcomer sees first works without a terminal, leaves others' folders alone, and can fail."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ async def test_the_demo_archives_every_call_in_spite_of_its_faults_and_says_so(f
     assert "5 simulated recorders hold 40 calls of yesterday" in done.stdout
     assert "archived and compared byte for byte" in done.stdout
     assert "0 not healed yet" in done.stdout
+    # Its pages, and an account for them.
+    assert re.search(r"Open http://127\.0\.0\.1:\d+ to find a call and hear it\nname demo, password \S+", done.stdout)
     assert "missing:" not in done.stdout
     assert all(kind in done.stdout for kind in KINDS)
     assert "\x1b" not in done.stdout
@@ -60,7 +63,7 @@ async def test_the_demo_archives_every_call_in_spite_of_its_faults_and_says_so(f
         assert len({row["recording_id"] for row in rows}) >= 40
         assert {row["state"] for row in rows} == {"archived"}
         keys = {copy["key"] for row in rows for medium in row["media"] for copy in medium["copies"]}
-        assert {key for key in place.objects() if not key.startswith("_")} == keys
+        assert {key for key in place.objects() if not key.startswith(("_", ".archiver-store"))} == keys
         assert sum(s["archived"] for s in sources.values()) == len(keys)
 
 
@@ -80,7 +83,7 @@ def test_the_demo_touches_no_folder_that_holds_something_else(folder):
 
 def test_the_demo_ends_with_1_where_a_recorder_never_recovers(folder):
     script = """
-from archiver import demo
+from archiver.commands import demo
 demo.FAULTS = (("status", "audio", -1, 500, "every download answers 500"),)
 demo.PATIENCE = 3.0
 """

@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit
 import structlog
 from aiohttp import web
 
-from ..errors import CatalogDown, ConfigError
-from . import accounts, pages, pages_own, pages_search
+from ..errors import ArchiverError, CatalogDown, ConfigError
+from . import accounts, api, pages, pages_own, pages_search
 from .desk import IDLE, LONGEST, WHO, ArchiveDesk, Who, address_of
 from .pages_call import Calls
 from .pages_text import N_, clean
@@ -54,6 +54,7 @@ class Face:
     def __init__(self, desk: ArchiveDesk, playback: Playback, listen: tuple[str, int]) -> None:
         self.desk = desk
         self.calls = Calls(desk, playback)
+        self.api = api.Api(desk, playback)
         url = desk.config.web.url
         self.secure = url is not None and url.startswith("https:")
         self.cookie = "__Host-archiver" if self.secure else "archiver"
@@ -90,6 +91,11 @@ class Face:
             ("GET", "/me", self._with_desk(pages_own.me), LOGGED_IN),
             ("POST", "/me", pages_own.choose, LOGGED_IN),
             ("POST", "/me/sessions", self._end_session, LOGGED_IN),
+            ("GET", api.PREFIX + "/recordings", self.api.recordings, "find"),
+            ("GET", api.PREFIX + "/recordings/{source}/{recording_id}", self.api.recording, "find"),
+            ("GET", api.PREFIX + "/recordings/{source}/{recording_id}/media/{media_id}", self.api.media, "hear"),
+            ("GET", api.PREFIX + "/audit", self.api.audit, LOGGED_IN),
+            ("GET", api.PREFIX + "/openapi.json", self.api.openapi, LOGGED_IN),
         )
         for method, path, handler, right in routes:
             add(app, method, path, handler, right)
@@ -103,6 +109,8 @@ class Face:
 
     @web.middleware
     async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/api/"):
+            return await self._api(request, handler)
         try:
             return await self._admitted(request, handler)
         except web.HTTPException as error:
@@ -122,6 +130,19 @@ class Face:
             log.exception("face.failed", path=request.path)
             return self._problem(request, 500)
 
+    async def _api(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await self._admitted(request, handler)
+        except (web.HTTPException, ArchiverError, ValueError) as error:
+            if isinstance(error, web.HTTPException) and error.status < 400:
+                raise
+            return api.refused(error)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("face.failed", path=request.path)
+            return api.problem(500)
+
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not any(request.host == urlsplit(origin).netloc for origin in self.origins):
             raise web.HTTPBadRequest
@@ -133,6 +154,8 @@ class Face:
             return await handler(request)
         who = await self._who(request)
         if who is None:
+            if request.path.startswith("/api/"):
+                raise web.HTTPUnauthorized
             if request.method == "GET" and not request.path.startswith("/media/"):
                 raise web.HTTPSeeOther("/login?next=" + quote(request.path_qs, safe=""))
             raise web.HTTPNotFound
@@ -150,6 +173,10 @@ class Face:
         return request.headers.get("Origin", "").lower() in self.origins
 
     async def _who(self, request: web.Request) -> Who | None:
+        scheme, _, told = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and request.path.startswith("/api/"):
+            token = (await asyncio.to_thread(self.desk.file.read)).token(told.strip())
+            return Who(account=token, means="token", address=address_of(request)) if token is not None else None
         secret = request.cookies.get(self.cookie)
         if not secret:
             return None

@@ -16,7 +16,7 @@ import phonenumbers
 from aiohttp import web
 
 from ..catalog.catalog import Query
-from ..catalog.face import Event, FaceCatalog, Limits, Wanted
+from ..catalog.face import PAGE, Event, FaceCatalog, Limits, Wanted
 from ..model import Flag, State
 from ..ports import Decrypts, Sink, Source, Store
 from ..settings.config import Config
@@ -108,7 +108,7 @@ class ArchiveDesk:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def search(self, who: Reader, filters: Filters) -> Found:
+    async def search(self, who: Reader, filters: Filters, limit: int = PAGE) -> Found:
         told = filters.values
         start, end = _moment(told, "from"), _moment(told, "to")
         number, shown = _number(told["number"]) if told.get("number") else (None, None)
@@ -118,6 +118,8 @@ class ArchiveDesk:
             source=told.get("source"),
             start=start,
             end=end,
+            caller=told.get("caller"),
+            callee=told.get("callee"),
             direction=_one_of(told, "direction", ("inbound", "outbound", "internal", "unknown")),
             state=_one_of(told, "state", tuple(State)),
             flag=_one_of(told, "flag", tuple(Flag)),
@@ -133,7 +135,7 @@ class ArchiveDesk:
             oldest_first=told.get("order") == "oldest",
             after=filters.after,
         )
-        rows, next_ = await self.catalog.look(self.limits(who), wanted)
+        rows, next_ = await self.catalog.look(self.limits(who), wanted, limit)
         return Found(rows=rows, next=next_, number=shown)
 
     async def call(self, who: Reader, source: str, recording_id: str) -> Document | None:
@@ -195,18 +197,24 @@ class ArchiveDesk:
         return (await self.catalog.audit(source=source, recording_id=recording_id, who=mine))[0]
 
     async def audit(self, who: Reader, filters: Filters) -> Found:
+        rows, next_ = await self.events(who, filters)
+        for row in rows:
+            row["details"] = "; ".join(f"{key}: {value}" for key, value in sorted(row["details"].items()))
+        return Found(rows=rows, next=next_)
+
+    async def events(self, who: Reader, filters: Filters, limit: int = PAGE) -> tuple[list[Document], str | None]:
+        """What was written down, of all for who may see that, else one's own; and where the next page begins."""
         told = filters.values
-        rows, next_ = await self.catalog.audit(
+        return await self.catalog.audit(
             who=told.get("who") if self.may(who, "audit") else who.name,
             action=told.get("action"),
             start=_moment(told, "from"),
             end=_moment(told, "to"),
+            source=told.get("source"),
             recording_id=told.get("recording"),
             after=filters.after,
+            limit=limit,
         )
-        for row in rows:
-            row["details"] = "; ".join(f"{key}: {value}" for key, value in sorted(row["details"].items()))
-        return Found(rows=rows, next=next_)
 
     async def tokens(self) -> Sequence[Document]:
         told = (await asyncio.to_thread(self.file.read)).tokens.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from archiver.errors import CatalogDown
 from archiver.settings import config as configuration
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.web import accounts, application, serving
+from archiver.web import accounts, api, application, serving
 from archiver.web.desk import accounts_file
 from tests import commands
 
@@ -299,6 +300,7 @@ async def test_each_route_is_open_to_the_roles_that_have_its_right_and_to_no_oth
             if path in ("/login", "/logout", "/me/sessions", "/static/{name}"):
                 continue
             real = path.replace("/calls/{source}/{recording_id}", call).replace("{grant}/{name}", "a/b.wav")
+            real = real.replace("/{source}/{recording_id}", call.removeprefix("/calls")).replace("{media_id}", "none")
             async with session.request(method, real, data={"reason": "x", "media_id": "none"}) as answer:
                 status = answer.status
             if right in (application.PUBLIC, application.LOGGED_IN) or right in RIGHTS[role]:
@@ -348,7 +350,7 @@ async def test_search_finds_by_number_agent_and_word_and_pages_to_the_end(face, 
         assert (await page(session, "/?state=odd"))[0] == 400
         assert (await page(session, "/?after=damaged"))[0] == 400
         look = FaceCatalog.look
-        monkeypatch.setattr(FaceCatalog, "look", lambda *how: look(*how, limit=3))
+        monkeypatch.setattr(FaceCatalog, "look", lambda it, limits, wanted, _: look(it, limits, wanted, 3))
         assert await calls(session) == everything
         assert await calls(session, "/?order=oldest") == everything[::-1]
 
@@ -430,6 +432,107 @@ async def test_the_audit_shows_all_to_the_auditor_and_to_others_their_own(face):
     told = (await face.place.run("audit", "--action", "listen", "--json")).rows
     assert [(row["who"], row["reason"], row["outcome"]) for row in told] == [("ada", "complaint", "ok")]
     assert "ada" in (await face.place.run("audit", "--csv")).out
+
+
+# -- the native API ------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def program(face, role="compliance", *, expires=None, **scope):
+    """A client with a token."""
+    secret, digest = accounts.new_token()
+    made = datetime.now(UTC)
+    token = accounts.Account(
+        name="crm", role=role, scope=accounts.Scope(**scope), secret=digest, made=made, expires=expires
+    )
+    face.file.write(accounts.with_token(face.file.read(), token))
+    async with aiohttp.ClientSession(face.url, headers={"Authorization": f"Bearer {secret}"}) as session:
+        yield session
+
+
+async def answer(session, path, **how):
+    async with session.get(path, **how) as told:
+        return told.status, await told.json(content_type=None), told.headers
+
+
+async def test_a_program_finds_calls_reads_one_and_gets_its_bytes(face):
+    async with program(face) as session:
+        status, first, headers = await answer(session, "/api/v1/recordings?limit=3")
+        assert (status, len(first["recordings"])) == (200, 3)
+        assert headers["Link"] == f'<{first["next"]}>; rel="next"'
+        everything, following = first["recordings"], first["next"]
+        while following:
+            _, told, _ = await answer(session, following)
+            everything, following = everything + told["recordings"], told["next"]
+        listed = (await face.place.run("list", "--json")).rows
+        assert sorted(map(str, everything)) == sorted(map(str, listed))
+        for call in everything:
+            address = f"/api/v1/recordings/{call['source']}/{call['recording_id']}"
+            status, one, headers = await answer(session, address)
+            assert (status, one) == (200, call)
+            async with session.get(address, headers={"If-None-Match": headers["ETag"]}) as same:
+                assert same.status == 304
+            for medium in call["media"]:
+                bytes_ = f"{address}/media/{medium['media_id']}"
+                assert (await answer(session, bytes_))[0] == 422
+                async with session.get(bytes_, headers={"X-Reason": "court"}) as got:
+                    data = await got.read()
+                assert hashlib.sha256(data).hexdigest() == medium["sha256"]
+                part = {"X-Reason": "court", "Range": "bytes=10-19"}
+                async with session.get(bytes_, headers=part) as got:
+                    assert (got.status, await got.read()) == (206, data[10:20])
+                async with session.head(f"{bytes_}?as=wav", headers={"X-Reason": "court"}) as got:
+                    assert (got.status, got.headers["Content-Type"]) == (200, "audio/wav")
+        status, told, _ = await answer(session, "/api/v1/audit?action=download&limit=500")
+        assert {(e["who"], e["means"], e["reason"]) for e in told["events"]} == {("crm", "token", "court")}
+
+
+async def test_the_api_refuses_in_problems(face):
+    async with aiohttp.ClientSession(face.url) as nobody:
+        status, told, headers = await answer(nobody, "/api/v1/recordings")
+        assert (status, told["status"], headers["WWW-Authenticate"]) == (401, 401, "Bearer")
+        wrong = {"Authorization": "Bearer arch_wrong"}
+        assert (await answer(nobody, "/api/v1/recordings", headers=wrong))[0] == 401
+    async with program(face) as session:
+        for path, wanted in (
+            ("/api/v1/recordings?limit=0", 400),
+            ("/api/v1/recordings?limit=501", 400),
+            ("/api/v1/recordings?colour=red", 400),
+            ("/api/v1/recordings?from=yesterday", 400),
+            ("/api/v1/recordings?after=damaged", 400),
+            ("/api/v1/recordings/hq/none", 404),
+            ("/api/v1/nothing", 404),
+        ):
+            status, told, headers = await answer(session, path)
+            assert (status, told["status"]) == (wanted, wanted), path
+            assert headers["Content-Type"].startswith("application/problem+json")
+    async with program(face, expires=datetime.now(UTC) - timedelta(days=1)) as session:
+        assert (await answer(session, "/api/v1/recordings"))[0] == 401
+
+
+async def test_a_token_sees_what_its_role_and_scope_say_and_no_page(face):
+    async with program(face, "supervisor", sources=("branch",)) as session:
+        _, told, _ = await answer(session, "/api/v1/recordings?limit=500")
+        assert {call["source"] for call in told["recordings"]} == {"branch"}
+        call = told["recordings"][0]
+        address = f"/api/v1/recordings/branch/{call['recording_id']}/media/{call['media'][0]['media_id']}"
+        assert (await answer(session, address, headers={"X-Reason": "x"}))[0] == 403
+        async with session.get(f"{address}?as=wav", headers={"X-Reason": "x"}) as got:
+            assert got.status == 200
+        async with session.get("/", allow_redirects=False) as got:
+            assert got.status == 303
+    async with program(face, "auditor") as session:
+        assert (await answer(session, f"{address}?as=wav", headers={"X-Reason": "x"}))[0] == 403
+
+
+async def test_the_description_names_every_route_of_the_api_and_its_parameters(face):
+    async with program(face) as session:
+        _, told, _ = await answer(session, "/api/v1/openapi.json")
+    described = {("GET", api.PREFIX + path) for path in told["paths"]}
+    assert described == {(m, p) for m, p, _ in routes(face) if p.startswith(api.PREFIX) and m != "HEAD"}
+    for path, known in (("/recordings", api._SEARCH), ("/audit", api._AUDIT)):
+        names = {p["name"] for p in told["paths"][path]["get"]["parameters"]}
+        assert names == set(known)
 
 
 # -- what is away, and comes back ------------------------------------------------------------------------------------
