@@ -32,3 +32,9 @@ CREATE TABLE audit (
 );
 CREATE INDEX audit_by_time ON audit (at DESC, id DESC);
 CREATE INDEX audit_by_call ON audit (source, recording_id, at DESC) WHERE recording_id IS NOT NULL;
+
+-- How far each store holds the audit, too: the last event that was put there.
+CREATE TABLE audit_shipped (
+    store text PRIMARY KEY,
+    id    text NOT NULL
+);

@@ -48,6 +48,26 @@ ORDER BY at DESC, id DESC
 LIMIT $9
 """
 
+UNSHIPPED = """
+SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
+FROM audit
+WHERE id > coalesce((SELECT s.id FROM audit_shipped s WHERE s.store = $1), '') AND at < $2
+ORDER BY id
+LIMIT $3
+"""
+SHIPPED = """
+INSERT INTO audit_shipped (store, id) VALUES ($1, $2)
+ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE audit_shipped.id < excluded.id
+"""
+TAKE_AUDIT = """
+INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
+    details)
+SELECT e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address', e->>'action',
+    e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details'
+FROM jsonb_array_elements($1::jsonb) e
+ON CONFLICT (id) DO NOTHING
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -259,6 +279,24 @@ async def all_events(
         if len(rows) < 500:
             return
         place = rows[-1]["at"], rows[-1]["id"]
+
+
+async def unshipped(catalog: Catalog, store: str, before: datetime, limit: int) -> list[Document]:
+    """Events that a store does not hold yet, the oldest first; of those that began before then."""
+    async with catalog._connection() as c:
+        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, before, limit)]
+
+
+async def shipped(catalog: Catalog, store: str, last: str) -> None:
+    """The store holds all events up to that one."""
+    async with catalog._transaction() as c:
+        await c.execute(SHIPPED, store, last)
+
+
+async def take(catalog: Catalog, events: Sequence[Document]) -> None:
+    """Events that a store told; those that are here already stay."""
+    async with catalog._transaction() as c:
+        await c.execute(TAKE_AUDIT, list(events))
 
 
 def _row(catalog: Catalog, event: Event) -> list[Any]:

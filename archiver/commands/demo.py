@@ -179,9 +179,8 @@ async def _face(console: Console, config: configuration.Config) -> AsyncIterator
         except OSError:
             # Another demo's, say.
             address = await stack.enter_async_context(served(config, ("127.0.0.1", 0)))
-        console.print(
-            f"\n[bold]Open {address}[/] to find a call and hear it: name [bold]demo[/], password [bold]{password}[/]"
-        )
+        console.print(f"\n[bold]Open {address}[/] to find a call and hear it")
+        console.print(f"name [bold]demo[/], password [bold]{password}[/]")
         yield
 
 

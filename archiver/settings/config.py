@@ -63,7 +63,7 @@ _LARGEST = 1 << 20
 _DEEPEST = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary"}
+_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audit"}
 #: Hosts that nobody but this machine reaches.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
