@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import asyncpg
+
+from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
 from .catalog import Catalog, Document, Query, _conditions, like
@@ -148,7 +151,10 @@ class FaceCatalog(Catalog):
     # -- calls -------------------------------------------------------------------------------------------------------
 
     async def look(self, limits: Limits, wanted: Wanted, limit: int = PAGE) -> tuple[list[Document], str | None]:
-        """A page of calls in scope, newest first, and where the next one begins. Raises ValueError for a bad place."""
+        """A page of calls in scope, newest first, and where the next one begins.
+
+        Raises ValueError for a bad place, and where it takes longer than three seconds.
+        """
         where, values = _conditions(wanted.query)
 
         def value(given: Any) -> str:
@@ -180,9 +186,14 @@ class FaceCatalog(Catalog):
             + (" WHERE " + " AND ".join(where) if where else "")
             + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {limit + 1}"
         )
-        async with self._connection() as c:
-            rows = await c.fetch(statement, *values)
-            found = await self._documents(c, [(r[1], r[2]) for r in rows[:limit]])
+        try:
+            async with self._connection() as c:
+                rows = await c.fetch(statement, *values)
+                found = await self._documents(c, [(r[1], r[2]) for r in rows[:limit]])
+        except CatalogBusy as busy:
+            if type(busy.__cause__) is not asyncpg.QueryCanceledError:
+                raise
+            raise ValueError("this search takes too long: name a shorter span, or another filter") from None
         shown = [found[r[1], r[2]][0] for r in rows[:limit] if (r[1], r[2]) in found]
         last = rows[limit - 1] if len(rows) > limit else None
         return shown, _as_place(utc_text(last[0]), last[1], last[2]) if last is not None else None

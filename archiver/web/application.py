@@ -173,9 +173,9 @@ class Face:
         return request.headers.get("Origin", "").lower() in self.origins
 
     async def _who(self, request: web.Request) -> Who | None:
-        scheme, _, told = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and request.path.startswith("/api/"):
-            token = (await asyncio.to_thread(self.desk.file.read)).token(told.strip())
+            token = (await asyncio.to_thread(self.desk.file.read)).token(bearer.strip())
             return Who(account=token, means="token", address=address_of(request)) if token is not None else None
         secret = request.cookies.get(self.cookie)
         if not secret:
@@ -189,14 +189,14 @@ class Face:
             return None
         return Who(account=told, means="session", address=address_of(request), session=secret)
 
-    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _finish(self, _: web.Request, response: web.StreamResponse) -> None:
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
         if self.secure:
             response.headers["Strict-Transport-Security"] = "max-age=31536000"
-        if request.version.major:
-            response.headers.pop("Server", None)
+        # Not which library of which version it is.
+        response.headers["Server"] = "archiver"
 
     def _problem(self, request: web.Request, status: int, what: str = "") -> web.Response:
         who = request.get(WHO)

@@ -355,6 +355,21 @@ async def test_search_finds_by_number_agent_and_word_and_pages_to_the_end(face, 
         assert await calls(session, "/?order=oldest") == everything[::-1]
 
 
+async def test_a_search_that_takes_too_long_ends_and_says_what_to_do(face):
+    async with somebody(face, "ada") as session:
+        connection = await asyncpg.connect(face.place.database)
+        try:
+            async with connection.transaction():
+                # As long as it takes: nobody reads what is locked.
+                await connection.execute("LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
+                status, shown = await page(session, "/?agent=1573")
+        finally:
+            await connection.close()
+        assert status == 400
+        assert "takes too long: name a shorter span" in shown
+        assert await calls(session) != []
+
+
 # -- hearing, and what is written down -------------------------------------------------------------------------------
 
 
