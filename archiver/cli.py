@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.list_recordings,
         reading.show,
         reading.why,
+        reading.report,
         reading.rejected,
         getting.get,
     ),

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from .lab import BIN, Place, Timing, cpu_of, memory_of, timed
-
-STEPS = str(Path(__file__).with_name("steps.py"))
+from .lab import BIN, OURS, Build, Place, Timing, cpu_of, memory_of, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,8 @@ class Result:
     rss: float = 0.0
     #: Less is better.
     ceiling: bool = False
+    #: The same of this build ÷ of the build before, side by side in this run; empty where that can't do it.
+    before: str = ""
 
     @property
     def ok(self) -> bool:
@@ -45,43 +45,65 @@ def pairs(place: Place, ours: Callable[[], float], theirs: Callable[[], float]) 
     return statistics.median(ratios), f"{min(ratios):.2f}–{max(ratios):.2f}"
 
 
-def step(folder: Path, name: str, argument: str = "") -> tuple[dict[str, float], Timing]:
-    timing = timed([sys.executable, STEPS, name, argument], folder)
+def step(folder: Path, name: str, argument: str = "", build: Build = OURS) -> tuple[dict[str, float], Timing]:
+    timing = timed([str(build.bin / "python"), str(build.steps), name, argument], folder)
     return json.loads(timing.output), timing
 
 
-def copying(place: Place, kind: str, recorder: str, files: int, size: int, must: float) -> Result:
+def _builds(place: Place) -> list[Build]:
+    """Ours, and the one before where there is one."""
+    return [OURS, *([place.before] if place.before else [])]
+
+
+def _against(found: dict[Build, list[float]], unit: str = "") -> str:
+    """The median of the paired ratios ours ÷ before."""
+    others = [values for build, values in found.items() if build is not OURS]
+    if not others:
+        return ""
+    ratios = [ours / before for ours, before in zip(found[OURS], others[0], strict=True)]
+    return f"{statistics.median(ratios):.2f} ×{unit}"
+
+
+def copying(place: Place, kind: str, recorder: str, files: int, size: int, must: float) -> list[Result]:
     """A whole `archiver backfill` of a fresh archive against `rclone copy` of the same files."""
-    mine: list[Timing] = []
-    others: list[float] = []
-
-    def ours() -> float:
-        folder = place.work()
-        place.config(folder, recorder, kind)
-        timing = place.backfill(folder)
-        assert json.loads(timing.output)["sources"]["hq"]["archived"] == files, timing.output
-        mine.append(timing)
-        return files / timing.wall
-
-    def theirs() -> float:
-        folder = place.work()
-        others.append(files / place.rclone(folder, recorder, kind).wall)
-        return others[-1]
-
-    ratio, spread = pairs(place, ours, theirs)
-    rate = files / statistics.median(t.wall for t in mine)
-    per = size / 1e6 if size > 10e6 else 1.0
-    unit = "MB/s" if size > 10e6 else "files/s"
-    cpu = statistics.median(t.cpu for t in mine)
-    return Result(
-        f"{files:,} × {size / 1e6:.1f} MB → {kind} ÷ rclone",
-        must,
-        ratio,
-        spread,
-        f"{rate * per:.0f} against {statistics.median(others) * per:.0f} {unit}",
-        f"{cpu:.1f} s ({cpu / files * 1000:.2f} ms each)",
-        max(t.rss for t in mine),
-    )
+    builds = _builds(place)
+    timings: dict[Build, list[Timing]] = {build: [] for build in builds}
+    copied: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(place.runs):
+        for build in builds:
+            folder = place.work()
+            place.config(folder, recorder, kind, build=build)
+            timing = place.backfill(folder, build)
+            assert json.loads(timing.output)["sources"]["hq"]["archived"] == files, timing.output
+            timings[build].append(timing)
+        for onto_disk in (False, True) if kind == "file" else (False,):
+            copied[onto_disk].append(files / place.rclone(place.work(), recorder, kind, onto_disk=onto_disk).wall)
+    mine = timings[OURS]
+    rates = {build: [files / t.wall for t in took] for build, took in timings.items()}
+    cpus = {build: [t.cpu for t in took] for build, took in timings.items()}
+    cpu = statistics.median(cpus[OURS])
+    per, unit = (size / 1e6, "MB/s") if size > 10e6 else (1.0, "files/s")
+    mine_per = statistics.median(rates[OURS]) * per
+    before = ", ".join(filter(None, (_against(rates), _against(cpus, " CPU"))))
+    results = []
+    # What counts with us is on the disk; what is in memory only is the harder comparison.
+    for onto_disk, words, limit in ((True, " until it is on the disk", 0.75), (False, "", must)):
+        if not copied[onto_disk]:
+            continue
+        ratios = [ours / theirs for ours, theirs in zip(rates[OURS], copied[onto_disk], strict=True)]
+        results.append(
+            Result(
+                f"{files:,} × {size / 1e6:.1f} MB → {kind} ÷ rclone{words}",
+                limit,
+                statistics.median(ratios),
+                f"{min(ratios):.2f}–{max(ratios):.2f}",
+                f"{mine_per:.0f} against {statistics.median(copied[onto_disk]) * per:.0f} {unit}",
+                f"{cpu:.1f} s ({cpu / files * 1000:.2f} ms each)",
+                max(t.rss for t in mine),
+                before=before,
+            )
+        )
+    return results
 
 
 def ceiling(place: Place, recorder: str, files: int) -> Result:
@@ -114,7 +136,7 @@ def naive(place: Place, recorder: str, files: int) -> Result:
         place.made += 1
         given = json.dumps({"client": place.client, "files": few, "prefix": f"naive-{place.made}/"})
         listing = f"{place.nginx.url}/{recorder}/rest/api/v1/recordings"
-        found = json.loads(timed([sys.executable, STEPS, "naive", listing, given], place.folder).output)
+        found = json.loads(timed([sys.executable, str(OURS.steps), "naive", listing, given], place.folder).output)
         return found["files"] / found["seconds"]
 
     ratio, spread = pairs(place, ours, theirs)
@@ -124,52 +146,88 @@ def naive(place: Place, recorder: str, files: int) -> Result:
 def discovery(place: Place, rows: int) -> list[Result]:
     """Listing, then what `rebuild` makes of it."""
     place.nginx.recorder("many", rows, 0)
-    listed, built, timings = [], [], []
+    builds = _builds(place)
+    listed, built = ({build: [] for build in builds} for _ in range(2))
+    peaks: dict[str, list[float]] = {"listed": [], "built": []}
     for _ in range(min(3, place.runs)):
-        folder = place.work()
-        url = place.config(folder, "many", "file")
-        found, timing = step(folder, "discovery")
-        listed.append(found["rows"] / found["seconds"])
-        timings.append(timing)
-        step(folder, "describe")
-        place.config(folder, "many", "file", store=f'kind = "file"\npath = "{folder}/archive"')
-        # Nothing of what went before is still to be tidied up.
-        place.database.drop(url)
-        place.database.execute("CHECKPOINT")
-        began = place.archiver(folder, "rebuild", "--store", "main", "--json")
-        built.append(rows / began.wall)
-        timings.append(began)
-        shutil.rmtree(folder)
-    rss = max(t.rss for t in timings)
+        for build in builds:
+            folder = place.work()
+            url = place.config(folder, "many", "file", build=build)
+            found, timing = step(folder, "discovery", build=build)
+            listed[build].append(found["rows"] / found["seconds"])
+            step(folder, "describe", build=build)
+            place.config(folder, "many", "file", store=f'kind = "file"\npath = "{folder}/archive"', build=build)
+            # Nothing of what went before is still to be tidied up.
+            place.database.drop(url)
+            place.database.execute("CHECKPOINT")
+            began = place.archiver(folder, "rebuild", "--store", "main", "--json", build=build)
+            built[build].append(rows / began.wall)
+            if build is OURS:
+                peaks["listed"].append(timing.rss)
+                peaks["built"].append(began.rss)
+            shutil.rmtree(folder)
     m = statistics.median
     return [
-        Result(name, 20_000, m(rates), f"{min(rates):,.0f}–{max(rates):,.0f}", told, rss=rss)
-        for name, rates, told in (
-            ("discovery, rows/s", listed, f"{rows:,} in one window"),
-            ("rebuild, recordings/s", built, "whole process"),
+        Result(
+            name, 20_000, m(rates[OURS]), f"{min(rates[OURS]):,.0f}–{max(rates[OURS]):,.0f}", told,
+            rss=max(rss), before=_against(rates),
         )
-    ]
+        for name, rates, told, rss in (
+            ("discovery, rows/s", listed, f"{rows:,} in one window", peaks["listed"]),
+            ("rebuild, recordings/s", built, "whole process", peaks["built"]),
+        )
+    ] + [
+        Result(f"discovery of {rows:,}: MB at the peak", 120, max(peaks["listed"]), "", "", ceiling=True),
+    ]  # fmt: skip
+
+
+def windows(place: Place, years: int) -> Result:
+    """A source whose windows are empty and asked for already: how fast its past is found to need nothing."""
+    place.nginx.recorder("empty", 0, 0)
+    rates: dict[Build, list[float]] = {build: [] for build in _builds(place)}
+    for _ in range(min(3, place.runs)):
+        for build in rates:
+            folder = place.work()
+            place.config(folder, "empty", "file", start=f"{2024 - years}-01-01", more='lookback = "1h"', build=build)
+            config = folder / "archiver.toml"
+            config.write_text(config.read_text().replace('window = "1d"', 'window = "1h"'))
+            place.archiver(folder, "sync", "--json", build=build)
+            took = place.archiver(folder, "sync", "--json", build=build).wall
+            rates[build].append(years * 365.25 * 24 / took)
+    rate = rates[OURS]
+    return Result(
+        f"{years} years of empty hours, read before: windows/s", 20_000, statistics.median(rate),
+        f"{min(rate):,.0f}–{max(rate):,.0f}", "whole process, one poll", before=_against(rates),
+    )  # fmt: skip
 
 
 def verify(place: Place, recorder: str, files: int, size: int) -> Result:
-    folder = place.work()
-    place.config(folder, recorder, "file")
-    place.backfill(folder)
+    folders = {build: place.work() for build in _builds(place)}
+    for build, folder in folders.items():
+        place.config(folder, recorder, "file", build=build)
+        place.backfill(folder, build)
     mine: list[Timing] = []
+    rates: dict[Build, list[float]] = {build: [] for build in folders}
 
     def ours() -> float:
-        mine.append(place.archiver(folder, "verify", "--json"))
-        return 1 / mine[-1].wall
+        for build, folder in folders.items():
+            took = place.archiver(folder, "verify", "--json", build=build)
+            rates[build].append(1 / took.wall)
+            if build is OURS:
+                mine.append(took)
+        return rates[OURS][-1]
 
     def theirs() -> float:
-        command = f"find {folder}/archive/hq -type f -print0 | xargs -0 sha256sum"
-        return 1 / timed(["sh", "-c", command], folder).wall
+        command = f"find {folders[OURS]}/archive/hq -type f -print0 | xargs -0 sha256sum"
+        return 1 / timed(["sh", "-c", command], folders[OURS]).wall
 
     ratio, spread = pairs(place, ours, theirs)
-    shutil.rmtree(folder)
+    for folder in folders.values():
+        shutil.rmtree(folder)
     total = files * size / 1e6
     told = f"{total / statistics.median(t.wall for t in mine):.0f} MB/s, whole process"
-    return Result("verify ÷ sha256sum", 0.7, ratio, spread, told, rss=max(t.rss for t in mine))
+    rss = max(t.rss for t in mine)
+    return Result("verify ÷ sha256sum", 0.7, ratio, spread, told, rss=rss, before=_against(rates))
 
 
 def two(place: Place, files: int, seconds: float) -> Result:
@@ -182,7 +240,7 @@ def two(place: Place, files: int, seconds: float) -> Result:
     rows = listing.read_text()
     cores = sorted(os.sched_getaffinity(0))
 
-    def run(processes: int) -> float:
+    def run(processes: int, build: Build = OURS) -> float:
         folders = [place.work() for _ in range(processes)]
         store = place.store("file", folders[0])
         database: str | None = None
@@ -190,10 +248,10 @@ def two(place: Place, files: int, seconds: float) -> Result:
         for folder in folders:
             start = f"{datetime.now(UTC) - timedelta(hours=8):%Y-%m-%dT%H:%M:%SZ}"
             database = place.config(
-                folder, "shared", "file", database=database, store=store, start=start, more='poll = "20s"'
+                folder, "shared", "file", database=database, store=store, start=start, more='poll = "20s"', build=build
             )
         os.sync()
-        command = [str(BIN / "archiver"), "--log-level", "error", "run"]
+        command = [str(build.bin / "archiver"), "--log-level", "error", "run"]
         running = []
         for number, folder in enumerate(folders):
             core = cores[number % len(cores)]
@@ -217,19 +275,41 @@ def two(place: Place, files: int, seconds: float) -> Result:
         took = "SELECT (SELECT max(archived_at) FROM media) - (SELECT min(first_listed_at) FROM recordings)"
         return files / place.database.value(took, database).total_seconds()
 
-    ratio, spread = pairs(place, lambda: run(2), lambda: run(1))
-    return Result("two daemons ÷ one (file), a core each", 1.3, ratio, spread, "from the first row to the last copy")
+    both: dict[Build, list[float]] = {build: [] for build in _builds(place)}
+
+    def ours() -> float:
+        for build, rates in both.items():
+            rates.append(run(2, build))
+        return both[OURS][-1]
+
+    ratio, spread = pairs(place, ours, lambda: run(1))
+    told = "from the first row to the last copy"
+    return Result("two daemons ÷ one (file), a core each", 1.4, ratio, spread, told, before=_against(both))
 
 
 def starts(place: Place, recorder: str) -> list[Result]:
-    folder = place.work()
-    place.config(folder, recorder, "file")
-    version = [timed([str(BIN / "archiver"), "--version"], folder).wall for _ in range(max(5, place.runs))]
-    status = [place.archiver(folder, "status", "--json").wall for _ in range(max(5, place.runs))]
-    return [
-        Result(f"{name}, s", must, statistics.median(took), f"{min(took):.2f}–{max(took):.2f}", "", ceiling=True)
-        for name, must, took in (("--version", 0.3, version), ("status", 0.8, status))
-    ]
+    folders = {build: place.work() for build in _builds(place)}
+    for build, folder in folders.items():
+        place.config(folder, recorder, "file", build=build)
+    results = []
+    for command, must in ((("--version",), 0.3), (("status", "--json"), 0.8)):
+        took: dict[Build, list[float]] = {build: [] for build in folders}
+        for _ in range(max(5, place.runs)):
+            for build, folder in folders.items():
+                took[build].append(place.archiver(folder, *command, build=build).wall)
+        mine = took[OURS]
+        results.append(
+            Result(
+                f"{command[0]}, s",
+                must,
+                statistics.median(mine),
+                f"{min(mine):.2f}–{max(mine):.2f}",
+                "",
+                ceiling=True,
+                before=_against(took),
+            )
+        )
+    return results
 
 
 _FILL = """

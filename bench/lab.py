@@ -8,8 +8,10 @@ import json
 import os
 import random
 import resource
+import shlex
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,17 +26,20 @@ from pathlib import Path
 import asyncpg
 import boto3
 
-from archiver.catalog.catalog import Catalog
 from archiver.catalog.embedded import Embedded
-from archiver.simulators import audio
 from tests.servers import Seaweed, Server, free_ports, seaweed
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parent.parent
+#: What the column "÷ before" compares with: the last build before recordings, windows and objects were told apart.
+EARLIER = "caea6f1"
 #: The first call of every recorder here, in ms since 1970.
 BEGIN_MS = 1_715_904_001_000
 #: A window that holds them all.
 SPAN = ("--from", "2024-05-17", "--to", "2024-05-18")
 TRANSFERS = 24
+#: The head of a WAV file.
+WAV_HEAD = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,43 @@ class Timing:
     cpu: float
     rss: float
     output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build of the archiver: its commands, and the steps that its own bench knows."""
+
+    bin: Path = BIN
+    steps: Path = ROOT / "bench" / "steps.py"
+
+
+OURS = Build()
+
+
+def earlier(folder: Path) -> Build | None:
+    """The build of ``EARLIER`` with its own locked packages; None where the history or the packages can't be had."""
+    tree = folder / "earlier"
+    git = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), EARLIER]
+    pip = [str(tree / ".venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    steps = (
+        git,
+        [sys.executable, "-m", "venv", str(tree / ".venv")],
+        # What its bench needs is more than what it needs itself.
+        [*pip, "--require-hashes", "-r", str(tree / "requirements-dev.lock")],
+        [*pip, "--no-deps", "--no-build-isolation", str(tree)],
+    )
+    for command in steps:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            print(f"Nothing to compare with: the build of {EARLIER} can't be made ({said})", file=sys.stderr)
+            return None
+    return Build(tree / ".venv" / "bin", tree / "bench" / "steps.py")
+
+
+def forget_earlier(folder: Path) -> None:
+    command = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(folder / "earlier")]
+    subprocess.run(command, capture_output=True, check=False)
 
 
 class Nginx(Server):
@@ -76,7 +118,10 @@ http {{ access_log off; sendfile on; keepalive_requests 1000000; default_type au
         return False
 
     def recorder(self, name: str, files: int, seconds: float, begin: datetime | None = None) -> int:
-        """``files`` calls half a second apart, each a WAV of so many seconds (16 kB each); the bytes of one."""
+        """``files`` calls half a second apart, each a WAV of so many seconds (16 kB each); the bytes of one.
+
+        They hold noise: what a store could compress on the way would measure its compression.
+        """
         first = BEGIN_MS if begin is None else int(begin.timestamp() * 1000)
         api = self.root / name / "rest/api/v1/recordings"
         api.mkdir(parents=True)
@@ -87,7 +132,10 @@ http {{ access_log off; sendfile on; keepalive_requests 1000000; default_type au
             row = {"recordingKey": key, "startTime": start, "duration": int(seconds * 1000), "status": "SAVED"}
             rows.append(row)
             if seconds:
-                data = audio.make("wav", seconds=seconds, seed=key)
+                noise = rnd.randbytes(int(seconds * 16_000))
+                size = len(noise)
+                head = (b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, 8000, 16_000, 2, 16, b"data", size)
+                data = WAV_HEAD.pack(*head) + noise
                 size = len(data)
                 (api / key).mkdir()
                 (api / key / "audio").write_bytes(data)
@@ -118,17 +166,6 @@ class Database:
 
     def drop(self, url: str) -> None:
         self.execute(f"DROP DATABASE {url.partition('?')[0].rpartition('/')[2]}")
-
-    def migrated(self) -> str:
-        url = self.fresh()
-
-        async def migrate() -> None:
-            catalog = await Catalog.open(url, size=1)
-            await catalog.migrate()
-            await catalog.close()
-
-        self.run(migrate())
-        return url
 
     def execute(self, statement: str, url: str | None = None) -> None:
         async def once() -> None:
@@ -205,6 +242,8 @@ class Place:
     runs: int
     scale: float
     made: int = 0
+    #: The build to compare with, where there is one.
+    before: Build | None = None
     seaweed: Seaweed = field(init=False)
     stores: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -258,9 +297,11 @@ class Place:
         store: str = "",
         start: str = "2024-05-17",
         more: str = "",
+        build: Build = OURS,
     ) -> str:
-        """Writes archiver.toml; returns the database's URL."""
-        database = database or self.database.migrated()
+        """Writes archiver.toml; returns the database's URL. A new database gets the build's own schema."""
+        made = database is None
+        database = database or self.database.fresh()
         file = folder / "archiver.toml"
         file.write_text(f"""
 data_dir = "var"
@@ -282,15 +323,18 @@ start = {start}
 {more}
 """)
         file.chmod(0o600)
+        if made:
+            self.archiver(folder, "migrate", build=build)
         return database
 
-    def archiver(self, folder: Path, *arguments: str) -> Timing:
-        return timed([str(BIN / "archiver"), "--log-level", "error", *arguments], folder)
+    def archiver(self, folder: Path, *arguments: str, build: Build = OURS) -> Timing:
+        return timed([str(build.bin / "archiver"), "--log-level", "error", *arguments], folder)
 
-    def backfill(self, folder: Path) -> Timing:
-        return self.archiver(folder, "backfill", "--source", "hq", *SPAN, "--json")
+    def backfill(self, folder: Path, build: Build = OURS) -> Timing:
+        return self.archiver(folder, "backfill", "--source", "hq", *SPAN, "--json", build=build)
 
-    def rclone(self, folder: Path, recorder: str, kind: str) -> Timing:
+    def rclone(self, folder: Path, recorder: str, kind: str, *, onto_disk: bool = False) -> Timing:
+        """``onto_disk``: until its files are on the disk, which is what our copies are when they count."""
         s3 = self.seaweed
         (folder / "rclone.conf").write_text(f"""
 [web]
@@ -307,14 +351,17 @@ type = webdav
 url = {s3.webdav_url}
 """)
         target = {"s3": "s3:bench/", "webdav": "webdav:", "file": f"{folder}/"}[kind] + f"rclone-{self.made}"
+        # The media type is the same on both sides: by it some stores choose whether to compress.
         how = ["--transfers", str(TRANSFERS), "--checkers", str(TRANSFERS), "--stats", "0"]
-        return timed(
-            [str(BIN / "rclone"), "--config", str(folder / "rclone.conf"), "copy", "web:", target, *how], folder
-        )
+        how += ["--header-upload", "Content-Type: audio/wav"]
+        command = [str(BIN / "rclone"), "--config", str(folder / "rclone.conf"), "copy", "web:", target, *how]
+        if onto_disk:
+            command = ["sh", "-c", f"{shlex.join(command)} && sync -f {shlex.quote(target)}"]
+        return timed(command, folder)
 
 
 @contextlib.contextmanager
-def place(runs: int, scale: float) -> Iterator[Place]:
+def place(runs: int, scale: float, *, compare: bool = True) -> Iterator[Place]:
     """Everything started; stopped and removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     folder.chmod(0o755)
@@ -324,12 +371,13 @@ def place(runs: int, scale: float) -> Iterator[Place]:
         nginx.start()
         database = Database(folder / "postgres")
         try:
-            lab = Place(folder, nginx, database, runs, scale)
+            lab = Place(folder, nginx, database, runs, scale, before=earlier(folder) if compare else None)
             with lab.stores:
                 lab.tidy()
                 yield lab
         finally:
             database.stop()
+            forget_earlier(folder)
     finally:
         nginx.stop()
         shutil.rmtree(folder, ignore_errors=True)

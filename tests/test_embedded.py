@@ -27,7 +27,7 @@ ROOT = os.geteuid() == 0
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from archiver.embedded import Embedded
+from archiver.catalog.embedded import Embedded
 async def main():
     embedded = Embedded(Path(sys.argv[1]), {"fsync": "off"})
     print(await embedded.start(), flush=True)

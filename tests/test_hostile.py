@@ -471,9 +471,9 @@ BOMBS = r'''
 import asyncio, resource, struct, sys, tempfile, time, zlib
 from datetime import timedelta
 from archiver.errors import SourceError
-from archiver.http import Client
+from archiver.wire.recorder import Client
 from archiver.model import Medium
-from archiver.options import SourceOptions
+from archiver.settings.options import SourceOptions
 from archiver.sources.chronicall import Chronicall, ChronicallOptions
 
 MiB = 1 << 20

@@ -33,7 +33,8 @@ CALLS = 30
 DAEMON = """
 import sys
 from datetime import timedelta
-from archiver import catalog, engine
+from archiver.catalog import catalog
+from archiver.sync import engine
 engine.LEASE, engine.SHARE = timedelta(seconds=6), timedelta(seconds=4)
 catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
 from archiver.cli import main
@@ -43,7 +44,7 @@ main()
 #: A process that is cut off while PostgreSQL's answer is on its way: that is sent again and again.
 HOLDER = """
 import asyncio, sys
-from archiver import catalog
+from archiver.catalog import catalog
 catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
 async def hold():
     held = await catalog.Catalog.open(sys.argv[1])

@@ -209,7 +209,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, chunks):
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from archiver.spool import Spool
+from archiver.audio.spool import Spool
 async def main():
     spool = Spool(Path(sys.argv[1]), 0)
     with spool.sink() as sink:

@@ -62,6 +62,7 @@ from ..model import (
     utc_text,
 )
 from ..proof import manifests
+from . import happened as happenings
 from . import sqlstates
 
 #: Moments outside these were never a call's; kept and flagged, never used to move anything.
@@ -2321,6 +2322,18 @@ class Catalog:
             ]
         return row["first_listed_at"], row["missing_since"], windows
 
+    async def happened(self, start: datetime, end: datetime) -> tuple[dict[str, Document], dict[str, Document]]:
+        """By source, and by store, what came about in [start, end): counts and bytes."""
+        async with self._connection() as c, c.transaction(isolation="repeatable_read", readonly=True):
+            return await happenings.happened(c, start, end)
+
+    async def around(
+        self, source: str, at: datetime, near: timedelta, longest: timedelta, most: int
+    ) -> tuple[list[Document], list[str], list[Document]]:
+        """The windows that held a moment, the ids of calls near it, and rows of its listings that can't be read."""
+        async with self._connection() as c:
+            return await happenings.around(c, holdable(source), at, near, longest, most)
+
     async def counts(
         self, sources: Sequence[str] | None = None, within: Window | None = None
     ) -> dict[str, dict[str, tuple[int, datetime]]]:
@@ -3607,8 +3620,10 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         if given is not None:
             where.append(f"r.{condition} {value(given)}")
     for column, given in (("caller", query.caller), ("callee", query.callee)):
-        if given is not None:
+        if given is not None and "*" in given:
             where.append(f"r.{column} LIKE {value(like(given))}")
+        elif given is not None:
+            where.append(f"r.{column} = ANY({value(written(given))}::text[])")
     if query.state is not None:
         n = value(query.state)
         less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
@@ -3625,6 +3640,15 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         flagged = f"SELECT source, recording_id FROM media WHERE flags <> '{{}}' AND {value(query.flag)} = ANY(flags)"
         where.append(f"(r.source, r.recording_id) IN ({flagged})")
     return where, values
+
+
+def written(number: str) -> list[str]:
+    """How a number may stand in the catalog that somebody typed so: as it is, bare, with + or 00 before it."""
+    bare = re.sub(r"[\s()./-]", "", number)
+    if not re.fullmatch(r"\+?[0-9]+", bare):
+        return [holdable(number)]
+    digits = bare.removeprefix("+").removeprefix("00")
+    return list(dict.fromkeys([holdable(number), bare, digits, f"+{digits}", f"00{digits}"]))
 
 
 def like(pattern: str, *, wild: bool = True) -> str:

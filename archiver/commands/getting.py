@@ -187,8 +187,18 @@ async def _write(
                     with suppress(SourceError):
                         output = output.with_suffix(f".{inspect(body, opaque=True).ext}")
             await asyncio.to_thread(_save, body, str(output))
+            if isinstance(output, str) and (odd := _other_suffix(output, copy.key)):
+                click.echo(plain(odd), err=True)
             return None
     return "; ".join(problems) or "it is not archived yet; `archiver why` tells why"
+
+
+def _other_suffix(output: str, key: str) -> str | None:
+    """A line where a file's name promises another format than it holds: many players go by the name."""
+    held, named = Path(key).suffix.lower(), Path(output).suffix.lower()
+    if output == "-" or named in {"", held} or held in {"", ".bin"}:
+        return None
+    return f"{output} holds {held.removeprefix('.')} audio, as the recorder made it: call it {Path(output).stem}{held}"
 
 
 def _save(body: Any, output: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -177,20 +177,82 @@ def show(source: str, recording_id: str, as_json: bool) -> None:
         render.recording(console(), document)
 
 
-@click.command(short_help="What happened to a recording, and when.")
-@click.argument("source", type=SOURCE)
-@click.argument("recording_id")
+@click.command(short_help="What happened to a recording, and when; or at a moment.")
+@click.argument("source", type=SOURCE, required=False)
+@click.argument("recording_id", required=False)
+@click.option("--source", "of", type=SOURCE, metavar="NAME", help="With --at: whose moment.")
+@click.option("--at", "at", type=Moment(), help="In place of a recording: a moment (UTC unless it carries a zone).")
+@click.option("--number", help="With --at: only calls of this number, however written.")
 @as_json
-def why(source: str, recording_id: str, as_json: bool) -> None:
-    """A recording's history: the windows that listed it, each attempt and what came of it."""
-    from ..service import report
+def why(
+    source: str | None,
+    recording_id: str | None,
+    of: str | None,
+    at: datetime | None,
+    number: str | None,
+    as_json: bool,
+) -> None:
+    """Why a call is here, or is not.
+
+    SOURCE RECORDING_ID: a recording's history, which is the windows that listed it, each attempt and what came of it.
+    --source S --at T: that moment, which is when its window was listed and how often, which calls the recorder told of
+    around it, which of them fit, and what is not known.
+    """
+    from ..service import account, report
     from . import render
 
-    document = _one(report.why, source, recording_id)
+    if at is None and (source is None or recording_id is None):
+        raise click.UsageError("name a recording (SOURCE RECORDING_ID), or a moment (--source S --at T)")
+    if at is None and (of is not None or number is not None):
+        raise click.UsageError("--source and --number go with --at")
+    if at is None:
+        document = _one(report.why, str(source), str(recording_id))
+    elif recording_id is not None or (of is None) == (source is None):
+        raise click.UsageError("with --at name the source once, and no recording: --source S --at T")
+    else:
+        config, name = load(), str(of or source)
+
+        async def work() -> dict[str, Any]:
+            async with catalog_of(config) as catalog:
+                await known_here(config, catalog, name)
+                return await account.moment(config, catalog, name, at, number)
+
+        document = run(work())
+    if as_json:
+        answer(document)
+    elif at is None:
+        render.story(console(), document)
+    else:
+        render.around(console(), document)
+
+
+@click.command()
+@click.option("--since", type=Moment(), help="From this moment on (UTC unless it carries a zone); default: 24 h ago.")
+@click.option("--until", type=Moment(), help="Up to this moment; default: now.")
+@as_json
+def report(since: datetime | None, until: datetime | None, as_json: bool) -> None:
+    """What happened: listed, new, archived, failed, healed, repaired, by source and store; by default in the last 24 h.
+
+    Healed: archived after it had failed. Below the tables stands what is wrong now.
+    """
+    from ..service import account
+    from . import render
+
+    config = load()
+
+    async def work() -> dict[str, Any]:
+        async with catalog_of(config) as catalog:
+            end = until or catalog.clock.now()
+            start = since or end - timedelta(days=1)
+            if start >= end:
+                raise click.UsageError("--since must lie before --until")
+            return await account.happened(config, catalog, start, end)
+
+    document = run(work())
     if as_json:
         answer(document)
     else:
-        render.story(console(), document)
+        render.happened(console(), document)
 
 
 @click.command(short_help="Rows of a source's listings that could not be read.")

@@ -103,6 +103,8 @@ def checks(console: Console, results: Iterable[tuple[str, str, str]]) -> None:
 
 def recordings(console: Console, documents: Iterable[Document]) -> None:
     table = _table("started (UTC)", "source", "recording", "dir", "from", "to", "length", "state")
+    # An id in pieces could not be copied.
+    table.columns[2].no_wrap, table.columns[2].overflow = True, "ignore"
     colours = {"archived": "green", "failed": "red", "pending": "yellow"}
     for d in documents:
         colour = colours.get(d["state"], "dim")
@@ -174,6 +176,53 @@ def story(console: Console, d: Document) -> None:
             console.print(f"  {clean(medium['media_id'])} is {_flagged(medium)}", soft_wrap=True)
     if d["missing_since"]:
         console.print(f"  the source no longer lists it since {d['missing_since']}")
+
+
+def around(console: Console, d: Document) -> None:
+    """What is known of a moment."""
+    console.print(f"[bold]{clean(d['source'])} at {d['at']}[/]: {'listed' if d['listed'] else 'not listed'}")
+    for w in d["windows"]:
+        odd = f", {w['rejected']} rows that can't be read" if w["rejected"] else ""
+        told = f"{w['times']}×, first {w['first_at']}, last {w['last_at']}: {w['listed']} recordings{odd}"
+        console.print(f"  window [{w['from']}, {w['to']}) listed {told}", markup=False, soft_wrap=True)
+    if d["calls"]:
+        table = _table("", "started (UTC)", "ended", "from", "to", "recording", "state")
+        for call in d["calls"]:
+            ended = call["ended_at"][11:19] if call["ended_at"] else "–"
+            mark = "[green]fits[/]" if call["fits"] else "[dim]near[/]"
+            cells = clean(call["caller"]), clean(call["callee"]), clean(call["recording_id"]), call["state"]
+            table.add_row(mark, call["started_at"][:19].replace("T", " "), ended, *cells)
+        console.print(table)
+    else:
+        console.print("  no call that the recorder told of lies within a quarter of an hour")
+    for line in d["unknown"]:
+        console.print(f"[yellow]not known:[/] {clean(line)}", soft_wrap=True)
+
+
+def happened(console: Console, d: Document) -> None:
+    """What a span of time brought."""
+    console.print(f"[bold]{d['since']} to {d['until']}[/]")
+    numbers = ("listed", "new", "archived", "size", "healed", "failed", "gone", "empty")
+    table = _table("source", *numbers, right=numbers)
+    for name, s in d["sources"].items():
+        table.add_row(clean(name), *(size(s["bytes"]) if n == "size" else str(s[n]) for n in numbers))
+    console.print(table)
+    console.print()
+    kept = ("copies", "size", "read back", "damaged", "repaired")
+    table = _table("store", *kept, right=kept)
+    for name, s in d["stores"].items():
+        counts = s["copies"], size(s["bytes"]), s["verified"], s["damaged"], s["repaired"]
+        table.add_row(clean(name), *map(str, counts))
+    console.print(table)
+    for name, s in d["sources"].items():
+        for trouble in s["trouble"]:
+            example = f", such as: {trouble['example']}" if trouble["example"] else ""
+            console.print(clean(f"{name}: {trouble['what']}: {trouble['media']} media{example}"), soft_wrap=True)
+    if not d["problems"]:
+        console.print("[green]nothing is wrong now[/]")
+    for p in d["problems"]:
+        console.print(f"[red]now: {clean(p['name'])}:[/] {clean(p['what'])}", soft_wrap=True)
+        console.print(f"  → {clean(p['do'])}", soft_wrap=True)
 
 
 def summary(console: Console, document: Document) -> None:

@@ -69,6 +69,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
+#: What archiver makes in its data_dir.
+OWN_FOLDERS = ("postgres", "spool", "run", "web")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,12 @@ def warnings(config: Config) -> list[str]:
     for source in config.sources.values():
         if source.options.start is not None and source.options.start > now:
             said.append(f"{name}: sources.{source.name}.start lies in the future: nothing is archived until then")
+        options = source.options
+        if options.retention is not None and options.retention < options.lookback:
+            said.append(
+                f"{name}: sources.{source.name}.retention is shorter than its lookback: the recorder deletes calls that"
+                " are still to be looked for; set lookback to less than retention"
+            )
     url = config.database_url.get_secret_value()
     said += [f"{name}: database.url: leave out {ignored}" for ignored in libpq.read(url).ignored]
     email = config.alerts.email
@@ -443,6 +451,7 @@ class _Reader:
         if isinstance(sources, dict):
             self._check_names(sources, source_configs, stores if isinstance(stores, dict) else {})
         data_dir = self._data_dir(top)
+        self._check_places(data_dir, store_configs)
         # One of the last two is missing only where there is a problem.
         if self.problems or top is None or data_dir is None:
             raise ConfigError([f"{self._path.name}: {_one_line(problem)}" for problem in self.problems])
@@ -503,6 +512,18 @@ class _Reader:
         if (default := _default_data_dir()) is None:
             self.problems.append("data_dir: is missing, and this user has no home folder to put it in")
         return default
+
+    def _check_places(self, data_dir: Path | None, stores: Mapping[str, StoreConfig]) -> None:
+        """A folder of recordings may hold nothing else: what lies in it is compared, copied and looked through."""
+        for name, store in stores.items():
+            path = getattr(store.options, "path", None)
+            if data_dir is None or not isinstance(path, Path):
+                continue
+            here, ours = path.absolute(), data_dir.absolute()
+            if ours == here or here in ours.parents:
+                self._say(("stores", name, "path"), f"holds data_dir ({data_dir}): name a folder of its own")
+            elif any(ours / own in (here, *here.parents) for own in OWN_FOLDERS):
+                self._say(("stores", name, "path"), "is a folder that archiver itself uses: name another one")
 
     # -- sources and stores ------------------------------------------------------------------------------------------
 
@@ -699,6 +720,9 @@ class _Reader:
             if not _mentions(about.annotation, SecretStr):
                 continue
             for text in _texts(value):
+                if not text and about.default != SecretStr(""):
+                    self._broke(place, "is empty; leave it out, or name what it is kept in")
+                    continue
                 password = _password(text)
                 if place == ("database", "url"):
                     if password is None:

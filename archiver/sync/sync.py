@@ -94,7 +94,8 @@ ALIVE_FOR = timedelta(seconds=30)
 OTHER_END_AFTER, OTHER_END = 3, 60.0
 #: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
 #: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
-HURRIED, HURRIED_LEAST, HURRIES = 4, 1.0, 5
+#: Before any came, it is a thirtieth of its source's time-out.
+HURRIED, HURRIED_LEAST, HURRIES, HURRIED_AT_FIRST = 4, 2.0, 5, 1 / 30
 #: Where it asks for fewer requests, it gets none for so long: what it asked for itself, within these bounds.
 SPARED, SPARED_AT_MOST = timedelta(seconds=2), timedelta(minutes=1)
 #: What a store can't take of one object is tried again no sooner.
@@ -868,7 +869,8 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
     Raises TooSlow.
     """
-    patience = max(HURRIED_LEAST, feed.stillness * HURRIED)
+    known = feed.stillness * HURRIED or feed.options.timeout.total_seconds() * HURRIED_AT_FIRST
+    patience = max(HURRIED_LEAST, known)
     if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= patience:
         yield
         feed.stillness = max(feed.stillness * 0.9, heard.stillest)
@@ -881,12 +883,13 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
             def look() -> None:
                 nonlocal timer
                 still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
-                if still > patience and feed.gate.waiting:
+                # After one that gave way the next ones get half of it.
+                if still > patience / (2 if feed.hurries else 1) and feed.gate.waiting:
                     limit.reschedule(loop.time())
                 else:
-                    timer = loop.call_later(patience / 4, look)
+                    timer = loop.call_later(patience / 8, look)
 
-            timer = loop.call_later(patience, look)
+            timer = loop.call_later(patience / 2, look)
             try:
                 yield
                 feed.stillness = max(feed.stillness * 0.9, heard.stillest)
@@ -895,7 +898,7 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
                     timer.cancel()
     except TimeoutError:
         feed.hurries += 1
-        raise TooSlow(f"it stood still for {patience:g} s while others waited; the next try has all its time") from None
+        raise TooSlow("it stood still while others waited; the next try has all its time") from None
 
 
 async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_type: str | None = None) -> audio.Audio:

@@ -44,7 +44,8 @@ def _tried_again(view: SourceView) -> str:
 def _never(view: SourceView, _: Alerts) -> Iterator[Finding]:
     if view.polled_at is None and not view.paused and not view.asked:
         yield Finding(
-            what="it was never polled", do=f"`archiver run` (the daemon), or `archiver sync {view.name}` once"
+            what="it was never polled to the end",
+            do=f"its first poll may still run; else `archiver run` (the daemon), or `archiver sync {view.name}` once",
         )
 
 
