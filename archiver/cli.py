@@ -13,7 +13,18 @@ import sys
 import click
 
 from . import __version__
-from .commands import archiving, completing, first_config, getting, identity, proving, reading, running, setting_up
+from .commands import (
+    archiving,
+    completing,
+    first_config,
+    getting,
+    identity,
+    proving,
+    reading,
+    running,
+    serving,
+    setting_up,
+)
 from .commands.common import INCOMPLETE, UNREACHABLE, USAGE
 from .errors import ArchiverError, CatalogDown, ConfigError, SourceError, StoreError, with_advice
 
@@ -30,6 +41,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         reading.rejected,
         getting.get,
     ),
+    "Let people in": (serving.serve, serving.user, serving.token, serving.audit),
     "Tell who is who": (identity.source, identity.store, identity.rename),
     "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
 }

@@ -60,7 +60,7 @@ unit() { sed "s|/opt/archiver/current/bin/archiver|$PREFIX/current/bin/archiver|
 
 install_units() {
     mkdir -p "$UNITS" "$DESTDIR/usr/lib/sysusers.d" "$DESTDIR/usr/lib/tmpfiles.d" "$BIN"
-    for name in archiver.service archiver-backfill@.service archiver-verify.service archiver-verify.timer; do unit $name; done
+    for name in archiver.service archiver-web.service archiver-backfill@.service archiver-verify.service archiver-verify.timer; do unit $name; done
     if [ "$(systemd_version || echo 0)" -ge 254 ] 2>/dev/null; then
         mkdir -p "$UNITS/archiver.service.d"
         install -m 0644 systemd/archiver-backoff.conf "$UNITS/archiver.service.d/backoff.conf"
@@ -88,19 +88,21 @@ install_units() {
         if systemctl -q is-active archiver.service; then
             systemctl restart archiver.service
             say "the running service was restarted"
+            systemctl try-restart archiver-web.service
         else
             say "next: edit /etc/archiver/archiver.toml, then"
             say "  archiver check && systemctl enable --now archiver"
+            say "pages for people: [web] in the config, archiver user add NAME --role ROLE, systemctl enable --now archiver-web"
         fi
     fi
 }
 
 uninstall() {
     if live; then
-        systemctl disable -q --now archiver.service archiver-verify.timer 2>/dev/null || true
+        systemctl disable -q --now archiver.service archiver-web.service archiver-verify.timer 2>/dev/null || true
         systemctl stop 'archiver-backfill@*.service' archiver-verify.service 2>/dev/null || true
     fi
-    rm -f "$UNITS"/archiver.service "$UNITS"/archiver-backfill@.service "$UNITS"/archiver-verify.service \
+    rm -f "$UNITS"/archiver.service "$UNITS"/archiver-web.service "$UNITS"/archiver-backfill@.service "$UNITS"/archiver-verify.service \
         "$UNITS"/archiver-verify.timer "$UNITS"/archiver.service.d/backoff.conf \
         "$DESTDIR/usr/lib/sysusers.d/archiver.conf" "$DESTDIR/usr/lib/tmpfiles.d/archiver.conf" \
         "$BIN/archiver" "$MAN/archiver.1" "$ETC/archiver.toml.example"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beside Python packages: Apache with mod_dav (Debian's apache2), pgbouncer, openssl, setpriv,
-# systemd-analyze, the programs that make audio of every coding, and Prometheus's promtool.
+# systemd-analyze, the programs that make audio of every coding, the browsers that play it, and Prometheus's promtool.
 set -eu
 cd "$(dirname "$0")/.."
 as_root=""
@@ -16,6 +16,8 @@ command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
 command -v lame >/dev/null || missing="$missing lame"
 command -v speexenc >/dev/null || missing="$missing speex"
 command -v opusenc >/dev/null || missing="$missing opus-tools"
+command -v chromium >/dev/null || missing="$missing chromium"
+command -v firefox-esr >/dev/null || missing="$missing firefox-esr"
 if [ -n "$missing" ]; then
     echo "installing$missing"
     $as_root apt-get update -qq

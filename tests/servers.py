@@ -47,6 +47,7 @@ _APACHE_MODULES = (
     "authz_core",
     "authz_user",
     "auth_basic",
+    "auth_digest",
     "dav",
     "dav_fs",
     "dav_lock",
@@ -245,7 +246,8 @@ class Apache(Server):
     _with_parent = staticmethod(_end_with_parent)
     username = "archiver"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, log_in: str = "Basic") -> None:
+        """``log_in``: Basic or Digest."""
         super().__init__("apache", folder)
         self.password = secrets.token_hex(16)
         self._httpd = shutil.which("apache2", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -256,7 +258,9 @@ class Apache(Server):
         self.files = folder / "files"
         self.files.mkdir()
         (folder / "lock").mkdir()
-        (folder / "users").write_text(f"{self.username}:{_htpasswd(self.password)}\n")
+        digest = hashlib.md5(f"{self.username}:recordings:{self.password}".encode()).hexdigest()
+        known = f"recordings:{digest}" if log_in == "Digest" else _htpasswd(self.password)
+        (folder / "users").write_text(f"{self.username}:{known}\n")
         run_as = ""
         if os.geteuid() == 0:
             user = pwd.getpwnam("www-data")
@@ -285,7 +289,7 @@ MaxRequestWorkers 100
 GracefulShutdownTimeout 1
 <Directory {self.files}>
     Dav On
-    AuthType Basic
+    AuthType {log_in}
     AuthName recordings
     AuthUserFile {folder}/users
     Require valid-user
@@ -521,9 +525,9 @@ def seaweed() -> Iterator[Seaweed]:
 
 
 @contextlib.contextmanager
-def apache() -> Iterator[Apache]:
+def apache(log_in: str = "Basic") -> Iterator[Apache]:
     """An Apache of one's own, started at once."""
-    with _serving(Apache) as server:
+    with _serving(lambda folder: Apache(folder, log_in)) as server:
         yield server
 
 

@@ -630,6 +630,7 @@ def test_the_example_shows_every_option_of_every_installed_kind():
     assert document.keys() == module._Top.model_fields.keys() | {"stores", "sources"}
     assert document["database"].keys() == module._Database.model_fields.keys()
     assert document["http"].keys() == module._Http.model_fields.keys()
+    assert document["web"].keys() == module.Web.model_fields.keys()
     for section, base in (("sources", SourceOptions), ("stores", StoreOptions)):
         tables = list(document[section].values())
         everywhere = set().union(*tables)

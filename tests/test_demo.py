@@ -1,6 +1,7 @@
 """The demo: what a newcomer sees first works without a terminal, leaves others' folders alone, and can fail."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ async def test_the_demo_archives_every_call_in_spite_of_its_faults_and_says_so(f
     assert "5 simulated recorders hold 40 calls of yesterday" in done.stdout
     assert "archived and compared byte for byte" in done.stdout
     assert "0 not healed yet" in done.stdout
+    # Its pages, and an account for them.
+    assert re.search(r"Open http://127\.0\.0\.1:\d+ to find a call and hear it\nname demo, password \S+", done.stdout)
     assert "missing:" not in done.stdout
     assert all(kind in done.stdout for kind in KINDS)
     assert "\x1b" not in done.stdout

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, TooSlow, TryAgain
+from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, Scope, TooSlow, TryAgain
 from archiver.settings.options import SourceOptions
 from archiver.wire.recorder import Client, Gate
 from tests.certificates import a_house, presenting
@@ -288,6 +288,51 @@ class TestProgress:
             await get(client)
 
 
+class TestNoValidHttp:
+    """It concerns that request, is no fault of the network, and is called what it is."""
+
+    @pytest.mark.parametrize(
+        ("said", "why"),
+        [
+            (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", r"it does not begin like one; port \d+ speaks no plain HTTP"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!", "it tells two lengths"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nhi!", "it tells no usable length"),
+            (b"HTTP/1.1 OK\r\n\r\n", "status"),
+            (b"HTTP/1.1 200 OK\r\nX-Key: geheim\0\r\n\r\n", "header"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhi\r\n", "chunk size"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "transfer encoding"),
+            (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000, "its head is longer than 65536 bytes"),
+        ],
+        ids=["no HTTP", "two lengths", "no length", "no status", "a NUL", "no chunk", "packed chunks", "a long head"],
+    )
+    async def test_it_is_told_so(self, server, client, said, why):
+        server.answer = said
+        with pytest.raises(TryAgain, match=f"its answer is no valid HTTP: .*{why}") as raised:
+            await get(client)
+        assert type(raised.value) is TryAgain
+        assert raised.value.scope is Scope.ITEM
+        assert client.gate.broken in {0, 1}
+        assert "geheim" not in str(raised.value)
+        assert str(raised.value).isprintable()
+        server.answer = answer(body=b"there")
+        assert await get(client) == b"there"
+
+    @pytest.mark.parametrize(
+        "chunk", [b"zz\r\nhi\r\n", b"2\r\nhim\r\n", b"2;" + b"x" * 100_000], ids=["size", "end", "head"]
+    )
+    async def test_a_body_that_is_none_midway_is_told_so_too(self, server, client, chunk):
+        async def midway(request, writer):
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(chunk)
+            await asyncio.sleep(5)
+
+        server.answer = midway
+        with pytest.raises(TryAgain, match="its answer is no valid HTTP: "):
+            await get(client)
+
+
 class TestBody:
     async def test_it_comes_as_it_was_sent_with_its_type(self, server, client):
         data = random.Random(1).randbytes(700_000)
@@ -381,6 +426,13 @@ class TestCompressedAlthoughNotAskedFor:
         server.answer = answer(body=b"\x0b\x02\x80hello\x03", Content_Encoding="br")
         with pytest.raises(TryAgain, match="no valid br"):
             await get(client)
+
+    @pytest.mark.parametrize("name", ["utf-8", "none", "identity", "binary", "", "identity, none"])
+    async def test_an_encoding_of_a_name_that_is_none_changes_nothing(self, server, client, name):
+        server.answer = answer(body=b"as it is").replace(
+            b"\r\n\r\n", f"\r\nContent-Encoding: {name}\r\n\r\n".encode(), 1
+        )
+        assert await get(client) == b"as it is"
 
     async def test_a_bomb_meets_a_flat_memory_and_the_limit(self, server):
         packer = zlib.compressobj(9, wbits=31)
@@ -629,7 +681,10 @@ class TestAddresses:
         [
             ("", "/x", "/x"), ("", "/a%2Fb?c=%20d", "/a%2Fb?c=%20d"), ("/api/v2", "/x", "/api/v2/x"),
             ("/api/v2/", "/x", "/api/v2/x"), ("", "//evil.invalid/x", "//evil.invalid/x"),
-            ("/a", "/..%2f..%2fx", "/a/..%2f..%2fx"), ("", "/a b", "/a%20b"),
+            ("/a", "/..%2f..%2fx", "/a/..%2f..%2fx"), ("", "/a b", "/a%20b"), ("", "/a/../b", "/a/../b"),
+            ("/a", "/%2e%2e/b", "/a/%2e%2e/b"), ("", "/a/./b//c/", "/a/./b//c/"),
+            ("", "/a'(\"|^`{}<>~\\", "/a'(\"|^`{}<>~\\"),
+            ("", "/a?b='\"|^`{}<>", "/a?b='\"|^`{}<>"), ("", "/a%5c%E9%zz%", "/a%5c%E9%zz%"),
         ],
     )  # fmt: skip
     async def test_a_path_lies_below_the_base_as_it_is_written(self, server, base, path, target):
@@ -711,12 +766,12 @@ def house(tmp_path_factory):
 
 
 @contextmanager
-def old_server(house: Path, version: str) -> Iterator[str]:
+def old_server(house: Path, version: str, *more: str | Path) -> Iterator[str]:
     """OpenSSL's own, which speaks that version of TLS and no other."""
     (port,) = free_ports(1)
     server = house / "server.pem"
     line = ["openssl", "s_server", "-www", version, "-cipher", "DEFAULT:@SECLEVEL=0", "-accept", f"127.0.0.1:{port}"]
-    line += ["-cert", server, "-key", server, "-cert_chain", house / "between.pem", "-quiet"]
+    line += ["-cert", server, "-key", server, "-cert_chain", house / "between.pem", "-quiet", *more]
     with subprocess.Popen(
         line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

@@ -26,6 +26,7 @@ from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests import commands
 from tests.commands import HOUR, Finished, Place
+from tests.proxy import ForwardProxy
 
 #: Of any secret so many characters in a row are too many.
 ENOUGH = 10
@@ -189,7 +190,9 @@ def test_every_secret_option_there_is_is_tried_here():
     kinds = {**config.kinds("archiver.sources"), **config.kinds("archiver.stores")}
     known = {name: secret_fields(entry.load().Options) for name, entry in kinds.items()}
     genesys = {"password", "webdav_password", "s3_access_key_id", "s3_secret_access_key"}
-    assert {name: fields for name, fields in known.items() if fields} == {
+    # Each that asks over HTTP has one; a password in it is tried with a recorder, and in test_proxies.
+    assert {name for name, fields in known.items() if "proxy" in fields} == kinds.keys() - {"file"}
+    assert {name: told for name, fields in known.items() if (told := fields - {"proxy"})} == {
         "chronicall": {"token"},
         "xivo": {"token"},
         "imagicle": {"password"},
@@ -201,7 +204,16 @@ def test_every_secret_option_there_is_is_tried_here():
 
 
 async def test_recorders_that_print_our_requests_learn_nothing_for_others(place, hoard):
-    await add_every_source(place, hoard)
+    proxied = ForwardProxy(f"archiver:{(password := hoard.make('proxy'))}")
+    async with proxied.serving():
+        await add_every_source(place, hoard)
+        login = f"//archiver:{quote(password, safe='')}@"
+        place.config["sources"]["chronicall"]["proxy"] = proxied.url.replace("//", login)
+        await learn_nothing(place, hoard)
+        assert len(proxied.asked) > 5
+
+
+async def learn_nothing(place, hoard):
     url, parameters = place.database.split("?")
     password = quote(hoard.make("database.password"), safe="")
     place.env["DATABASE"] = f"{url.replace('archiver@', f'archiver:{password}@')}?{parameters}"

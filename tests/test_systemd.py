@@ -62,6 +62,7 @@ def test_systemd_finds_nothing_to_say_about_the_units(units):
         "archiver-backfill@.service",
         "archiver-verify.service",
         "archiver-verify.timer",
+        "archiver-web.service",
     }
 
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from importlib import resources
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -1280,7 +1280,7 @@ class Catalog:
         self.describing = asyncio.Lock()
 
     @classmethod
-    async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Catalog:
+    async def open(cls, url: str, *, clock: Clock | None = None, size: int = 6, schema: str | None = None) -> Self:
         """Connect; to the tables of that schema, where one is named. Raises CatalogDown."""
         catalog = cls(url, clock=clock, schema=schema)
         with catalog._translated(connecting=True):

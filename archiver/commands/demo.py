@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import secrets
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -101,6 +102,10 @@ def _config(simulators: dict[str, Simulator]) -> str:
         "[stores.disk]",
         'kind = "file"',
         'path = "store"',
+        "",
+        "# Pages: archiver --config THIS_FILE serve",
+        "[web]",
+        'listen = "127.0.0.1:8411"',
     ]
     for name, simulator in simulators.items():
         lines += ["", f"[sources.{name}]"]
@@ -139,17 +144,44 @@ async def _run(console: Console, archive: Archive, simulators: dict[str, Simulat
         for line in missing[:10]:
             console.print(f"[red]missing:[/] {render.clean(line)}")
         await _show(console, archive, folder)
-        if sys.stdout.isatty() and not missing:
-            console.print("\nNew calls keep coming. [bold]Ctrl-C[/] ends the demo.")
-            while not running.done():
-                await asyncio.sleep(5)
-                for simulator in simulators.values():
-                    _call_now(simulator)
+        async with _face(console, archive.config):
+            if sys.stdout.isatty() and not missing:
+                console.print("\nNew calls keep coming. [bold]Ctrl-C[/] ends the demo.")
+                while not running.done():
+                    await asyncio.sleep(5)
+                    for simulator in simulators.values():
+                        _call_now(simulator)
     finally:
         daemon.stop()
         with contextlib.suppress(asyncio.CancelledError):
             await running
     return 1 if missing else 0
+
+
+@contextlib.asynccontextmanager
+async def _face(console: Console, config: configuration.Config) -> AsyncIterator[None]:
+    """The pages, with an account made for them, until the demo ends; where the extra for them is installed."""
+    try:
+        from ..web import accounts
+        from ..web.desk import accounts_file
+        from ..web.serving import served
+    except ModuleNotFoundError as error:
+        console.print(f'\nNo pages: {error.name} is missing; pip install "archiver\\[web]" brings them.')
+        yield
+        return
+    password = "-".join(secrets.token_hex(2) for _ in range(4))
+    account = accounts.Account(name="demo", role="compliance", secret=accounts.hashed(password), made=datetime.now(UTC))
+    file = accounts_file(config)
+    file.write(accounts.with_user(file.read(), account))
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            address = await stack.enter_async_context(served(config))
+        except OSError:
+            # Another demo's, say.
+            address = await stack.enter_async_context(served(config, ("127.0.0.1", 0)))
+        console.print(f"\n[bold]Open {address}[/] to find a call and hear it")
+        console.print(f"name [bold]demo[/], password [bold]{password}[/]")
+        yield
 
 
 class _Seen:

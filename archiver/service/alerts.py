@@ -164,7 +164,7 @@ class Alerter:
         text = "\n".join(each["text"] for each in news)
         ways = []
         if alerts.webhook is not None:
-            ways.append(send_webhook(alerts.webhook, {"text": text, "alerts": list(news)}))
+            ways.append(send_webhook(alerts.webhook, {"text": text, "alerts": list(news)}, alerts.proxy))
         if alerts.email is not None:
             more = f" (and {len(news) - 1} more)" if len(news) > 1 else ""
             ways.append(send_mail(alerts.email, f"{news[0]['text'].splitlines()[0]}{more}", text))

@@ -8,12 +8,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+from yarl import URL
+
 from ..catalog.catalog import Catalog, newest
 from ..common.log import redact
 from ..common.words import number, plain
 from ..errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from ..settings.config import Config, SourceConfig, StoreConfig
 from ..sync.sync import Outlet
+from ..wire.exchange import Origin
+from ..wire.proxies import way
+from ..wire.tls import BadFile
 from .conditions import BY_NAME, Level
 from .report import status
 from .wiring import make_feed, open_catalog, open_outlets
@@ -49,6 +54,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
     async with AsyncExitStack() as stack:
         catalog, result = await _database(config, stack)
         results.append(result)
+        results += _messages(config)
         outlets = open_outlets(config, stack, catalog)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
@@ -87,6 +93,15 @@ async def _database(config: Config, stack: AsyncExitStack) -> tuple[Catalog | No
     return catalog if version == newest() else None, Result("database", True, f"{kind}, {found}")
 
 
+def _messages(config: Config) -> list[Result]:
+    """Where they go through a proxy; none is sent."""
+    found = []
+    for what, url in (("webhook", config.alerts.webhook), ("heartbeat", config.heartbeat_url)):
+        if url is not None and (by := way(Origin.of(URL(url.get_secret_value())), config.alerts.proxy)):
+            found.append(Result(what, True, f"{by}, not tried"))
+    return found
+
+
 async def _store(outlet: Outlet) -> Result:
     try:
         return Result(f"store {outlet.name}", True, await outlet.store.check())
@@ -122,14 +137,13 @@ async def _source(
     try:
         feed = make_feed(source, outlets, catalog, stack)
         feed.gate.limit = source.options.concurrency
-        return Result(f"source {name}", True, await feed.source.check())
+        seen = await feed.source.check()
+        by = way(Origin.of(URL(source.options.base_url)), source.options.proxy)
+        return Result(f"source {name}", True, "; ".join(filter(None, [seen, by])))
     except WrongZone as error:
         return Result(f"source {name}", False, with_advice(error), refused=True)
     except ArchiverError as error:
         return Result(f"source {name}", False, with_advice(error))
-    except OSError as error:
-        return Result(
-            f"source {name}",
-            False,
-            f"ca_file {source.options.ca_file}: {error.strerror or error} → name a PEM file that this user may read",
-        )
+    except BadFile as error:
+        line = f"{error.strerror or error} → name a PEM file that this user may read"
+        return Result(f"source {name}", False, line)

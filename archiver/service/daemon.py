@@ -29,6 +29,7 @@ from ..settings import config
 from ..settings.config import Stamp
 from ..sync import sync
 from ..sync.sync import Feed, Outlet, using
+from ..upkeep import audit
 from . import conditions, identity, live, reload, report, wiring
 from .schedule import next_poll, period, trigger
 from .watch import Watch
@@ -115,6 +116,7 @@ class Daemon:
                 self.watch.beat("schedule")
                 self._ring(self._beat, "30s")
                 self._ring(_give_memory_back, "60s")
+                self._ring(self._ship_audit, "5m")
                 self._scheduler.start()
                 notify("READY=1")
                 await self._say_who_is_who()
@@ -135,6 +137,11 @@ class Daemon:
 
     async def _beat(self) -> None:
         self.watch.beat("schedule")
+
+    async def _ship_audit(self) -> None:
+        """What the face wrote down goes to every store: it is not to be lost with the database."""
+        with contextlib.suppress(CatalogDown):
+            await audit.ship(self.archive.catalog, dict(self.archive.outlets))
 
     def _end_waits(self) -> None:
         """No source is paused for longer than one that is paused now."""

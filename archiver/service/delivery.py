@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,11 +12,14 @@ from email.utils import format_datetime, make_msgid
 from typing import Any
 
 from pydantic import SecretStr
+from yarl import URL
 
 from .. import __version__
 from ..errors import ArchiverError
 from ..settings.config import Email
 from ..wire import tls
+from ..wire.exchange import Origin, ProxyRefused
+from ..wire.login import basic
 
 #: Of one delivery, in all: nobody downstream waits for it, but a stop does.
 PATIENCE = 20.0
@@ -25,33 +29,39 @@ class Undelivered(ArchiverError):
     """It reached nobody."""
 
 
-async def ping(url: SecretStr) -> None:
+async def ping(url: SecretStr, proxy: SecretStr | None = None) -> None:
     """GET it. Raises Undelivered."""
-    await _request("GET", url, "the heartbeat")
+    await _request("GET", url, "the heartbeat", proxy)
 
 
-async def send_webhook(url: SecretStr, document: Mapping[str, Any]) -> None:
+async def send_webhook(url: SecretStr, document: Mapping[str, Any], proxy: SecretStr | None = None) -> None:
     """POST it as JSON; its ``text`` is what chat services show. Raises Undelivered."""
-    await _request("POST", url, "the webhook", json=document)
+    await _request("POST", url, "the webhook", proxy, json.dumps(document).encode())
 
 
-async def _request(method: str, url: SecretStr, what: str, **how: Any) -> None:
+async def _request(method: str, url: SecretStr, what: str, proxy: SecretStr | None, body: bytes | None = None) -> None:
     # Here, for most commands send nothing and need not wait for its import.
-    import aiohttp
+    from ..wire.client import Transport
 
-    timeout = aiohttp.ClientTimeout(total=PATIENCE)
     headers = {"User-Agent": f"archiver/{__version__}"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    transport = Transport(timeout=PATIENCE, connect_timeout=PATIENCE, headers=headers, proxy=proxy)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-            session.request(method, url.get_secret_value(), allow_redirects=False, **how) as response,
-        ):
-            status = response.status
+        async with asyncio.timeout(PATIENCE):
+            at = URL(url.get_secret_value())
+            login = basic(at.user or "", at.password or "") if at.user is not None else {}
+            async with await transport.send(method, Origin.of(at), at.raw_path_qs, login, body) as answer:
+                status = answer.status
     except TimeoutError:
         raise Undelivered(f"{what} was not answered within {PATIENCE:g} s") from None
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        # Their texts quote the address.
+    except ProxyRefused as error:
+        raise Undelivered(f"{what} could not be sent: {error}") from None
+    except (OSError, ValueError) as error:
+        # Their texts may quote the address.
         raise Undelivered(f"{what} could not be sent ({type(error).__name__})") from None
+    finally:
+        await transport.close()
     if not 200 <= status < 300:
         raise Undelivered(f"{what} was answered with {status}")
 
@@ -72,8 +82,8 @@ async def send_mail(email: Email, subject: str, text: str) -> None:
     host, port = email.server
     try:
         trusted = await asyncio.to_thread(tls.context, email.ca_file) if email.tls != "none" else None
-    except OSError as error:
-        raise Undelivered(f"the mail was not sent: ca_file {email.ca_file}: {error.strerror or error}") from None
+    except tls.BadFile as error:
+        raise Undelivered(f"the mail was not sent: {error.strerror or error}") from None
     client = SMTP(
         hostname=host,
         port=port,

@@ -16,6 +16,7 @@ from ..settings import config as configs
 from ..settings.config import Changes, Config, Stamp
 from ..sync.engine import Engine
 from ..sync.sync import Feed, Outlet
+from ..wire.tls import BadFile
 from . import identity
 from .wiring import Archive, recognise
 
@@ -170,9 +171,8 @@ def _feeds(
             continue
         try:
             feeds[name] = archive.open_feed(source, outlets)
-        except OSError as error:
-            why = f"{source.options.ca_file}: {error.strerror or error}"
-            raise ConfigError([f"{new.path.name}: sources.{name}.ca_file: {why}"]) from None
+        except BadFile as error:
+            raise ConfigError([f"{new.path.name}: sources.{name}: {error.strerror or error}"]) from None
         except Exception as error:
             log.exception("source.unusable", source=name)
             raise ConfigError([f"{new.path.name}: sources.{name}: can't be opened ({type(error).__name__})"]) from None

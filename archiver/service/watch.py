@@ -124,7 +124,7 @@ class Watch:
             if url is None or not fresh(await self.surveyor.look(), self.archive.config.alerts):
                 continue
             try:
-                await ping(url)
+                await ping(url, self.archive.config.alerts.proxy)
             except Undelivered as error:
                 log.warning("heartbeat.failed", error=str(error))
             else:

@@ -56,7 +56,7 @@ class Archive:
         return outlet
 
     def open_feed(self, source: SourceConfig, outlets: Mapping[str, Outlet]) -> Feed:
-        """A source, not asked yet, until :meth:`close`. Raises OSError where its ca_file can't be read."""
+        """A source, not asked yet, until :meth:`close`. Raises tls.BadFile where a certificate's file can't be used."""
         stack, old = AsyncExitStack(), self.feeds.get(source.name)
         gate = self.gates.setdefault(source.name, old.gate if old is not None else Gate(0, pace=Pace()))
         feed = make_feed(source, outlets, self.catalog, stack, gate)
@@ -172,7 +172,7 @@ def make_feed(
 ) -> Feed:
     """A source with its client, its limits and its stores; without a catalog its pace is this process's own.
 
-    Raises OSError where its ca_file can't be read.
+    Raises tls.BadFile where a certificate's file can't be used.
     """
     options = source.options
     reserve: Callable[[], Awaitable[timedelta]] | None = None

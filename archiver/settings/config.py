@@ -5,6 +5,7 @@ What a source or a store can be told stands in the options model beside its clas
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from ..common import libpq
 from ..common.words import nearest
 from ..errors import ConfigError
-from .options import Duration, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
+from .options import Duration, ProxyOption, Size, SourceOptions, StoreOptions, Strict, VerifyOptions
 
 __all__ = [
     "Alerts",
@@ -36,6 +37,7 @@ __all__ = [
     "SourceConfig",
     "Stamp",
     "StoreConfig",
+    "Web",
     "data_dir_of",
     "diff",
     "entry",
@@ -62,7 +64,9 @@ _LARGEST = 1 << 20
 _DEEPEST = 16
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary"}
+_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audit"}
+#: Hosts that nobody but this machine reaches.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
@@ -75,7 +79,7 @@ class StoreConfig:
     name: str
     cls: type[Any]
     options: StoreOptions
-    #: SHA-256 of its ca_file's content, which is read once, when the store is opened.
+    #: SHA-256 of the files of its certificates, which are read once, when the store is opened.
     issuer: str | None = None
 
 
@@ -103,6 +107,7 @@ class Config:
     database_url: SecretStr
     #: None: nothing is served.
     http_listen: tuple[str, int] | None
+    web: Web
     heartbeat_url: SecretStr | None
     alerts: Alerts
     #: Where OpenTelemetry traces go, by OTLP over HTTP.
@@ -280,7 +285,8 @@ def warnings(config: Config) -> list[str]:
     return said
 
 
-def _listen(value: Any) -> tuple[str, int] | None:
+def listen_address(value: Any) -> tuple[str, int] | None:
+    """Host and port of ``HOST:PORT``; None: nowhere. Raises ValueError."""
     if value == "":
         return None
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]*)):([0-9]{1,5})", value) if _is_text(value) else None
@@ -338,7 +344,34 @@ class _Database(Strict):
 
 
 class _Http(Strict):
-    listen: Annotated[tuple[str, int] | None, BeforeValidator(_listen)] = ("127.0.0.1", 8410)
+    listen: Annotated[tuple[str, int] | None, BeforeValidator(listen_address)] = ("127.0.0.1", 8410)
+
+
+def _origin(value: Any) -> Any:
+    if _is_text(value) and not re.fullmatch(r"https?://[^\s/?#@]+", value):
+        raise ValueError('is no origin; write it without a path, like "https://calls.example.com"')
+    return value.lower() if _is_text(value) else value
+
+
+class Web(Strict):
+    """The face: pages and APIs of `archiver serve`."""
+
+    #: None: nothing is served.
+    listen: Annotated[tuple[str, int] | None, BeforeValidator(listen_address)] = None
+    #: The one public origin; None: the loopback address that it listens on.
+    url: Annotated[str | None, BeforeValidator(_origin)] = None
+    #: Users and tokens; relative to the config file.
+    accounts: Path = Path("accounts.toml")
+    #: Bytes of converted audio that are kept below data_dir/web.
+    cache: Size = Field(default=5 << 30, ge=1 << 20)
+    #: Before hearing; None: as the role has it.
+    reason: Literal["required", "optional", "none"] | None = None
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Web:
+        if self.listen is not None and self.url is None and self.listen[0] not in LOOPBACK:
+            raise ValueError('url: is missing; name the address that people open, like "https://calls.example.com"')
+        return self
 
 
 Mailbox = Annotated[str, BeforeValidator(_mailbox)]
@@ -363,6 +396,8 @@ class Alerts(Strict):
 
     webhook: WebAddress | None = None
     email: Email | None = None
+    #: The webhook, and heartbeat_url, go through this proxy; none: as the environment says; "none": directly.
+    proxy: ProxyOption | None = None
     #: A problem is told of when it has lasted so long, and over when it was not seen for so long.
     after: Duration = timedelta(minutes=5)
     #: A source's next window may be past its time by so much.
@@ -391,6 +426,7 @@ class _Top(Strict):
     verify: VerifyOptions = VerifyOptions()
     database: _Database = _Database()
     http: _Http = _Http()
+    web: Web = Web()
     alerts: Alerts = Alerts()
     traces: _Traces = _Traces()
 
@@ -430,6 +466,7 @@ class _Reader:
             reserve=top.reserve,
             database_url=top.database.url,
             http_listen=top.http.listen,
+            web=top.web,
             heartbeat_url=top.heartbeat_url,
             alerts=top.alerts,
             traces_endpoint=top.traces.endpoint,
@@ -519,16 +556,18 @@ class _Reader:
                     yield name, StoreConfig(name, cls, options, self._issuer(options))
 
     def _issuer(self, options: SourceOptions | StoreOptions) -> str | None:
-        path = getattr(options, "ca_file", None)
-        if path is None:
+        paths = [getattr(options, name, None) for name in ("ca_file", "client_cert", "client_key")]
+        if not any(paths):
             return None
-        self._files[path] = stamp(path)
-        try:
-            with path.open("rb") as file:
-                return hashlib.sha256(file.read(_LARGEST)).hexdigest()
-        except OSError:
+        told = hashlib.sha256()
+        for path in paths:
+            if path is None:
+                continue
+            self._files[path] = stamp(path)
             # Whoever opens it says so.
-            return None
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                told.update(hashlib.sha256(file.read(_LARGEST)).digest())
+        return told.hexdigest()
 
     def _class(self, section: str, where: _Where, table: dict[str, Any]) -> type[Any] | None:
         known = kinds("archiver.sources" if section == "sources" else "archiver.stores")
@@ -690,7 +729,8 @@ class _Reader:
                     self._broke(place, "is empty; leave it out, or name what it is kept in")
                     continue
                 password = _password(text)
-                if place == ("database", "url"):
+                if place == ("database", "url") or key == "proxy":
+                    # Without a password such an address is no secret.
                     if password is None:
                         continue
                     self._secrets |= {password, unquote(password)}

@@ -15,12 +15,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from yarl import URL
 
 from ..model import ListingKey
 
 __all__ = [
+    "DIRECT",
     "Duration",
+    "ProxyOption",
     "Rate",
     "Retry",
     "SecretStr",
@@ -31,6 +34,9 @@ __all__ = [
     "VerifyOptions",
     "allowance",
     "duration",
+    "own_certificate",
+    "proxy",
+    "proxy_url",
     "rate",
     "size",
 ]
@@ -91,9 +97,32 @@ def rate(value: Any) -> Rate:
     return Rate(count=int(match[1]), per=timedelta(seconds=int(match[2] or 1) * _UNITS[match[3]]))
 
 
+#: In place of a proxy: none, whatever the environment says.
+DIRECT = "none"
+
+
+def proxy_url(text: str) -> URL | None:
+    """A proxy's address, with user and password where it has them; None where it is none that can be used."""
+    if not re.fullmatch(r"https?://([^\s/?#@]+@)?[^\s/?#@]+/?", text):
+        return None
+    try:
+        url = URL(text)
+    except ValueError:
+        return None
+    return url if url.host and url.port else None
+
+
+def proxy(value: Any) -> Any:
+    """``"http://proxy.example.com:3128"``, or ``"none"``."""
+    if isinstance(value, str) and value != DIRECT and proxy_url(value) is None:
+        raise ValueError(f'is no proxy; write it like "http://proxy.example.com:3128", or "{DIRECT}" for none')
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(duration)]
 Size = Annotated[int, BeforeValidator(size)]
 RateOption = Annotated[Rate, BeforeValidator(rate)]
+ProxyOption = Annotated[SecretStr, BeforeValidator(proxy)]
 
 
 class Strict(BaseModel):
@@ -170,6 +199,13 @@ class StoreOptions(Strict):
         return prefix
 
 
+def own_certificate(cert: Path | None, key: Path | None) -> tuple[Path, Path | None] | None:
+    """What a server that asks who we are is shown. Raises ValueError for a key without its certificate."""
+    if cert is None and key is not None:
+        raise ValueError("client_key needs client_cert, the certificate of that key")
+    return None if cert is None else (cert, key)
+
+
 class SourceOptions(Strict):
     kind: str
     #: Scheme, host and port (and the API's root where the sheet says so).
@@ -207,6 +243,11 @@ class SourceOptions(Strict):
     verify_tls: bool = True
     #: true: TLS 1.0 and 1.1 too, and other old ways that can be broken; for recorders that know no better.
     legacy_tls: bool = False
+    #: What a recorder that asks who we are is shown: a certificate (PEM) and its key, which may be in the same file.
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    #: Requests go through this proxy; none: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say; "none": directly.
+    proxy: ProxyOption | None = None
     #: No recording is larger: a body that never ends is cut off here.
     largest: Size = 8 << 30
     #: Where the recordings have no container: their coding and rate, like raw:ulaw:8000.
@@ -265,6 +306,11 @@ class SourceOptions(Strict):
         if len(poll.split()) != 5 and duration(poll) < timedelta(seconds=1):
             raise ValueError("is too short; poll at most once a second")
         return poll
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> SourceOptions:
+        own_certificate(self.client_cert, self.client_key)
+        return self
 
     @property
     def origin(self) -> str:

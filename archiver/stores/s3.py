@@ -41,9 +41,9 @@ from ..errors import (
 from ..model import CHUNK, Body, Receipt
 from ..ports import Sink
 from ..settings.options import Size, StoreOptions, Strict
+from ..wire.exchange import Answer
 from ..wire.sigv4 import Signer
 from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
-from ..wire.transport import Answer
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 
 _XML_LIMIT = 16 << 20
@@ -279,6 +279,7 @@ class S3Store:
         with of_the_store():
             notes += await rehearsal.run()
             await clear_canaries(self, self.options.prefix, delete=self._forget)
+        notes += self._wire.way if self._wire is not None else []
         if not self.options.verify_tls:
             notes.append("TLS is NOT verified")
         return "; ".join(notes)

@@ -9,13 +9,11 @@ RFC 4918: https://www.rfc-editor.org/rfc/rfc4918 – MKCOL 9.3, PUT 9.7.1, MOVE 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import random
-import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -26,8 +24,9 @@ from ..errors import ObjectFailed, StoreConflict, StoreDown, StoreError, StoreMi
 from ..model import Body, Receipt
 from ..ports import Sink
 from ..settings.options import StoreOptions
+from ..wire.exchange import Answer
+from ..wire.login import Login, schemes
 from ..wire.store import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
-from ..wire.transport import Answer
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
 from .names import TEMPORARIES, fault_of, temporary_name
@@ -35,8 +34,6 @@ from .names import TEMPORARIES, fault_of, temporary_name
 _XML_LIMIT = 512 << 20
 #: Folders known to exist; forgotten all at once, since each recording has one of its own.
 _KNOWN_LIMIT = 10_000
-#: In one header or several (RFC 9110, 11.6.1).
-_SCHEMES = re.compile(r"(?:^|,)\s*(Basic|Bearer|Digest|Negotiate|NTLM)\b", re.IGNORECASE)
 _WRITTEN = {200, 201, 204}
 #: What a name alone may bring.
 _REFUSED = {400, 403, 404, 405, 406, 409, 422, 451}
@@ -78,10 +75,13 @@ class WebDavStore:
         self._known: set[str] = set()
         #: The form of temporary names that this server takes; the first until one was refused.
         self._form = TEMPORARIES[0]
-        self._credentials: dict[str, str] = {}
+        self._login: Login | None = None
+        self._introduced = asyncio.Lock()
+        #: Was the server asked how it wants to be told who we are?
+        self._knows = options.username is None
         if options.username is not None and options.password is not None:
-            login = f"{options.username}:{options.password.get_secret_value()}".encode()
-            self._credentials["Authorization"] = "Basic " + base64.b64encode(login).decode()
+            password, plain = options.password.get_secret_value(), options.url.startswith("http:")
+            self._login = Login(options.username, password, open_to_all=plain)
 
     def location(self, key: str) -> dict[str, str]:
         return {"kind": "webdav", "url": self._url(key)}
@@ -100,6 +100,7 @@ class WebDavStore:
             notes.append(f"it takes no name with a leading dot: uploads begin as {self._form.format('…')}")
         if long:
             notes.append(long)
+        notes += self._wire.way
         if not self.options.verify_tls:
             notes.append("TLS is NOT verified")
         return "; ".join(notes)
@@ -357,27 +358,56 @@ class WebDavStore:
     async def _ask(
         self, method: str, key: str, headers: Mapping[str, str] | None = None, data: Upload | bytes | None = None
     ) -> AsyncIterator[Answer]:
-        sent = {**self._credentials, **(headers or {})}
-        async with self._wire.request(method, self._path + quote(key, safe="/~"), sent, data) as response:
-            if response.status == 401:
-                raise StoreRefused(self._unwelcome(response))
+        if self._login is not None and not self._knows:
+            await self._introduce()
+        target = self._path + quote(key, safe="/~")
+        async with AsyncExitStack() as stack:
+            for attempt in range(3):
+                login = self._login.headers(method, target) if self._login is not None else {}
+                request = self._wire.request(method, target, {**login, **(headers or {})}, data)
+                response = await stack.enter_async_context(request)
+                if response.status != 401:
+                    break
+                told = response.headers.getall("WWW-Authenticate", [])
+                # A challenge may be over at any time; but who is refused for what it is, is refused again.
+                if self._login is None or not self._login.challenged(told) or (attempt and not self._login.stale):
+                    raise StoreRefused(self._unwelcome(told))
+                await _emptied(response)
+                await stack.aclose()
+            else:
+                raise StoreDown("the server wants another log-in for each request (stale=true)")
             yield response
             if response.status >= 400:
-                # Read to its end, so that the connection can be used again.
-                with contextlib.suppress(StoreDown):
-                    await limited(response, 1 << 16)
+                await _emptied(response)
 
-    def _unwelcome(self, response: Answer) -> str:
-        told = ",".join(response.headers.getall("WWW-Authenticate", []))
-        schemes = {scheme.capitalize() for scheme in _SCHEMES.findall(told)}
-        if schemes and "Basic" not in schemes:
+    async def _introduce(self) -> None:
+        """Ask without a log-in, so that no password goes out where Digest is offered. Raises StoreError."""
+        async with self._introduced:
+            if self._knows or self._login is None:
+                return
+            headers = {"Depth": "0", "Content-Type": "application/xml; charset=utf-8"}
+            async with self._wire.request("PROPFIND", self._path, headers, _ASK) as response:
+                if response.status == 401:
+                    self._login.challenged(response.headers.getall("WWW-Authenticate", []))
+                await _emptied(response)
+            self._knows = True
+
+    def _unwelcome(self, told: Sequence[str]) -> str:
+        offered = {scheme.capitalize() for scheme, _ in schemes(told)}
+        if offered and "Basic" not in offered and not (self._login is not None and self._login.by_digest):
             return (
-                f"the server answered 401: this server offers only {' and '.join(sorted(schemes))}, "
-                "and archiver logs in with Basic; let it offer Basic here (over https)"
+                f"the server answered 401: this server offers only {' and '.join(sorted(offered))}, "
+                "and archiver logs in with Basic or Digest; let it offer one of them here (over https)"
             )
-        if not self._credentials:
+        if self._login is None:
             return "the server answered 401: it wants a log-in; set username and password"
         return "the server answered 401; check username and password"
+
+
+async def _emptied(response: Answer) -> None:
+    """Read to its end, so that the connection can be used again."""
+    with contextlib.suppress(StoreError):
+        await limited(response, 1 << 16)
 
 
 def _path(address: str) -> str:

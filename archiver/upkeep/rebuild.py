@@ -20,6 +20,7 @@ from ..proof import manifests
 from ..proof.layout import safe
 from ..sync.sync import Outlet
 from ..sync.windows import subtract
+from . import audit
 
 #: Recordings to one transaction, or bytes of their lines, at least.
 BATCH = 5000
@@ -100,6 +101,7 @@ async def rebuild(
             raise ConfigError([f"a rebuild from store {begun.store} was interrupted: end that one first"])
         report = await _fill(catalog, outlet, keys, spool, begun, None, on_lines)
         report.resumed = begun is not None
+        report.damaged += await audit.read_back(catalog, outlet, spool)
         report.untold = await _untold(outlet, keys)
         return report
 

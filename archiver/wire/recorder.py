@@ -24,10 +24,11 @@ from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus, unquote
 
-from multidict import CIMultiDict
+from multidict import CIMultiDictProxy
+from pydantic import SecretStr
 from yarl import URL
 
 from .. import __version__
@@ -47,10 +48,14 @@ from ..errors import (
     TryAgain,
 )
 from ..ports import Sink
-from ..settings.options import SourceOptions
+from ..settings.options import SourceOptions, own_certificate
 from . import tls
+from .exchange import Answer, Cut, NoConnection, NoHttp, Origin, ProxyRefused, hint
+from .login import basic as basic  # for the sources
 from .pace import Pace
-from .transport import Answer, Cut, NoConnection, NoHttp, Origin, Transport, hint
+
+if TYPE_CHECKING:
+    from .client import Response, Transport
 
 #: A parsed answer may take twenty times its bytes; a listing that is longer is asked for in halves.
 JSON_LIMIT = 32 << 20
@@ -61,6 +66,8 @@ _PATIENCE, _TRICKLE = 10, 1 << 10
 #: So many bytes of an answer are looked at for a message.
 _QUOTED = 400
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f]")
+#: Registered names (IANA); those beside gzip and deflate can't be unpacked, and are refused.
+_ENCODINGS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz", "exi", "pack200-gzip"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -308,6 +315,7 @@ class Client:
         ca_file: Path | None = None,
         cookies: bool = False,
         largest: int = 8 << 30,
+        proxy: SecretStr | None = None,
     ) -> None:
         self.base = URL(base_url.rstrip("/"))
         self._below = str(self.base).rstrip("/")
@@ -319,23 +327,21 @@ class Client:
         self._credentials: dict[str, str] = {}
         self._hidden = _Hidden()
         self._origin = Origin.of(self.base)
-        self._transport = Transport(
-            timeout=timeout.total_seconds(),
-            connect_timeout=min(20.0, timeout.total_seconds()),
-            tls=tls,
-            headers={"User-Agent": f"archiver/{__version__}"},
-        )
+        self._tls = tls
+        self._proxy = proxy
+        self._transport: Transport | None = None
         #: aiohttp's CookieJar, for our origin only: a jar knows hosts, not ports, and the cookie is a credential too.
         self._jar: Any = None
 
     @classmethod
     def of(cls, options: SourceOptions, gate: Gate | None = None, *, cookies: bool = False) -> Client:
-        """The client that a source's options describe. Raises OSError where ca_file can't be read."""
+        """The client that a source's options describe. Raises tls.BadFile where a certificate's file can't be used."""
         # Else it is made when it is needed: reading all public authorities takes a while.
         secure: ssl.SSLContext | bool = options.verify_tls
         issuer = options.ca_file if options.verify_tls else None
-        if issuer is not None or options.legacy_tls:
-            secure = tls.context(issuer, verify=options.verify_tls, legacy=options.legacy_tls)
+        own = own_certificate(options.client_cert, options.client_key)
+        if issuer is not None or options.legacy_tls or own is not None:
+            secure = tls.context(issuer, verify=options.verify_tls, legacy=options.legacy_tls, own=own)
         return cls(
             options.base_url,
             timeout=options.timeout,
@@ -344,6 +350,7 @@ class Client:
             ca_file=options.ca_file,
             cookies=cookies,
             largest=options.largest,
+            proxy=options.proxy,
         )
 
     def authorise(self, headers: Mapping[str, str]) -> None:
@@ -352,7 +359,22 @@ class Client:
         self._hidden.add(headers.values())
 
     async def close(self) -> None:
-        await self._transport.close()
+        if self._transport is not None:
+            await self._transport.close()
+
+    def _opened(self) -> Transport:
+        if self._transport is None:
+            # Here, for many commands ask no recorder and need not wait for its import.
+            from .client import Transport
+
+            self._transport = Transport(
+                timeout=self._timeout.total_seconds(),
+                connect_timeout=min(20.0, self._timeout.total_seconds()),
+                tls=self._tls,
+                headers={"User-Agent": f"archiver/{__version__}"},
+                proxy=self._proxy,
+            )
+        return self._transport
 
     def url(self, path: str) -> URL:
         """A path below the base URL, or an absolute URL, as it goes on the wire (already encoded)."""
@@ -422,7 +444,7 @@ class Client:
 
     async def _sent(
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
-    ) -> Answer:
+    ) -> Response:
         began, patience = monotonic(), self._timeout.total_seconds() * _PATIENCE
         heard = _HEARD.get()
         if heard is not None:
@@ -430,7 +452,7 @@ class Client:
         try:
             # A head may come byte by byte, and each is progress.
             async with asyncio.timeout(patience) as limit:
-                answer = await self._transport.send(method, Origin.of(url), url.raw_path_qs, headers, data)
+                answer = await self._opened().send(method, Origin.of(url), url.raw_path_qs, headers, data)
         except TimeoutError:
             if limit.expired():
                 raise NoAnswer(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
@@ -467,7 +489,7 @@ class Client:
                     break
         return body[:limit]
 
-    async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDict[str]:
+    async def download(self, path: str, into: Sink, *, method: str = "GET", **how: Any) -> CIMultiDictProxy[str]:
         """The body, byte for byte, into the sink; returns the answer's headers.
 
         Raises TryAgain where fewer bytes come than the answer promised, and where it never ends.
@@ -483,8 +505,10 @@ class Client:
             return response.headers
 
     async def _chunks(self, response: Answer) -> AsyncIterator[bytes]:
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        unpack = None if encoding in {"identity", ""} else zlib.decompressobj(47)
+        told = ",".join(response.headers.getall("Content-Encoding", ())).lower().split(",")
+        # What is no name of an encoding ("utf-8", "none") changes no byte.
+        encoding = next((name for name in map(str.strip, told) if name in _ENCODINGS), None)
+        unpack = None if encoding is None else zlib.decompressobj(47)
         received, began = 0, monotonic()
         heard = _HEARD.get()
         try:
@@ -508,9 +532,9 @@ class Client:
                     chunk = unpack.unused_data
         except zlib.error:
             raise TryAgain(f"the body is no valid {encoding}") from None
-        except Cut:
+        except Cut as cut:
             promised = response.headers.get("Content-Length", "an unknown number of")
-            raise TryAgain(f"the body was cut off after {received} of {promised} bytes") from None
+            raise TryAgain(f"the body was cut off after {cut.received} of {promised} bytes") from None
         if unpack is not None and not unpack.eof:
             raise TryAgain(f"the {encoding} body was cut off after {received} bytes")
 
@@ -554,6 +578,8 @@ class Client:
         excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
         what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")
+        if status == 407:
+            what += "; a proxy wants a log-in: write it into proxy, like http://user:password@host:3128"
         error = _meaning(status)(what)
         error.status = status
         if isinstance(error, TryAgain):
@@ -583,14 +609,14 @@ class Client:
         except TimeoutError:
             self.gate.broken += 1
             raise NoAnswer(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
+        except (NoHttp, ProxyRefused):
+            raise
         except OSError as error:
             self.gate.broken += 1
-            # What answers something, be it no HTTP, is there.
-            raise (TryAgain if isinstance(error, NoHttp) else RecorderDown)(self._broke(error)) from None
+            raise RecorderDown(self._broke(error)) from None
 
     def _broke(self, error: OSError) -> str:
-        text = f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
-        return "; ".join(filter(None, [text, hint(error, self._origin)]))
+        return f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -603,15 +629,15 @@ class Client:
             raise Refused(f"TLS with {self._at} failed ({tls.reason(error)}); {remedy}") from None
         except TimeoutError:
             raise TooSlow(f"{self._at} sent nothing for {self._timeout.total_seconds():g} s") from None
+        except NoHttp as error:
+            # What answers something, whatever it is, is there.
+            raise TryAgain("; ".join(filter(None, [error.told, hint(error, self._origin)]))) from None
+        except ProxyRefused as error:
+            raise Refused(f"{error}; mend proxy, or its rules") from None
         except OSError as error:
             raise TryAgain(self._broke(error)) from None
         except ValueError:
             raise BadData("the request or its answer can't be expressed in HTTP") from None
-
-
-def basic(username: str, password: str) -> dict[str, str]:
-    """The header of HTTP Basic (RFC 7617, UTF-8)."""
-    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
 
 
 def below(base: URL, uri: str | None) -> str | None:
@@ -638,6 +664,7 @@ def _meaning(status: int) -> type[SourceError]:
         401: Refused,
         403: Refused,
         404: NotReady,
+        407: Refused,
         410: Gone,
         429: Busy,
         503: Busy,

@@ -10,18 +10,24 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from xml.etree import ElementTree  # no DTD gets in, see read_xml
 
 import structlog
+from pydantic import model_validator
 from yarl import URL
 
 from .. import __version__
 from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body
 from ..ports import Sink
-from ..settings.options import StoreOptions
-from .transport import Answer, Cut, NoConnection, Origin, Transport, hint
+from ..settings.options import ProxyOption, StoreOptions, own_certificate
+from . import tls
+from .exchange import Answer, Cut, NoConnection, NoHttp, Origin, ProxyRefused, hint
+from .proxies import way
+
+if TYPE_CHECKING:
+    from .client import Transport
 
 #: Shorter than the 5 s after which Apache closes an idle connection under the next request.
 _KEEP_ALIVE = 4.0
@@ -34,6 +40,16 @@ class HttpOptions(StoreOptions):
     #: The certificate of the issuer of the server's, where no public authority issued it.
     ca_file: Path | None = None
     verify_tls: bool = True
+    #: What a server that asks who we are is shown: a certificate (PEM) and its key, which may be in the same file.
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    #: Requests go through this proxy; none: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say; "none": directly.
+    proxy: ProxyOption | None = None
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> HttpOptions:
+        own_certificate(self.client_cert, self.client_key)
+        return self
 
 
 def origin(url: str) -> str:
@@ -107,6 +123,11 @@ class Wire:
         """As the Host header names it."""
         return self._origin.authority
 
+    @property
+    def way(self) -> list[str]:
+        """What there is to say of a proxy, for people."""
+        return list(filter(None, [way(self._origin, self._options.proxy)]))
+
     async def close(self) -> None:
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -133,7 +154,7 @@ class Wire:
                     )
                 if answer.status == 407:
                     raise StoreRefused(
-                        "a proxy in between wants a log-in (407); archiver knows none: let it through to the server"
+                        "a proxy in between wants a log-in (407): write it into proxy, like http://user:password@host:3128"
                     )
                 if answer.status == 400 and self._origin.scheme == "http":
                     await self._demand_http(answer)
@@ -156,27 +177,33 @@ class Wire:
             while chunk := await answer.read():
                 received += len(chunk)
                 await into.write(chunk)
-        except Cut:
+        except Cut as cut:
             promised = answer.headers.get("Content-Length", "unknown")
-            raise StoreDown(f"the answer was cut off after {received} of {promised} bytes") from None
+            raise StoreDown(f"the answer was cut off after {cut.received} of {promised} bytes") from None
         return received
 
     async def _open(self) -> Transport:
         async with self._opening:
             if self._transport is None:
-                tls: ssl.SSLContext | bool = self._options.verify_tls
-                if not self._options.verify_tls:
+                from .client import Transport
+
+                options = self._options
+                secure: ssl.SSLContext | bool = options.verify_tls
+                if not options.verify_tls:
                     structlog.get_logger(__name__).warning("tls_not_verified", store=self._name)
-                elif self._options.ca_file is not None:
+                issuer = options.ca_file if options.verify_tls else None
+                own = own_certificate(options.client_cert, options.client_key)
+                if issuer is not None or own is not None:
                     try:
-                        tls = await asyncio.to_thread(ssl.create_default_context, cafile=str(self._options.ca_file))
-                    except (OSError, ssl.SSLError) as error:
-                        raise StoreRefused(f"ca_file {self._options.ca_file} can't be used: {error}") from None
-                patience = self._options.timeout.total_seconds()
+                        secure = await asyncio.to_thread(tls.context, issuer, verify=options.verify_tls, own=own)
+                    except tls.BadFile as error:
+                        raise StoreRefused(error.strerror or str(error)) from None
+                patience = options.timeout.total_seconds()
                 self._transport = Transport(
                     timeout=patience,
                     connect_timeout=min(_CONNECT, patience),
-                    tls=tls,
+                    tls=secure,
+                    proxy=options.proxy,
                     keep=_KEEP_ALIVE,
                     headers={"User-Agent": f"archiver/{__version__}", "Accept-Encoding": "identity"},
                 )
@@ -202,30 +229,22 @@ def translated(origin: Origin, options: HttpOptions) -> Iterator[None]:
     except StoreError:
         raise
     except ssl.SSLError as error:
-        remedy = hint(error, origin) or _remedy(error, options.ca_file)
-        raise StoreRefused(f"TLS with {at} failed ({_reason(error)}); {remedy}") from None
+        remedy = hint(error, origin) or tls.remedy(error, address="the config", ca_file=options.ca_file, legacy=None)
+        raise StoreRefused(f"TLS with {at} failed ({tls.reason(error)}); {remedy}") from None
     except NoConnection as error:
-        text = f"can't connect to {at}: {_reason(error)}"
-        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
+        raise StoreDown(f"can't connect to {at}: {_reason(error)}") from None
     except TimeoutError:
         raise StoreDown(f"{at} made no progress for {options.timeout.total_seconds():g} s") from None
+    except NoHttp as error:
+        wrong = hint(error, origin)
+        # What answers something is there; but another program listens at a port that does not even speak HTTP.
+        raise StoreRefused(f"{error.told}; {wrong}") if wrong else ObjectFailed(error.told) from None
+    except ProxyRefused as error:
+        raise StoreRefused(f"{error}; mend proxy, or its rules") from None
     except OSError as error:
-        text = f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})"
-        raise StoreDown("; ".join(filter(None, [text, hint(error, origin)]))) from None
+        raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
     except ValueError:
         raise StoreDown(f"{at} answered something that is no HTTP") from None
-
-
-def _remedy(error: ssl.SSLError, ca_file: Path | None) -> str:
-    """OpenSSL's numbers (openssl/x509_vfy.h): 9 not valid yet, 10 expired, 62 and 64 another name or address."""
-    code = getattr(error, "verify_code", None)
-    if code in {9, 10}:
-        return "renew its certificate, or set this clock right"
-    if code in {62, 64}:
-        return "the config must name the host as its certificate does"
-    if ca_file is not None:
-        return f"ca_file {ca_file} does not hold the certificate of its issuer"
-    return "set ca_file to the certificate of its issuer"
 
 
 def failure(status: int, what: str) -> StoreError:

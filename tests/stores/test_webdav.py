@@ -211,6 +211,8 @@ async def test_a_server_that_keeps_fewer_bytes_is_found_out(read_back):
 
 async def test_a_put_takes_no_more_requests_than_it_needs():
     async with rude() as (server, store):
+        await store.stat("x")
+        server.requests.clear()
         await store.put("a/b", Body.of(b"x"))
         assert [method for method, _ in server.requests] == ["MKCOL", "PUT", "GET", "MOVE"]
         server.requests.clear()
@@ -313,7 +315,9 @@ async def test_credentials_do_not_follow_a_redirect():
             with pytest.raises(StoreRefused, match=elsewhere.url.rstrip("/")):
                 await use
         assert elsewhere.requests == []
-        assert set(server.authorizations) == {"Basic dTpw"}
+        # First it is asked how it wants to be told who we are.
+        assert server.authorizations[0] is None
+        assert set(server.authorizations[1:]) <= {"Basic dTpw", None}
 
 
 @pytest.mark.timeout(20)
@@ -514,7 +518,11 @@ async def test_a_server_that_takes_no_long_names_is_warned_of_and_used():
 @pytest.mark.parametrize(
     ("challenges", "expected"),
     [
-        (["Digest realm=a, nonce=b, qop=auth"], "only Digest"),
+        (["Digest realm=a, nonce=b, qop=auth"], "check username and password"),
+        (["Digest realm=a, nonce=b, qop=auth-int"], "only Digest"),
+        (["Digest realm=a, nonce=b, qop=auth, algorithm=ROT13"], "only Digest"),
+        (["Digest realm=a, qop=auth"], "only Digest"),
+        (["Digest realm=a, nonce=b, stale=true"], "another log-in for each request"),
         (["Negotiate", "NTLM"], "only Negotiate and Ntlm"),
         (["Negotiate, digest realm=a"], "only Digest and Negotiate"),
         (["Digest realm=a", "Basic realm=b"], "check username and password"),
@@ -531,8 +539,9 @@ async def test_what_a_server_offers_for_a_log_in_is_told(challenges, expected):
 
         server.answer = unwelcome
         for use in (store.check(), store.put("a/b", Body.of(b"x")), read(store, "a/b"), keys(store, "")):
-            with pytest.raises(StoreRefused, match=expected):
+            with pytest.raises((StoreRefused, StoreDown), match=expected):
                 await use
+        assert len(server.requests) < 20
 
 
 async def test_without_a_log_in_one_that_is_wanted_is_told():
@@ -547,6 +556,29 @@ async def test_a_proxy_in_between_is_named():
         server.next = [407]
         with pytest.raises(StoreRefused, match="a proxy in between wants a log-in"):
             await store.stat("a/b")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 207 Multi\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!",
+        b"HTTP/1.1 207 Multi\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_an_answer_that_is_no_valid_http_concerns_what_was_asked_for(said):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        store = a_store(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", timeout="2s")
+        with pytest.raises(ObjectFailed, match="its answer is no valid HTTP: "):
+            await store.stat("a/b")
+        await store.close()
 
 
 async def test_https_to_a_port_that_speaks_http_is_told():
@@ -579,15 +611,6 @@ async def test_http_to_a_port_that_speaks_https_is_told(answer):
         with pytest.raises((StoreRefused, StoreDown), match="write https:// in the config"):
             await store.stat("a/b")
         await store.close()
-
-
-async def test_a_proxy_that_is_not_used_is_told(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
-    (port,) = servers.free_ports(1)
-    store = a_store(url=f"http://127.0.0.1:{port}/", timeout="2s")
-    with pytest.raises(StoreDown, match="does not use the proxy that HTTPS_PROXY names"):
-        await store.stat("a/b")
-    await store.close()
 
 
 async def test_a_folder_under_the_name_of_a_file_is_of_no_concern_to_others(store, apache):

@@ -1,0 +1,343 @@
+"""What the face asks of the database: calls within somebody's scope, who is logged in, who did what.
+
+Calls are read in read-only transactions, everything within three seconds; the only tables written to are its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from ..errors import CatalogBusy
+from ..model import holdable, holdable_tree, utc_text
+from ..proof.layout import ulid
+from .catalog import Catalog, Document, Query, _conditions, like
+
+#: Of a statement, in milliseconds.
+PATIENCE = 3000
+#: Rows of a page.
+PAGE = 50
+
+ADD_SESSION = """
+INSERT INTO sessions (id, name, account, address, since, seen) VALUES ($1, $2, $3, $4, $5, $5)
+"""
+USE_SESSION = """
+UPDATE sessions SET seen = $2 WHERE id = $1 AND seen > $3 AND since > $4
+RETURNING name, account, address, since
+"""
+SESSIONS_OF = "SELECT id, address, since, seen FROM sessions WHERE name = $1 AND seen > $2 ORDER BY seen DESC"
+END_SESSION = "DELETE FROM sessions WHERE id = $1 AND name = $2"
+CLEAR_SESSIONS = "DELETE FROM sessions WHERE seen < $1"
+ADD_AUDIT = """
+INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
+    details)
+VALUES ($1, clock_timestamp(), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+"""
+AUDIT = """
+SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
+FROM audit
+WHERE ($1::text IS NULL OR who = $1) AND ($2::text IS NULL OR action = $2)
+    AND ($3::timestamptz IS NULL OR at >= $3) AND ($4::timestamptz IS NULL OR at < $4)
+    AND ($5::text IS NULL OR recording_id = $5) AND ($6::text IS NULL OR source = $6)
+    AND ($7::timestamptz IS NULL OR (at, id) < ($7, $8))
+ORDER BY at DESC, id DESC
+LIMIT $9
+"""
+
+UNSHIPPED = """
+SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
+FROM audit
+WHERE id > coalesce((SELECT s.id FROM audit_shipped s WHERE s.store = $1), '') AND at < $2
+ORDER BY id
+LIMIT $3
+"""
+SHIPPED = """
+INSERT INTO audit_shipped (store, id) VALUES ($1, $2)
+ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE audit_shipped.id < excluded.id
+"""
+TAKE_AUDIT = """
+INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
+    details)
+SELECT e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address', e->>'action',
+    e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details'
+FROM jsonb_array_elements($1::jsonb) e
+ON CONFLICT (id) DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The one predicate of scope: calls of one of these sources and queues and agents; an empty part limits nothing.
+
+    A call without queue or agent is in no scope of queues or agents. Agents are looked for among all parties too, by
+    number, name and user. ``*`` is a wildcard; case does not matter.
+    """
+
+    sources: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+
+    def conditions(self, values: list[Any]) -> list[str]:
+        """SQL over ``recordings r``; its arguments are added to ``values``."""
+
+        def value(given: Any) -> str:
+            values.append(given)
+            return f"${len(values)}"
+
+        where = []
+        if self.sources:
+            where.append(f"r.source = ANY({value(list(self.sources))}::text[])")
+        if self.queues:
+            where.append(f"r.queue ILIKE ANY({value([like(queue) for queue in self.queues])}::text[])")
+        if self.agents:
+            n = value([like(agent) for agent in self.agents])
+            party = "SELECT FROM jsonb_array_elements(r.parties) p WHERE "
+            party += " OR ".join(f"p->>'{key}' ILIKE ANY({n}::text[])" for key in ("number", "name", "user"))
+            where.append(f"(r.agent ILIKE ANY({n}::text[]) OR EXISTS ({party}))")
+        return where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What somebody looks for."""
+
+    query: Query = field(default_factory=Query)
+    #: Digits that the caller's or the callee's number ends with.
+    number: str | None = None
+    agent: str | None = None
+    queue: str | None = None
+    shorter_than: timedelta | None = None
+    oldest_first: bool = False
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that was done."""
+
+    who: str
+    role: str
+    means: str
+    address: str
+    action: str
+    source: str | None = None
+    recording_id: str | None = None
+    reason: str | None = None
+    case: str | None = None
+    outcome: str = "ok"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FaceCatalog(Catalog):
+    """A catalog whose every statement ends within three seconds, and which writes to the face's tables alone."""
+
+    async def _prepare(self, connection: Any) -> None:
+        await super()._prepare(connection)
+        await connection.execute(f"SET statement_timeout = {PATIENCE}; SET default_transaction_read_only = on")
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[Any]:
+        async with self._transaction() as c:
+            await c.execute("SET TRANSACTION READ WRITE")
+            yield c
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def look(self, limits: Limits, wanted: Wanted, limit: int = PAGE) -> tuple[list[Document], str | None]:
+        """A page of calls in scope, newest first, and where the next one begins.
+
+        Raises ValueError for a bad place, and where it takes longer than three seconds.
+        """
+        where, values = _conditions(wanted.query)
+
+        def value(given: Any) -> str:
+            values.append(holdable(given) if isinstance(given, str) else given)
+            return f"${len(values)}"
+
+        where += limits.conditions(values)
+        if wanted.number is not None:
+            n = value("%" + wanted.number)
+            where.append(
+                "("
+                + " OR ".join(f"regexp_replace(r.{c}, '[^0-9]', '', 'g') LIKE {n}" for c in ("caller", "callee"))
+                + f" OR EXISTS (SELECT FROM jsonb_array_elements(r.parties) p"
+                f" WHERE regexp_replace(p->>'number', '[^0-9]', '', 'g') LIKE {n}))"
+            )
+        if wanted.agent is not None:
+            where += Limits(agents=(f"*{wanted.agent}*",)).conditions(values)
+        if wanted.queue is not None:
+            where.append(f"r.queue ILIKE {value('%' + like(wanted.queue) + '%')}")
+        if wanted.shorter_than is not None:
+            where.append(f"r.duration < {value(wanted.shorter_than)}")
+        order, compared = ("", ">") if wanted.oldest_first else (" DESC", "<")
+        if wanted.after is not None:
+            place = ", ".join(value(part) for part in _place(wanted.after, 3))
+            where.append(f"(r.started_at, r.source, r.recording_id) {compared} ({place})")
+        # Only column names of ours are put together here; every value is an argument.
+        statement = (
+            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608
+            + (" WHERE " + " AND ".join(where) if where else "")
+            + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {limit + 1}"
+        )
+        try:
+            async with self._connection() as c:
+                rows = await c.fetch(statement, *values)
+                found = await self._documents(c, [(r[1], r[2]) for r in rows[:limit]])
+        except CatalogBusy as busy:
+            if type(busy.__cause__) is not asyncpg.QueryCanceledError:
+                raise
+            raise ValueError("this search takes too long: name a shorter span, or another filter") from None
+        shown = [found[r[1], r[2]][0] for r in rows[:limit] if (r[1], r[2]) in found]
+        last = rows[limit - 1] if len(rows) > limit else None
+        return shown, _as_place(utc_text(last[0]), last[1], last[2]) if last is not None else None
+
+    async def call(self, limits: Limits, source: str, recording_id: str) -> tuple[Document, int] | None:
+        """One call's JSON and revision; None where there is none, or where it is out of scope."""
+        values: list[Any] = [holdable(source), holdable(recording_id)]
+        where = ["r.source = $1", "r.recording_id = $2", *limits.conditions(values)]
+        async with self._connection() as c:
+            if await c.fetchval(f"SELECT true FROM recordings r WHERE {' AND '.join(where)}", *values) is None:  # noqa: S608
+                return None
+            found = await self._documents(c, [(source, recording_id)])
+        told = found.get((values[0], values[1]))
+        return (told[0], told[1]) if told is not None else None
+
+    # -- log-ins -----------------------------------------------------------------------------------------------------
+
+    async def log_in(self, id_: bytes, name: str, account: bytes, address: str, idle: timedelta) -> None:
+        """A new session; those that nobody used any more go."""
+        now = self.clock.now()
+        async with self._writing() as c:
+            await c.execute(CLEAR_SESSIONS, now - idle)
+            await c.execute(ADD_SESSION, id_, name, account, address, now)
+
+    async def session(self, id_: bytes, idle: timedelta, longest: timedelta) -> Mapping[str, Any] | None:
+        """The session's name, account, address and beginning, now used again; None where it has ended."""
+        now = self.clock.now()
+        async with self._writing() as c:
+            row: Mapping[str, Any] | None = await c.fetchrow(USE_SESSION, id_, now, now - idle, now - longest)
+            return row
+
+    async def sessions_of(self, name: str, idle: timedelta) -> Sequence[Mapping[str, Any]]:
+        """Those that somebody has, the last used first."""
+        async with self._connection() as c:
+            rows: Sequence[Mapping[str, Any]] = await c.fetch(SESSIONS_OF, name, self.clock.now() - idle)
+            return rows
+
+    async def log_out(self, id_: bytes, name: str) -> None:
+        """This session of theirs has ended."""
+        async with self._writing() as c:
+            await c.execute(END_SESSION, id_, name)
+
+    # -- audit -------------------------------------------------------------------------------------------------------
+
+    async def write_down(self, event: Event) -> None:
+        """Written down for good when this returns."""
+        async with self._writing() as c:
+            await c.execute(ADD_AUDIT, *_row(self, event))
+
+    async def audit(
+        self,
+        *,
+        who: str | None = None,
+        action: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        source: str | None = None,
+        recording_id: str | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> tuple[list[Document], str | None]:
+        """A page of events, newest first, and where the next one begins. Raises ValueError for a bad place."""
+        place = _place(after, 2) if after is not None else (None, None)
+        async with self._connection() as c:
+            rows = await c.fetch(AUDIT, who, action, start, end, recording_id, source, *place, limit + 1)
+        last = rows[limit - 1] if len(rows) > limit else None
+        next_ = _as_place(utc_text(last["at"]), last["id"]) if last is not None else None
+        return [_event_document(row) for row in rows[:limit]], next_
+
+
+async def write_down(catalog: Catalog, event: Event) -> None:
+    """The same for a command, which has a catalog that may write."""
+    async with catalog._transaction() as c:
+        await c.execute(ADD_AUDIT, *_row(catalog, event))
+
+
+async def all_events(
+    catalog: Catalog,
+    *,
+    who: str | None = None,
+    action: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    source: str | None = None,
+    recording_id: str | None = None,
+) -> AsyncIterator[Document]:
+    """Every event that fits, newest first."""
+    place: tuple[Any, Any] = (None, None)
+    while True:
+        async with catalog._connection() as c:
+            rows = await c.fetch(AUDIT, who, action, start, end, recording_id, source, *place, 500)
+        for row in rows:
+            yield _event_document(row)
+        if len(rows) < 500:
+            return
+        place = rows[-1]["at"], rows[-1]["id"]
+
+
+async def unshipped(catalog: Catalog, store: str, before: datetime, limit: int) -> list[Document]:
+    """Events that a store does not hold yet, the oldest first; of those that began before then."""
+    async with catalog._connection() as c:
+        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, before, limit)]
+
+
+async def shipped(catalog: Catalog, store: str, last: str) -> None:
+    """The store holds all events up to that one."""
+    async with catalog._transaction() as c:
+        await c.execute(SHIPPED, store, last)
+
+
+async def take(catalog: Catalog, events: Sequence[Document]) -> None:
+    """Events that a store told; those that are here already stay."""
+    async with catalog._transaction() as c:
+        await c.execute(TAKE_AUDIT, list(events))
+
+
+def _row(catalog: Catalog, event: Event) -> list[Any]:
+    texts = (event.source, event.recording_id, event.reason, event.case)
+    return [
+        ulid(catalog.clock.now()),
+        *(holdable(text) for text in (event.who, event.role, event.means, event.address, event.action)),
+        *(holdable(text) if text is not None else None for text in texts),
+        event.outcome,
+        holdable_tree(dict(event.details)),
+    ]
+
+
+def _event_document(row: Mapping[str, Any]) -> Document:
+    told = {**dict(row), "at": utc_text(row["at"])}
+    told["case"] = told.pop("case_number")
+    return told
+
+
+def _as_place(*parts: str) -> str:
+    """Where a page begins, as a text for an address."""
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+def _place(text: str, count: int) -> tuple[Any, ...]:
+    """Raises ValueError where it is none of ours."""
+    try:
+        at, *rest = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if len(rest) != count - 1 or not all(isinstance(part, str) for part in rest):
+            raise ValueError
+        return datetime.fromisoformat(at), *map(holdable, rest)
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError("the address of this page is damaged; search again") from None

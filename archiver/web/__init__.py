@@ -1,0 +1,1 @@
+"""What a person or a program sees over HTTP: pages, playback, the API, and who did what there."""

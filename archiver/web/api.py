@@ -1,0 +1,194 @@
+"""The native API below ``/api/v1``: the JSON of `archiver list`, the archived bytes, the audit.
+
+Refusals are RFC 9457 problems. What is out of scope is not found. A medium's audit event is committed before its first
+byte; its SHA-256 is compared before that, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import ArchiverError
+from . import pages_text
+from .desk import WHO, ArchiveDesk
+from .pages_call import _wanted
+from .pages_desk import Document, Filters
+from .playback import NotPlayable, Playback, Unavailable
+
+PREFIX = "/api/v1"
+#: Recordings or events of one answer.
+PAGE, MOST = 100, 500
+_SEARCH = (
+    "number", "caller", "callee", "agent", "queue", "source", "direction", "state", "flag", "text", "from", "to",
+    "longer_than", "shorter_than", "order", "limit", "after",
+)  # fmt: skip
+_AUDIT = ("who", "action", "source", "recording", "from", "to", "limit", "after")
+_TITLES = {
+    400: "this can't be read",
+    401: "not authenticated: Authorization: Bearer TOKEN (archiver token add)",
+    403: "the role does not include it",
+    404: "there is none, or it is out of scope",
+    405: "this method is not for this address",
+    409: "it can't be played",
+    422: "a reason is required: X-Reason",
+    429: "too many tries",
+    503: "something that is needed can't be reached",
+}
+
+
+def problem(status: int, detail: str = "") -> web.Response:
+    """A refusal, as RFC 9457 has it."""
+    told: Document = {"type": "about:blank", "title": _TITLES.get(status, "that did not work"), "status": status}
+    if detail:
+        told["detail"] = detail
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return web.json_response(told, status=status, content_type="application/problem+json", headers=headers)
+
+
+class Api:
+    """Its handlers."""
+
+    def __init__(self, desk: ArchiveDesk, playback: Playback) -> None:
+        self.desk = desk
+        self.playback = playback
+
+    async def recordings(self, request: web.Request) -> web.Response:
+        """``GET /recordings``: newest first, or ``order=oldest``; the next page's address is ``next``."""
+        given, limit = _given(request, _SEARCH)
+        after = given.pop("after", None)
+        await self.desk.record(request, "search", details=given)
+        found = await self.desk.search(request[WHO], Filters(values=given, after=after), limit)
+        return _page(request, "recordings", list(found.rows), found.next)
+
+    async def recording(self, request: web.Request) -> web.Response:
+        """``GET /recordings/{source}/{recording_id}``; its ETag is its revision."""
+        document, revision = await self._document(request)
+        tag = f'"{revision}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"ETag": tag})
+        await self._record(request, "view", document)
+        return web.json_response(document, headers={"ETag": tag})
+
+    async def media(self, request: web.Request) -> web.StreamResponse:
+        """``GET …/media/{media_id}``: the archived bytes, or ``?as=wav``: what every browser plays."""
+        who = request[WHO]
+        document, _ = await self._document(request)
+        media_id = request.match_info["media_id"]
+        medium = next((m for m in document["media"] if m["media_id"] == media_id and m["state"] == "archived"), None)
+        if medium is None:
+            raise web.HTTPNotFound
+        shape = request.query.get("as")
+        if shape not in (None, "wav"):
+            raise ValueError('"as" knows wav; without it the archived bytes come')
+        if shape is None and not self.desk.may(who, "download"):
+            await self.desk.record(request, "access.denied", details={"path": request.path}, outcome="denied")
+            raise web.HTTPForbidden
+        reason = pages_text.clean(request.headers.get("X-Reason", "")).strip()[:500]
+        if self.desk.reason(who) == "required" and not reason:
+            return problem(422)
+        action = "listen" if shape else "download"
+        await self._record(request, action, document, reason=reason, details={"media_id": media_id})
+        wanted, reads = _wanted(medium), self.desk.reads(medium["copies"])
+        try:
+            if shape is None:
+                async with self.playback.original(wanted, reads) as body:
+                    if body.path is None:
+                        return web.Response(body=body.read(), content_type="application/octet-stream")
+                    kind = medium.get("content_type") or "application/octet-stream"
+                    response = web.FileResponse(body.path, headers={"Content-Type": kind})
+                    # Sent while the file is there.
+                    await response.prepare(request)
+                    return response
+            clear = self.desk.clear(document, media_id)
+            if clear is not None:
+                playable = await self.playback.private(wanted, reads, clear)
+                try:
+                    response = web.FileResponse(playable.path, headers={"Content-Type": playable.content_type})
+                    await response.prepare(request)
+                    return response
+                finally:
+                    if playable.handle is not None:
+                        playable.handle.close()
+            playable = await self.playback.playable(wanted, reads)
+        except NotPlayable as error:
+            return problem(409, str(error))
+        except Unavailable as error:
+            return problem(503, str(error))
+        return web.FileResponse(playable.path, headers={"Content-Type": playable.content_type})
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """``GET /audit``: of all for who may see that, else one's own."""
+        given, limit = _given(request, _AUDIT)
+        after = given.pop("after", None)
+        rows, next_ = await self.desk.events(request[WHO], Filters(values=given, after=after), limit)
+        return _page(request, "events", rows, next_)
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """``GET /openapi.json``."""
+        return web.json_response(description())
+
+    async def _document(self, request: web.Request) -> tuple[Document, int]:
+        source, recording_id = request.match_info["source"], request.match_info["recording_id"]
+        found = await self.desk.catalog.call(self.desk.limits(request[WHO]), source, recording_id)
+        if found is None:
+            raise web.HTTPNotFound
+        return found
+
+    async def _record(
+        self,
+        request: web.Request,
+        action: str,
+        document: Document,
+        *,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        call = {"source": document["source"], "recording_id": document["recording_id"]}
+        await self.desk.record(request, action, **call, reason=reason or None, details=details)
+
+
+def refused(error: Exception) -> web.Response:
+    """What a handler raised, as a problem."""
+    if isinstance(error, web.HTTPException):
+        return problem(error.status)
+    if isinstance(error, ValueError):
+        return problem(400, str(error))
+    return problem(503 if isinstance(error, ArchiverError) else 500)
+
+
+def _given(request: web.Request, known: tuple[str, ...]) -> tuple[dict[str, str], int]:
+    """The parameters that are not empty, and the limit. Raises ValueError."""
+    for name in request.query:
+        if name not in known:
+            raise ValueError(f'there is no parameter "{name}"; there are {", ".join(known)}')
+    given = {name: request.query[name] for name in known if request.query.get(name)}
+    told = given.pop("limit", str(PAGE))
+    if not told.isascii() or not told.isdigit() or not 1 <= int(told[:9]) <= MOST:
+        raise ValueError(f"limit is a number from 1 to {MOST}")
+    if given.get("order") not in (None, "newest", "oldest"):
+        raise ValueError("order is newest or oldest")
+    for name in ("from", "to"):
+        if (at := pages_text.local_moment(given.get(name), "UTC")) is not None:
+            given[name] = at.isoformat()
+    return given, int(told)
+
+
+def _page(request: web.Request, key: str, rows: list[Document], next_: str | None) -> web.Response:
+    address, headers = None, {}
+    if next_ is not None:
+        address = str(request.rel_url.update_query({"after": next_}))
+        headers["Link"] = f'<{address}>; rel="next"'
+    return web.json_response({key: rows, "next": address}, headers=headers)
+
+
+@cache
+def description() -> Document:
+    """The API as OpenAPI 3.1."""
+    text = (pages_text.FOLDER / "openapi.json").read_text("utf-8")
+    told: Document = json.loads(text)
+    return told

@@ -1,0 +1,93 @@
+"""What the pages need of the application around them: who asks, what they may, what the archive holds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from ..ports import Sink
+
+Document = dict[str, Any]
+
+
+class Reader(Protocol):
+    """Who asks."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A page of a search or of the audit."""
+
+    rows: Sequence[Document]
+    #: Where the next page begins; None: there is none.
+    next: str | None = None
+    #: How many seconds the search is behind the archive; None: not at all, or not known.
+    behind: float | None = None
+    #: How a number was understood, where it was.
+    number: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What somebody looks for, as it was typed; times are UTC texts."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    after: str | None = None
+
+
+class Desk(Protocol):
+    """Every method that reads the catalog raises CatalogDown where it is away."""
+
+    def who(self, request: web.Request) -> Reader | None: ...
+    def session(self, request: web.Request) -> str:
+        """What tells this log-in from others; empty where there is none."""
+
+    def may(self, who: Reader, right: str) -> bool:
+        """Rights: find, hear, download, audit (of all), tokens."""
+
+    def reason(self, who: Reader) -> str:
+        """Before hearing: required, optional or none."""
+
+    def sources(self, who: Reader) -> Sequence[str]: ...
+    def zone(self, source: str) -> str | None: ...
+    def scope(self, who: Reader) -> Mapping[str, Sequence[str]]:
+        """Sources, queues and agents that this account's calls are limited to; empty: no limit."""
+
+    async def search(self, who: Reader, filters: Filters) -> Found:
+        """Raises ValueError, in words, where a filter can't be read."""
+
+    async def call(self, who: Reader, source: str, recording_id: str) -> Document | None: ...
+    def reads(self, copies: Sequence[Document]) -> list[tuple[str, Callable[[Sink], Awaitable[None]]]]:
+        """How to read each of a medium's copies, those of its newest content."""
+
+    def clear(self, document: Document, media_id: str) -> Callable[[bytes], bytes] | None:
+        """What decrypts a medium; None where it is not encrypted."""
+
+    async def record(
+        self,
+        request: web.Request,
+        action: str,
+        *,
+        source: str | None = None,
+        recording_id: str | None = None,
+        reason: str | None = None,
+        case: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Committed when this returns. Raises CatalogDown."""
+
+    async def heard(self, who: Reader, source: str, recording_id: str) -> Sequence[Document] | None:
+        """Who saw and heard a call, newest first; None where this role may not know."""
+
+    async def audit(self, who: Reader, filters: Filters) -> Found: ...
+    async def tokens(self) -> Sequence[Document]: ...
+    async def sessions(self, who: Reader, request: web.Request) -> Sequence[Document]: ...
+    async def end_session(self, who: Reader, id_: str) -> None: ...

@@ -1,0 +1,653 @@
+"""`archiver serve` on a real archive: who gets in, what each role may, what is written down, what may be away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import aiohttp
+import asyncpg
+import pytest
+
+from archiver.catalog.face import FaceCatalog
+from archiver.errors import CatalogDown
+from archiver.settings import config as configuration
+from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.xivo import XivoSimulator
+from archiver.web import accounts, api, application, serving
+from archiver.web.desk import accounts_file
+from tests import commands
+
+PASSWORD = "correct horse battery"
+HASHED = accounts.hashed(PASSWORD)
+ROLES = {
+    "ada": ("compliance", accounts.Scope()),
+    "bea": ("supervisor", accounts.Scope(sources=("hq",))),
+    "cem": ("agent", accounts.Scope(agents=("1573",))),
+    "dora": ("auditor", accounts.Scope()),
+    "emil": ("admin", accounts.Scope()),
+}
+RIGHTS = {
+    "compliance": {"find", "hear", "download"},
+    "supervisor": {"find", "hear"},
+    "agent": {"find", "hear"},
+    "auditor": {"find", "audit", "tokens"},
+    "admin": {"tokens"},
+}
+
+
+async def build(place):
+    """Two recorders of which every call is archived; they are gone afterwards."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    for name, kind, calls in (("hq", ChronicallSimulator, 4), ("branch", XivoSimulator, 6)):
+        simulator = kind(seed=3)
+        simulator.add_calls(now - timedelta(hours=2), now - timedelta(hours=1), calls, longest=3.0)
+        await place.add(name, simulator)
+    try:
+        await place.run("sync", "--wait", "30s")
+    finally:
+        await place.close()
+
+
+@pytest.fixture(scope="module")
+def built(postgres, tmp_path_factory):
+    """One archive for all tests here."""
+    url = postgres.create()
+    place = commands.Place(tmp_path_factory.mktemp("built"), url)
+    place.config["web"] = {"listen": "127.0.0.1:0"}
+    asyncio.run(build(place))
+    yield place
+    postgres.drop(url)
+
+
+@pytest.fixture
+async def place(built, tmp_path):
+    """It, with nobody logged in, nothing written down, and files of its own."""
+    shutil.copytree(built.store, tmp_path / "store", copy_function=os.link)
+    connection = await asyncpg.connect(built.database)
+    await connection.execute("TRUNCATE sessions, audit")
+    await connection.close()
+    async with commands.place(tmp_path, built.database) as it:
+        it.config |= built.config | {"stores": {"disk": {"kind": "file", "path": "store"}}}
+        it.config["web"] = dict(built.config["web"])
+        yield it
+
+
+@pytest.fixture
+async def face(place):
+    """Its address, and its parts."""
+    config = configuration.load(place.write())
+    file = accounts_file(config)
+    made = datetime.now(UTC)
+    file.write(
+        accounts.Accounts(
+            users={
+                name: accounts.Account(name=name, role=role, scope=scope, secret=HASHED, made=made)
+                for name, (role, scope) in ROLES.items()
+            }
+        )
+    )
+    kept = {}
+    opened = serving.opened
+
+    @contextlib.asynccontextmanager
+    async def remembered(*how):
+        async with opened(*how) as face:
+            kept["face"] = face
+            yield face
+
+    serving.opened = remembered
+    try:
+        async with serving.served(config) as url:
+            yield SimpleNamespace(url=url, file=file, face=kept["face"], desk=kept["face"].desk, place=place)
+    finally:
+        serving.opened = opened
+
+
+@contextlib.asynccontextmanager
+async def anybody(url, **headers):
+    """A client that behaves as a page of ours."""
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(url, cookie_jar=jar, headers={"Origin": url, **headers}) as session:
+        yield session
+
+
+async def log_in(session, name, password=PASSWORD, **more):
+    async with session.post("/login", data={"name": name, "password": password, **more}) as answer:
+        return answer.status, str(answer.url)
+
+
+@contextlib.asynccontextmanager
+async def somebody(face, name, **headers):
+    async with anybody(face.url, **headers) as session:
+        assert (await log_in(session, name))[0] == 200
+        yield session
+
+
+async def page(session, path, **how):
+    async with session.get(path, **how) as answer:
+        return answer.status, await answer.text()
+
+
+async def events(place, **where):
+    connection = await asyncpg.connect(place.database)
+    try:
+        rows = [dict(row) for row in await connection.fetch("SELECT * FROM audit ORDER BY at, id")]
+    finally:
+        await connection.close()
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+async def calls(session, path="/"):
+    """Addresses of the calls that a search shows, over all its pages."""
+    found = []
+    while path:
+        status, shown = await page(session, path)
+        assert status == 200, shown
+        found += re.findall(r'<a href="(/calls/[^"]+)"', shown)
+        following = re.search(r'rel="next" href="([^"]+)"', shown)
+        path = following[1].replace("&amp;", "&") if following else None
+    return found
+
+
+async def heard(session, call, **form):
+    async with session.post(f"{call}/listen", data={"reason": "complaint", **form}) as answer:
+        return answer.status, await answer.text()
+
+
+def media(shown):
+    return re.findall(r'<audio[^>]* src="(/media/[^"]+)"', shown)
+
+
+# -- getting in ------------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_gets_in_without_logging_in(face):
+    async with anybody(face.url) as session:
+        for path in ("/", "/audit", "/me", "/tokens", "/calls/hq/x"):
+            async with session.get(path, allow_redirects=False) as answer:
+                assert answer.status == 303, path
+                assert answer.headers["Location"].startswith("/login?next=")
+        assert (await page(session, "/media/x/y.wav"))[0] == 404
+        assert (await page(session, "/static/style.css"))[0] == 200
+
+
+async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(face):
+    async with anybody(face.url) as session:
+        assert (await log_in(session, "ada", "wrong password"))[0] == 401
+        assert (await log_in(session, "nobody"))[0] == 401
+    assert [row["who"] for row in await events(face.place, action="login.failed")] == ["ada", "nobody"]
+    assert PASSWORD not in str(await events(face.place))
+
+
+async def test_wrong_passwords_lock_their_own_address_out_and_nobody_else(face):
+    async with anybody(face.url, **{"X-Forwarded-For": "203.0.113.9"}) as attacker:
+        for _ in range(application.TRIES):
+            assert (await log_in(attacker, "ada", "wrong password"))[0] == 401
+        assert (await log_in(attacker, "ada"))[0] == 429
+        assert (await log_in(attacker, "bea"))[0] == 200
+    async with anybody(face.url, **{"X-Forwarded-For": "198.51.100.7"}) as session:
+        assert (await log_in(session, "ada"))[0] == 200
+
+
+async def test_after_the_log_in_one_is_where_one_wanted_to_be_and_never_at_another_site(face):
+    for wanted, reached in (("/me", "/me"), ("//evil.example", "/"), ("https://evil.example/", "/"), ("/\\evil", "/")):
+        async with anybody(face.url) as session:
+            assert (await log_in(session, "ada", next=wanted))[1] == face.url + reached
+
+
+async def test_the_cookie_is_for_the_server_alone_and_new_with_each_log_in(face):
+    cookies = set()
+    for _ in range(2):
+        async with (
+            anybody(face.url) as session,
+            session.post("/login", data={"name": "ada", "password": PASSWORD}, allow_redirects=False) as answer,
+        ):
+            told = answer.headers["Set-Cookie"]
+            assert "HttpOnly" in told
+            assert "SameSite=Lax" in told
+            cookies.add(told.split(";")[0])
+    assert len(cookies) == 2
+    connection = await asyncpg.connect(face.place.database)
+    stored = await connection.fetch("SELECT encode(id, 'hex') || name FROM sessions")
+    await connection.close()
+    assert not any(cookie.partition("=")[2] in str(stored) for cookie in cookies)
+
+
+async def test_a_session_ends_by_logging_out_by_age_and_by_a_change_of_the_account(face, monkeypatch):
+    async with somebody(face, "ada") as session:
+        saved = [(c.key, c.value) for c in session.cookie_jar]
+        async with session.post("/logout") as answer:
+            assert str(answer.url).endswith("/login")
+        async with anybody(face.url) as thief:
+            thief.cookie_jar.update_cookies(dict(saved))
+            assert "Log in" in (await page(thief, "/me"))[1]
+    async with somebody(face, "ada") as session:
+        assert (await page(session, "/me", allow_redirects=False))[0] == 200
+        changed = accounts.Account(name="ada", role="admin", secret=HASHED, made=datetime.now(UTC))
+        face.file.write(accounts.with_user(face.file.read(), changed))
+        assert (await page(session, "/me", allow_redirects=False))[0] == 303
+    async with somebody(face, "bea") as session:
+        face.file.write(accounts.without_user(face.file.read(), "bea"))
+        assert (await page(session, "/me", allow_redirects=False))[0] == 303
+    async with somebody(face, "dora") as session:
+        now = face.desk.catalog.clock.now()
+        monkeypatch.setattr(face.desk.catalog.clock, "now", lambda: now + timedelta(minutes=31))
+        assert (await page(session, "/me", allow_redirects=False))[0] == 303
+
+
+async def test_a_foreign_host_and_a_foreign_site_are_refused(face):
+    async with somebody(face, "ada") as session:
+        assert (await page(session, "/", headers={"Host": "evil.example"}))[0] == 400
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Origin": ""},
+        ):
+            async with session.post("/logout", headers=headers) as answer:
+                assert answer.status == 403, headers
+        assert (await page(session, "/me", allow_redirects=False))[0] == 200
+
+
+async def test_every_answer_carries_the_security_headers(face):
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session)
+        (address, *_) = media((await heard(session, call))[1])
+        for path in ("/", "/login", "/nothing", "/static/app.js", "/healthz", call, address):
+            async with session.get(path) as answer:
+                assert "default-src 'none'" in answer.headers["Content-Security-Policy"], path
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert answer.headers["Referrer-Policy"] == "no-referrer"
+                wanted = "immutable" if path.startswith("/static") else "no-store"
+                assert wanted in answer.headers["Cache-Control"], path
+
+
+# -- rights and scope ------------------------------------------------------------------------------------------------
+
+
+def routes(face):
+    app = face.face.application()
+    return [
+        (route.method, route.resource.canonical, getattr(route.handler, application._RIGHT, None))
+        for route in app.router.routes()
+    ]
+
+
+def test_a_route_without_a_right_can_not_be_added():
+    from aiohttp import web
+
+    with pytest.raises(ValueError, match="needs a right"):
+        application.add(web.Application(), "GET", "/x", lambda request: None, "")
+
+
+@pytest.mark.parametrize("name", ROLES)
+async def test_each_route_is_open_to_the_roles_that_have_its_right_and_to_no_other(face, name):
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session, "/?source=hq")
+    role = ROLES[name][0]
+    async with somebody(face, name) as session:
+        for method, path, right in routes(face):
+            assert right in application.RIGHTS, path
+            if path in ("/login", "/logout", "/me/sessions", "/static/{name}"):
+                continue
+            real = path.replace("/calls/{source}/{recording_id}", call).replace("{grant}/{name}", "a/b.wav")
+            real = real.replace("/{source}/{recording_id}", call.removeprefix("/calls")).replace("{media_id}", "none")
+            async with session.request(method, real, data={"reason": "x", "media_id": "none"}) as answer:
+                status = answer.status
+            if right in (application.PUBLIC, application.LOGGED_IN) or right in RIGHTS[role]:
+                assert status in ((200, 404) if "{" in path else (200,)), (method, path, status)
+            else:
+                assert status == 403, (method, path, role, status)
+    denied = await events(face.place, who=name, action="access.denied")
+    assert bool(denied) == (RIGHTS[role] != {"find", "hear", "download", "audit", "tokens"})
+
+
+async def test_what_is_out_of_scope_is_nowhere(face):
+    async with somebody(face, "ada") as session:
+        everything = await calls(session)
+        hq = await calls(session, "/?source=hq")
+    assert 0 < len(hq) < len(everything)
+    async with somebody(face, "bea") as session:
+        assert sorted(await calls(session)) == sorted(hq)
+        assert await calls(session, "/?source=branch") == []
+        other = max(set(everything) - set(hq))
+        assert (await page(session, other))[0] == 404
+        assert (await heard(session, other))[0] == 404
+        assert "branch" not in (await page(session, "/"))[1]
+    async with somebody(face, "cem") as session:
+        mine = await calls(session)
+        assert mine
+        assert len(mine) < len(everything)
+        for call in mine:
+            assert "1573" in (await page(session, call))[1]
+        for call in set(everything) - set(mine):
+            assert (await page(session, call))[0] == 404
+
+
+async def test_search_finds_by_number_agent_and_word_and_pages_to_the_end(face, monkeypatch):
+    async with somebody(face, "ada") as session:
+        everything = await calls(session)
+        shown = (await page(session, "/?source=branch"))[1]
+        number = re.search(r"<bdi>(\+\d{8,})</bdi>", shown)[1]
+        for typed in (number, f"{number[:3]} {number[3:6]}-{number[6:]}", number[-7:]):
+            found = await calls(session, f"/?number={typed.replace('+', '%2B')}")
+            assert found, typed
+            for call in found:
+                assert number in (await page(session, call))[1]
+        assert await calls(session, "/?agent=1573") != []
+        assert await calls(session, "/?agent=nobody") == []
+        assert await calls(session, "/?text=nothing-says-this") == []
+        assert (await page(session, "/?number=1"))[0] == 400
+        assert (await page(session, "/?state=odd"))[0] == 400
+        assert (await page(session, "/?after=damaged"))[0] == 400
+        look = FaceCatalog.look
+        monkeypatch.setattr(FaceCatalog, "look", lambda it, limits, wanted, _: look(it, limits, wanted, 3))
+        assert await calls(session) == everything
+        assert await calls(session, "/?order=oldest") == everything[::-1]
+
+
+async def test_a_search_that_takes_too_long_ends_and_says_what_to_do(face):
+    async with somebody(face, "ada") as session:
+        connection = await asyncpg.connect(face.place.database)
+        try:
+            async with connection.transaction():
+                # As long as it takes: nobody reads what is locked.
+                await connection.execute("LOCK TABLE recordings IN ACCESS EXCLUSIVE MODE")
+                status, shown = await page(session, "/?agent=1573")
+        finally:
+            await connection.close()
+        assert status == 400
+        assert "takes too long: name a shorter span" in shown
+        assert await calls(session) != []
+
+
+# -- hearing, and what is written down -------------------------------------------------------------------------------
+
+
+async def test_every_call_of_the_recorders_is_heard(face):
+    async with somebody(face, "ada") as session:
+        for call in await calls(session):
+            status, shown = await heard(session, call)
+            assert status == 200
+            (address,) = media(shown)
+            async with session.get(address, headers={"Range": "bytes=0-"}) as answer:
+                assert answer.status == 206
+                assert (await answer.read())[:4] == b"RIFF"
+
+
+async def test_without_a_reason_there_is_no_sound_where_the_role_needs_one(face):
+    async with somebody(face, "bea") as session:
+        (call, *_) = await calls(session)
+        status, shown = await heard(session, call, reason="")
+        assert (status, media(shown)) == (422, [])
+    async with somebody(face, "cem") as session:
+        (call, *_) = await calls(session)
+        assert media((await heard(session, call, reason=""))[1])
+    assert [row["who"] for row in await events(face.place, action="listen")] == ["cem"]
+
+
+async def test_no_audit_event_no_sound(face, monkeypatch):
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session)
+
+        async def down(*_):
+            raise CatalogDown("no room")
+
+        monkeypatch.setattr(FaceCatalog, "write_down", down)
+        assert (await heard(session, call))[0] == 503
+        assert face.face.calls.grants._grants == {}
+        assert (await page(session, call))[0] == 503
+
+
+async def test_a_media_address_is_good_for_its_own_log_in(face):
+    async with somebody(face, "ada") as session, somebody(face, "bea") as other:
+        (call, *_) = await calls(session, "/?source=hq")
+        (address,) = media((await heard(session, call))[1])
+        assert (await page(other, address))[0] == 404
+        async with session.post("/logout"):
+            pass
+        assert (await page(session, address))[0] == 404
+
+
+async def test_bytes_that_are_not_the_archived_ones_are_not_played(face):
+    for file in face.place.store.rglob("*.spx"):
+        spoilt = bytearray(file.read_bytes())
+        spoilt[-10] ^= 1
+        # Another file in its place: the other tests have the same one.
+        file.unlink()
+        file.write_bytes(spoilt)
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session, "/?source=hq")
+        status, shown = await heard(session, call)
+        assert (status, media(shown)) == (200, [])
+        assert "not those that were archived" in shown
+
+
+async def test_the_audit_shows_all_to_the_auditor_and_to_others_their_own(face):
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session, "/?source=hq")
+        await heard(session, call)
+        assert "<td><bdi>ada</bdi></td>" in (await page(session, "/audit"))[1]
+    async with somebody(face, "bea") as session:
+        shown = (await page(session, "/audit?who=ada"))[1]
+        assert "<td><bdi>ada</bdi></td>" not in shown
+    async with somebody(face, "dora") as session:
+        shown = (await page(session, "/audit?action=listen"))[1]
+        assert "<td><bdi>ada</bdi></td>" in shown
+        assert "complaint" in shown
+    told = (await face.place.run("audit", "--action", "listen", "--json")).rows
+    assert [(row["who"], row["reason"], row["outcome"]) for row in told] == [("ada", "complaint", "ok")]
+    assert "ada" in (await face.place.run("audit", "--csv")).out
+
+
+# -- the native API ------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def program(face, role="compliance", *, expires=None, **scope):
+    """A client with a token."""
+    secret, digest = accounts.new_token()
+    made = datetime.now(UTC)
+    token = accounts.Account(
+        name="crm", role=role, scope=accounts.Scope(**scope), secret=digest, made=made, expires=expires
+    )
+    face.file.write(accounts.with_token(face.file.read(), token))
+    async with aiohttp.ClientSession(face.url, headers={"Authorization": f"Bearer {secret}"}) as session:
+        yield session
+
+
+async def answer(session, path, **how):
+    async with session.get(path, **how) as told:
+        return told.status, await told.json(content_type=None), told.headers
+
+
+async def test_a_program_finds_calls_reads_one_and_gets_its_bytes(face):
+    async with program(face) as session:
+        status, first, headers = await answer(session, "/api/v1/recordings?limit=3")
+        assert (status, len(first["recordings"])) == (200, 3)
+        assert headers["Link"] == f'<{first["next"]}>; rel="next"'
+        everything, following = first["recordings"], first["next"]
+        while following:
+            _, told, _ = await answer(session, following)
+            everything, following = everything + told["recordings"], told["next"]
+        listed = (await face.place.run("list", "--json")).rows
+        assert sorted(map(str, everything)) == sorted(map(str, listed))
+        for call in everything:
+            address = f"/api/v1/recordings/{call['source']}/{call['recording_id']}"
+            status, one, headers = await answer(session, address)
+            assert (status, one) == (200, call)
+            async with session.get(address, headers={"If-None-Match": headers["ETag"]}) as same:
+                assert same.status == 304
+            for medium in call["media"]:
+                bytes_ = f"{address}/media/{medium['media_id']}"
+                assert (await answer(session, bytes_))[0] == 422
+                async with session.get(bytes_, headers={"X-Reason": "court"}) as got:
+                    data = await got.read()
+                assert hashlib.sha256(data).hexdigest() == medium["sha256"]
+                part = {"X-Reason": "court", "Range": "bytes=10-19"}
+                async with session.get(bytes_, headers=part) as got:
+                    assert (got.status, await got.read()) == (206, data[10:20])
+                async with session.head(f"{bytes_}?as=wav", headers={"X-Reason": "court"}) as got:
+                    assert (got.status, got.headers["Content-Type"]) == (200, "audio/wav")
+        status, told, _ = await answer(session, "/api/v1/audit?action=download&limit=500")
+        assert {(e["who"], e["means"], e["reason"]) for e in told["events"]} == {("crm", "token", "court")}
+
+
+async def test_the_api_refuses_in_problems(face):
+    async with aiohttp.ClientSession(face.url) as nobody:
+        status, told, headers = await answer(nobody, "/api/v1/recordings")
+        assert (status, told["status"], headers["WWW-Authenticate"]) == (401, 401, "Bearer")
+        wrong = {"Authorization": "Bearer arch_wrong"}
+        assert (await answer(nobody, "/api/v1/recordings", headers=wrong))[0] == 401
+    async with program(face) as session:
+        for path, wanted in (
+            ("/api/v1/recordings?limit=0", 400),
+            ("/api/v1/recordings?limit=501", 400),
+            ("/api/v1/recordings?colour=red", 400),
+            ("/api/v1/recordings?from=yesterday", 400),
+            ("/api/v1/recordings?after=damaged", 400),
+            ("/api/v1/recordings/hq/none", 404),
+            ("/api/v1/nothing", 404),
+        ):
+            status, told, headers = await answer(session, path)
+            assert (status, told["status"]) == (wanted, wanted), path
+            assert headers["Content-Type"].startswith("application/problem+json")
+    async with program(face, expires=datetime.now(UTC) - timedelta(days=1)) as session:
+        assert (await answer(session, "/api/v1/recordings"))[0] == 401
+
+
+async def test_a_token_sees_what_its_role_and_scope_say_and_no_page(face):
+    async with program(face, "supervisor", sources=("branch",)) as session:
+        _, told, _ = await answer(session, "/api/v1/recordings?limit=500")
+        assert {call["source"] for call in told["recordings"]} == {"branch"}
+        call = told["recordings"][0]
+        address = f"/api/v1/recordings/branch/{call['recording_id']}/media/{call['media'][0]['media_id']}"
+        assert (await answer(session, address, headers={"X-Reason": "x"}))[0] == 403
+        async with session.get(f"{address}?as=wav", headers={"X-Reason": "x"}) as got:
+            assert got.status == 200
+        async with session.get("/", allow_redirects=False) as got:
+            assert got.status == 303
+    async with program(face, "auditor") as session:
+        assert (await answer(session, f"{address}?as=wav", headers={"X-Reason": "x"}))[0] == 403
+
+
+async def test_the_description_names_every_route_of_the_api_and_its_parameters(face):
+    async with program(face) as session:
+        _, told, _ = await answer(session, "/api/v1/openapi.json")
+    described = {("GET", api.PREFIX + path) for path in told["paths"]}
+    assert described == {(m, p) for m, p, _ in routes(face) if p.startswith(api.PREFIX) and m != "HEAD"}
+    for path, known in (("/recordings", api._SEARCH), ("/audit", api._AUDIT)):
+        names = {p["name"] for p in told["paths"][path]["get"]["parameters"]}
+        assert names == set(known)
+
+
+# -- what is away, and comes back ------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_away_is_named_and_comes_back(face):
+    away = face.place.folder / "away"
+    async with somebody(face, "ada") as session:
+        (call, *_) = await calls(session, "/?source=hq")
+        face.place.store.rename(away)
+        status, shown = await heard(session, call)
+        assert status == 200
+        assert "can&#39;t be had just now: store disk" in shown
+        shutil.rmtree(face.place.store, ignore_errors=True)
+        away.rename(face.place.store)
+        assert media((await page(session, call))[1])
+
+
+async def test_a_database_that_is_away_is_told_and_comes_back(face, postgres):
+    async with somebody(face, "ada") as session:
+        assert (await page(session, "/"))[0] == 200
+        await asyncio.to_thread(postgres.stop)
+        try:
+            status, shown = await page(session, "/")
+            assert status == 503
+            assert "database of the archive can&#39;t be reached" in shown
+            assert (await page(session, "/login"))[0] == 200
+        finally:
+            await asyncio.to_thread(postgres.start)
+        end = time.monotonic() + 60
+        while (await page(session, "/", allow_redirects=False))[0] != 200:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+async def test_accounts_are_made_listed_changed_and_removed_by_commands(place):
+    made = ("user", "add", "ada", "--role", "compliance", "--source", "hq", "--password-file", "-")
+    await place.run(*made, stdin=b"long enough it is\n")
+    file = place.folder / "accounts.toml"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "long enough" not in file.read_text()
+    (listed,) = await place.json("user", "list")
+    assert (listed["name"], listed["role"], listed["sources"]) == ("ada", "compliance", ["hq"])
+    assert "is an account" in (await place.run(*made, stdin=b"long enough it is\n", code=2)).err
+    assert (
+        "10 characters"
+        in (await place.run("user", "passwd", "ada", "--password-file", "-", stdin=b"short", code=2)).err
+    )
+    await place.run("user", "passwd", "ada", "--password-file", "-", stdin=b"another one, also long")
+    await place.run("user", "remove", "ada")
+    assert await place.json("user", "list") == []
+    assert "no role" in (await place.run("user", "add", "x", "--role", "adminn", code=2)).err
+    secret = (await place.run("token", "add", "crm", "--role", "auditor", "--expires", "90d")).out.strip()
+    assert secret.startswith("arch_")
+    assert secret not in file.read_text()
+    assert [token["name"] for token in await place.json("token", "list")] == ["crm"]
+    await place.run("token", "revoke", "crm")
+    told = [row["action"] for row in (await place.run("audit", "--json")).rows]
+    assert told == ["token.revoked", "token.made", "account.removed", "account.changed", "account.made"]
+
+
+async def test_serve_says_where_it_is_and_ends_when_asked(place):
+    running = await place.start("serve", "--listen", "127.0.0.1:0")
+    await running.said("open http://127.0.0.1:")
+    address = re.search(r"open (\S+)", running.err)[1]
+    async with aiohttp.ClientSession() as session:
+        assert (await page(session, address + "/healthz"))[0] == 200
+    assert (await running.end(signal.SIGTERM)).code == 0
+
+
+async def test_serve_without_an_address_or_reachable_by_others_without_an_origin_says_what_to_write(place):
+    place.config["web"] = {}
+    assert "web.listen" in (await place.run("serve", code=2)).err
+    place.config["web"] = {"listen": "0.0.0.0:8411"}
+    assert "url: is missing" in (await place.run("serve", code=2)).err
+
+
+def test_an_accounts_file_that_others_may_read_is_refused(tmp_path):
+    file = accounts.AccountsFile(tmp_path / "accounts.toml")
+    file.write(accounts.Accounts())
+    file.path.chmod(0o644)
+    with pytest.raises(Exception, match="others may read it"):
+        file.read()
+
+
+def test_accounts_come_back_from_their_file_as_they_were(tmp_path):
+    made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    odd = accounts.Scope(queues=('Berlin "*"\\ ü\x7f',), agents=("1573", "Joe Dalton (1573)"))
+    one = accounts.Account(name="a.b@c", role="agent", scope=odd, secret="x", made=made, expires=made)
+    file = accounts.AccountsFile(tmp_path / "accounts.toml")
+    file.write(accounts.with_token(accounts.with_user(accounts.Accounts(), one), one))
+    read = accounts.AccountsFile(file.path).read()
+    assert read.users == {"a.b@c": one}
+    assert read.tokens == {"a.b@c": one}
+
+
+def test_a_password_too_short_is_refused():
+    with pytest.raises(Exception, match="10 characters"):
+        accounts.hashed("short")
+    assert not accounts.fits(None, PASSWORD)
