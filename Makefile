@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Some systems forbid it: then every command that a test starts compiles all it imports, which takes longer than most tests.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint run bench soak chaos lock wheels install uninstall systemd-test clean
+.PHONY: demo test lint run bench soak chaos stores lock wheels install uninstall systemd-test clean
 
 demo: $(VENV)/demo
 	$(BIN)/archiver demo
@@ -32,6 +32,12 @@ bench: $(VENV)/dev
 chaos: $(VENV)/dev
 	@sh tests/need.sh
 	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+# Archiver against the servers people run, one after the other; ONLY=Nginx runs one. Some twenty minutes.
+stores: $(VENV)/dev
+	@sh tests/need.sh
+	@sh tests/matrix/need.sh
+	$(BIN)/python -m tests.matrix.run
 
 # Half an hour; a short look: make soak SOAK="--minutes 3"
 soak: $(VENV)/dev
