@@ -137,6 +137,32 @@ async def test_list_finds_a_number_however_it_was_typed(place):
     assert (await place.run("list", "--json", "--caller", digits + "9")).rows == []
 
 
+async def test_list_finds_either_party_agents_and_queues_newest_first(place):
+    sim = await place.add("hq", ImagicleSimulator())
+    sim.add_calls(sim.clock.now() - 2 * HOUR, sim.clock.now() - HOUR, 6, shortest=1, longest=9)
+    await place.run("sync")
+
+    async def found(*filters):
+        return [row["recording_id"] for row in (await place.run("list", "--json", *filters)).rows]
+
+    rows = (await place.run("list", "--json")).rows
+    assert await found("--newest") == [row["recording_id"] for row in reversed(rows)]
+    assert await found("--newest", "--limit", "2") == [row["recording_id"] for row in rows[:-3:-1]]
+    row = next(row for row in rows if (row["caller"] or "").startswith("+"))
+    digits = row["caller"].removeprefix("+")
+    for typed in (row["caller"], f"00{digits}", digits[-9:], f"{digits[:-4]} {digits[-4:]}"):
+        assert row["recording_id"] in await found("--number", typed), typed
+    half = sorted(row["duration"] for row in rows)[3]
+    shorter = {row["recording_id"] for row in rows if row["duration"] < half}
+    assert set(await found("--shorter-than", f"{half}s")) == shorter
+    agent = next(row["agent"] for row in rows if row["agent"])
+    assert {row["recording_id"] for row in rows if row["agent"] == agent} <= set(await found("--agent", agent[:4]))
+    assert await found("--agent", "nobody of that name") == []
+    assert await found("--queue", "no such queue") == []
+    refused = await place.run("list", "--number", "x1", code=2)
+    assert "too few digits" in refused.err
+
+
 async def test_ids_are_shown_whole_on_a_narrow_terminal(place):
     sim = await place.add("hq", ImagicleSimulator())
     sim.add_calls(sim.clock.now() - 2 * HOUR, sim.clock.now() - HOUR, 2, shortest=1, longest=2)

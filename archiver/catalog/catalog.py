@@ -1206,8 +1206,15 @@ class Query:
     state: str | None = None
     text: str | None = None
     longer_than: timedelta | None = None
+    shorter_than: timedelta | None = None
+    #: Digits that a party's number ends with (common/numbers.py).
+    number: str | None = None
+    #: Part of an agent's name, number or user; part of a queue's name. ``*`` is a wildcard.
+    agent: str | None = None
+    queue: str | None = None
     #: Of one of its media.
     flag: str | None = None
+    newest: bool = False
     limit: int | None = None
 
 
@@ -2262,8 +2269,9 @@ class Catalog:
         }
 
     async def find(self, query: Query) -> AsyncIterator[Document]:
-        """Recordings by start, oldest first; streamed in batches, so that the archive may be large."""
+        """Recordings by start, oldest first or newest; streamed in batches, so that the archive may be large."""
         where, values = _conditions(query)
+        order, compared = (" DESC", "<") if query.newest else ("", ">")
         left = query.limit
         after: tuple[datetime, str, str] | None = None
         while left is None or left > 0:
@@ -2271,13 +2279,13 @@ class Catalog:
             conditions, arguments = list(where), list(values)
             if after is not None:
                 n = len(arguments)
-                conditions.append(f"(r.started_at, r.source, r.recording_id) > (${n + 1}, ${n + 2}, ${n + 3})")
+                conditions.append(f"(r.started_at, r.source, r.recording_id) {compared} (${n + 1}, ${n + 2}, ${n + 3})")
                 arguments += after
             # Only column names of ours are put together here; every value is an argument.
             statement = (
                 "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
                 + (" WHERE " + " AND ".join(conditions) if conditions else "")
-                + f" ORDER BY r.started_at, r.source, r.recording_id LIMIT {size}"
+                + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {size}"
             )
             async with self._connection() as c:
                 rows = await c.fetch(statement, *arguments)
@@ -3615,15 +3623,12 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         "started_at >=": query.start,
         "started_at <": query.end,
         "duration >": query.longer_than,
+        "duration <": query.shorter_than,
     }
     for condition, given in compared.items():
         if given is not None:
             where.append(f"r.{condition} {value(given)}")
-    for column, given in (("caller", query.caller), ("callee", query.callee)):
-        if given is not None and "*" in given:
-            where.append(f"r.{column} LIKE {value(like(given))}")
-        elif given is not None:
-            where.append(f"r.{column} = ANY({value(written(given))}::text[])")
+    where += _of_parties(query, value)
     if query.state is not None:
         n = value(query.state)
         less = [s.value for s in State if _FINISHED[s] < _FINISHED[State(query.state)]]
@@ -3640,6 +3645,31 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         flagged = f"SELECT source, recording_id FROM media WHERE flags <> '{{}}' AND {value(query.flag)} = ANY(flags)"
         where.append(f"(r.source, r.recording_id) IN ({flagged})")
     return where, values
+
+
+def _of_parties(query: Query, value: Callable[[Any], str]) -> Iterator[str]:
+    """Who called whom, and where. ``value`` makes an argument and returns its name."""
+    for column, given in (("caller", query.caller), ("callee", query.callee)):
+        if given is not None and "*" in given:
+            yield f"r.{column} LIKE {value(like(given))}"
+        elif given is not None:
+            yield f"r.{column} = ANY({value(written(given))}::text[])"
+    if query.number is not None:
+        n = value("%" + like(query.number, wild=False))
+        ends = f"regexp_replace({{}}, '[^0-9]', '', 'g') LIKE {n}"
+        party = "SELECT FROM jsonb_array_elements(r.parties) p WHERE " + ends.format("p->>'number'")
+        yield f"({ends.format('r.caller')} OR {ends.format('r.callee')} OR EXISTS ({party}))"
+    if query.agent is not None:
+        yield agent_is(value([f"%{like(query.agent)}%"]))
+    if query.queue is not None:
+        yield f"r.queue ILIKE {value(f'%{like(query.queue)}%')}"
+
+
+def agent_is(patterns: str) -> str:
+    """SQL over ``recordings r``: is an agent or a party like one of the patterns, which are an argument's name?"""
+    party = "SELECT FROM jsonb_array_elements(r.parties) p WHERE "
+    party += " OR ".join(f"p->>'{key}' ILIKE ANY({patterns}::text[])" for key in ("number", "name", "user"))
+    return f"(r.agent ILIKE ANY({patterns}::text[]) OR EXISTS ({party}))"
 
 
 def written(number: str) -> list[str]:

@@ -18,7 +18,7 @@ import asyncpg
 from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
-from .catalog import Catalog, Document, Query, _conditions, like
+from .catalog import Catalog, Document, Query, _conditions, agent_is, like
 
 #: Of a statement, in milliseconds.
 PATIENCE = 3000
@@ -97,25 +97,8 @@ class Limits:
         if self.queues:
             where.append(f"r.queue ILIKE ANY({value([like(queue) for queue in self.queues])}::text[])")
         if self.agents:
-            n = value([like(agent) for agent in self.agents])
-            party = "SELECT FROM jsonb_array_elements(r.parties) p WHERE "
-            party += " OR ".join(f"p->>'{key}' ILIKE ANY({n}::text[])" for key in ("number", "name", "user"))
-            where.append(f"(r.agent ILIKE ANY({n}::text[]) OR EXISTS ({party}))")
+            where.append(agent_is(value([like(agent) for agent in self.agents])))
         return where
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What somebody looks for."""
-
-    query: Query = field(default_factory=Query)
-    #: Digits that the caller's or the callee's number ends with.
-    number: str | None = None
-    agent: str | None = None
-    queue: str | None = None
-    shorter_than: timedelta | None = None
-    oldest_first: bool = False
-    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,36 +133,21 @@ class FaceCatalog(Catalog):
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def look(self, limits: Limits, wanted: Wanted, limit: int = PAGE) -> tuple[list[Document], str | None]:
-        """A page of calls in scope, newest first, and where the next one begins.
+    async def look(
+        self, limits: Limits, query: Query, limit: int = PAGE, *, after: str | None = None
+    ) -> tuple[list[Document], str | None]:
+        """A page of calls in scope, and where the next one begins.
 
         Raises ValueError for a bad place, and where it takes longer than three seconds.
         """
-        where, values = _conditions(wanted.query)
-
-        def value(given: Any) -> str:
-            values.append(holdable(given) if isinstance(given, str) else given)
-            return f"${len(values)}"
-
+        where, values = _conditions(query)
         where += limits.conditions(values)
-        if wanted.number is not None:
-            n = value("%" + wanted.number)
-            where.append(
-                "("
-                + " OR ".join(f"regexp_replace(r.{c}, '[^0-9]', '', 'g') LIKE {n}" for c in ("caller", "callee"))
-                + f" OR EXISTS (SELECT FROM jsonb_array_elements(r.parties) p"
-                f" WHERE regexp_replace(p->>'number', '[^0-9]', '', 'g') LIKE {n}))"
-            )
-        if wanted.agent is not None:
-            where += Limits(agents=(f"*{wanted.agent}*",)).conditions(values)
-        if wanted.queue is not None:
-            where.append(f"r.queue ILIKE {value('%' + like(wanted.queue) + '%')}")
-        if wanted.shorter_than is not None:
-            where.append(f"r.duration < {value(wanted.shorter_than)}")
-        order, compared = ("", ">") if wanted.oldest_first else (" DESC", "<")
-        if wanted.after is not None:
-            place = ", ".join(value(part) for part in _place(wanted.after, 3))
-            where.append(f"(r.started_at, r.source, r.recording_id) {compared} ({place})")
+        order, compared = (" DESC", "<") if query.newest else ("", ">")
+        if after is not None:
+            place = _place(after, 3)
+            n = len(values)
+            where.append(f"(r.started_at, r.source, r.recording_id) {compared} (${n + 1}, ${n + 2}, ${n + 3})")
+            values += place
         # Only column names of ours are put together here; every value is an argument.
         statement = (
             "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608

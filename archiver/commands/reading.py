@@ -109,13 +109,24 @@ async def _watch(config: Config) -> None:
 )
 @click.option("--text", help="Anywhere in ids, names, queues, attributes and what the vendor sent.")
 @click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s.")
+@click.option("--shorter-than", type=Span(), help="Calls that last less.")
+@click.option("--number", help="Of either party, however written.")
+@click.option("--agent", help="Part of an agent's name, number or user; * is a wildcard.")
+@click.option("--queue", help="Part of a queue's name; * is a wildcard.")
+@click.option("--newest", is_flag=True, help="Newest first.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many (on a terminal: 100).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     """Recordings, oldest first."""
     from ..catalog.catalog import Query
+    from ..common.numbers import understood
     from . import render
 
+    if filters["number"] is not None:
+        try:
+            filters["number"] = understood(filters["number"])[0]
+        except ValueError as error:
+            raise click.UsageError(f"--number: {plain(error)}") from None
     config = load()
     most = None if limit or as_json or not sys.stdout.isatty() else 100
     query = Query(limit=most + 1 if most else limit, **filters)

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import phonenumbers
 from aiohttp import web
 
 from ..catalog.catalog import Query
-from ..catalog.face import PAGE, Event, FaceCatalog, Limits, Wanted
+from ..catalog.face import PAGE, Event, FaceCatalog, Limits
+from ..common import numbers
 from ..model import Flag, State
 from ..ports import Decrypts, Sink, Source, Store
 from ..settings.config import Config
@@ -29,8 +29,6 @@ from .pages_desk import Document, Filters, Found, Reader
 IDLE, LONGEST = timedelta(minutes=30), timedelta(hours=12)
 #: What is sought in numbers and texts is sought in so many days, unless others are named.
 SPAN = timedelta(days=31)
-#: Fewer digits than that find everything.
-FEWEST_DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +109,7 @@ class ArchiveDesk:
     async def search(self, who: Reader, filters: Filters, limit: int = PAGE) -> Found:
         told = filters.values
         start, end = _moment(told, "from"), _moment(told, "to")
-        number, shown = _number(told["number"]) if told.get("number") else (None, None)
+        number, shown = numbers.understood(told["number"]) if told.get("number") else (None, None)
         if (number or told.get("text")) and start is None:
             start = (end or self.catalog.clock.now()) - SPAN
         query = Query(
@@ -125,17 +123,13 @@ class ArchiveDesk:
             flag=_one_of(told, "flag", tuple(Flag)),
             text=told.get("text"),
             longer_than=_span(told, "longer_than"),
-        )
-        wanted = Wanted(
-            query=query,
+            shorter_than=_span(told, "shorter_than"),
             number=number,
             agent=told.get("agent"),
             queue=told.get("queue"),
-            shorter_than=_span(told, "shorter_than"),
-            oldest_first=told.get("order") == "oldest",
-            after=filters.after,
+            newest=told.get("order") != "oldest",
         )
-        rows, next_ = await self.catalog.look(self.limits(who), wanted, limit)
+        rows, next_ = await self.catalog.look(self.limits(who), query, limit, after=filters.after)
         return Found(rows=rows, next=next_, number=shown)
 
     async def call(self, who: Reader, source: str, recording_id: str) -> Document | None:
@@ -276,24 +270,6 @@ def _one_of(told: Mapping[str, str], key: str, known: Sequence[str]) -> str | No
     if value and value not in list(map(str, known)):
         raise ValueError(f'"{value}" is no {key}; there are {", ".join(map(str, known))}')
     return value or None
-
-
-def _number(typed: str) -> tuple[str, str]:
-    """The digits that both spellings of a number end with, national and international; and how it was understood.
-
-    Raises ValueError where there are too few.
-    """
-    digits = re.sub(r"[^0-9]", "", typed)
-    if len(digits) < FEWEST_DIGITS:
-        raise ValueError(f'"{typed}" has too few digits; {FEWEST_DIGITS} find something')
-    try:
-        told = phonenumbers.parse("+" + digits.lstrip("0") if typed.strip().startswith(("+", "00")) else typed, None)
-    except phonenumbers.NumberParseException:
-        return (digits.lstrip("0") if len(digits) > 6 else digits), digits
-    if not phonenumbers.is_valid_number(told):
-        return digits.lstrip("0"), digits
-    shown = phonenumbers.format_number(told, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
-    return str(told.national_number), shown
 
 
 def accounts_file(config: Config) -> AccountsFile:
