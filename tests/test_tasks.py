@@ -22,6 +22,7 @@ from archiver.simulators.base import Simulator
 from archiver.simulators.chronicall import ChronicallSimulator
 from tests import commands, servers
 from tests.commands import ROOT
+from tests.proxy import ForwardProxy
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text("utf-8")
 BY_HAND = re.compile(r"<!-- by hand: (.+) -->")
@@ -330,6 +331,15 @@ async def test_a_database_that_is_named_by_a_file(reader, title):
     name_database(reader, reader.place.database)
     await reader.follow(title)
     await reader.is_whole()
+
+
+async def test_through_a_proxy(reader):
+    async with ForwardProxy().serving() as proxy:
+        reader.instead = {"http://proxy.example.com:3128": proxy.url}
+        await reader.follow("Through a proxy")
+        assert proxy.asked
+        assert proxy.url.removeprefix("http://") in reader.said
+        await reader.is_whole()
 
 
 def test_a_page_with_a_wrong_command_fails(tmp_path):
