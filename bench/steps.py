@@ -21,7 +21,7 @@ from archiver.common import log
 from archiver.model import Body, Window
 from archiver.service.wiring import Archive, opened
 from archiver.settings import config
-from archiver.sync import sync
+from archiver.sync import commit, poll
 
 
 async def discovery(archive: Archive, _: str) -> dict[str, float]:
@@ -30,15 +30,15 @@ async def discovery(archive: Archive, _: str) -> dict[str, float]:
     feed.gate.limit = 4
     wanted = Window(datetime(2024, 5, 17, tzinfo=UTC), datetime(2024, 5, 18, tzinfo=UTC))
     began = time.monotonic()
-    polled = await sync.poll(feed, archive.catalog, wanted=wanted)
+    polled = await poll.poll(feed, archive.catalog, wanted=wanted)
     return {"rows": polled.new, "seconds": time.monotonic() - began}
 
 
 async def describe(archive: Archive, _: str) -> dict[str, float]:
     """Manifests for every recording."""
     began = time.monotonic()
-    done = await sync.describe_changes(archive.feeds, archive.catalog, limit=1000)
-    await sync.tell_ledgers(archive.feeds, archive.catalog)
+    done = await commit.describe_changes(archive.feeds, archive.catalog, limit=1000)
+    await commit.tell_ledgers(archive.feeds, archive.catalog)
     return {"recordings": done, "seconds": time.monotonic() - began}
 
 
@@ -75,7 +75,7 @@ async def catalog(archive: Archive, _: str) -> dict[str, float]:
         assert [d async for d in c.find(query)]
 
     async def poll() -> None:
-        await sync.poll(feed, c)
+        await poll.poll(feed, c)
 
     found = {}
     for name, step, times, percent in (("claim", claim, 300, 99), ("list", listed, 60, 95), ("poll", poll, 40, 50)):

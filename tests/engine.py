@@ -28,9 +28,10 @@ from archiver.settings import config
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Expected, Simulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import sync
+from archiver.sync import feeds, poll
 from archiver.sync.engine import Engine
-from archiver.sync.sync import Health, Polled
+from archiver.sync.feeds import Health
+from archiver.sync.record import Polled
 from archiver.testing.sources import FIELDS
 from archiver.testing.stores import read
 from tests.factories import NOON, ManualClock
@@ -97,7 +98,7 @@ class Rig:
         return sim
 
     @property
-    def feed(self) -> sync.Feed:
+    def feed(self) -> feeds.Feed:
         """The only source."""
         (feed,) = self.archive.feeds.values()
         return feed
@@ -119,7 +120,7 @@ class Rig:
         """List only; a listing that fails is tried again at once."""
         try:
             async with self.archive.engine([name]).polling(name):
-                return await sync.poll(self.archive.feeds[name], self.catalog, pause=0.001, **how)
+                return await poll.poll(self.archive.feeds[name], self.catalog, pause=0.001, **how)
         finally:
             await self.catalog.unshare([name])
 

@@ -16,7 +16,7 @@ from archiver.simulators.genesys import GenesysSimulator, recording_id
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import sync
+from archiver.sync import record
 from tests import servers
 from tests.engine import (
     HOUR,
@@ -85,7 +85,7 @@ async def written_in_part(rig: Rig, database: str) -> AsyncIterator[asyncio.Task
 
 
 async def test_transfers_begin_while_a_long_listing_is_still_being_written(tmp_path, database, clock, monkeypatch):
-    monkeypatch.setattr(sync, "FIRST", 10)
+    monkeypatch.setattr(record, "FIRST", 10)
     sim = a_recorder(calls=60)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
         async with written_in_part(rig, database) as running:
@@ -99,7 +99,7 @@ async def test_transfers_begin_while_a_long_listing_is_still_being_written(tmp_p
 async def test_who_is_ended_after_the_first_part_of_a_listing_lists_it_again_and_takes_nothing_for_gone(
     tmp_path, database, clock, monkeypatch
 ):
-    monkeypatch.setattr(sync, "FIRST", 10)
+    monkeypatch.setattr(record, "FIRST", 10)
     sim = a_recorder(calls=60)
     async with archiving(tmp_path, database, sim, clock=clock) as rig:
         async with written_in_part(rig, database) as running:

@@ -23,7 +23,7 @@ from archiver.service import checks, watch, wiring
 from archiver.service import daemon as daemons
 from archiver.service.conditions import CONDITIONS, Condition, Of, found, table
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import sync
+from archiver.sync import poll
 from tests import commands
 from tests.engine import HOUR, MINUTE, eventually, s3_table
 from tests.prometheus import ROOT, RULES, page, scrape
@@ -38,7 +38,7 @@ DAY = timedelta(days=1)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Listings that fail are tried again at once; what is asked every few minutes is asked at once."""
-    monkeypatch.setattr(sync, "poll", functools.partial(sync.poll, pause=0.001))
+    monkeypatch.setattr(poll, "poll", functools.partial(poll.poll, pause=0.001))
     monkeypatch.setattr(daemons, "WATCH", 0.3)
     monkeypatch.setattr(watch, "LOOK", 0.05)
 

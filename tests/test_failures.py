@@ -21,7 +21,10 @@ from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync.sync import FRESH, GONE_AFTER, PARTS, REFUSALS, transfer
+from archiver.sync.failures import FRESH, GONE_AFTER
+from archiver.sync.feeds import REFUSALS
+from archiver.sync.poll import PARTS
+from archiver.sync.transfer import transfer
 from archiver.sync.windows import subtract
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON

@@ -9,7 +9,7 @@ from archiver.simulators.base import Call
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import sync
+from archiver.sync import lookups
 from tests.engine import HOUR, MINUTE, archiving, assert_archived
 from tests.factories import NOON
 
@@ -144,7 +144,7 @@ async def test_a_recorder_that_tells_no_call_ids_is_warned_about(tmp_path, datab
         warned = (await rig.status())["sources"]
         assert [w["kind"] for w in warned["pbx"]["warnings"]] == ["untold"]
         assert warned["other"]["warnings"] == []
-        await sync.look_up(rig.archive.feeds["other"], rig.catalog, [other.call_id(call)])
+        await lookups.look_up(rig.archive.feeds["other"], rig.catalog, [other.call_id(call)])
         assert (await rig.status())["sources"]["pbx"]["warnings"] == []
 
 

@@ -32,7 +32,7 @@ from archiver.service import wiring
 from archiver.settings import config
 from archiver.simulators.base import Clock as RecorderClock
 from archiver.simulators.base import Simulator
-from archiver.sync import sync
+from archiver.sync import commit
 from archiver.sync.windows import subtract
 from archiver.upkeep import orphans
 from archiver.upkeep import rebuild as rebuilding
@@ -378,7 +378,7 @@ async def told(folder: Path, database: str) -> AsyncIterator[Told]:
         await rig.sync()
         async with rig.archive.engine().sharing():
             await wiring.verifier(rig.archive, rig.archive.engine(), "disk").stalest()
-        await sync.tell_verified(rig.archive.feeds, rig.catalog)
+        await commit.tell_verified(rig.archive.feeds, rig.catalog)
         for sim in sims.values():
             await sim.stop()
         opened = Told(rig, folder / "disk")

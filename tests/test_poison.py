@@ -92,7 +92,7 @@ async def test_recordings_that_can_t_be_had_keep_no_other_waiting(fault, value, 
 
 
 async def test_a_recorder_that_is_slow_is_learnt_and_loses_few_first_attempts(tmp_path, database, monkeypatch):
-    monkeypatch.setattr("archiver.sync.sync.HURRIED_LEAST", 0.1)
+    monkeypatch.setattr("archiver.sync.transfer.HURRIED_LEAST", 0.1)
     sim = ImagicleSimulator()
     sim.add_calls(sim.clock.now() - DAY, sim.clock.now() - HOUR, 16)
     sim.fault("drip", "audio", times=-1, value=0.2)

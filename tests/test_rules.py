@@ -21,7 +21,7 @@ from archiver.errors import TryAgain
 from archiver.model import State, Window
 from archiver.service import daemon as daemons
 from archiver.service import watch, wiring
-from archiver.sync import sync
+from archiver.sync import poll
 from tests.engine import HOUR, MINUTE, dav_table, eventually
 from tests.prometheus import NOTHING, RULES, Story, assert_fires, page, scrape, wrong
 from tests.scenes import scene
@@ -31,7 +31,7 @@ from tests.servers import Apache, apache
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Listings that fail are tried again at once."""
-    monkeypatch.setattr(sync, "poll", functools.partial(sync.poll, pause=0.001))
+    monkeypatch.setattr(poll, "poll", functools.partial(poll.poll, pause=0.001))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest_asyncio
 from archiver.common.scope import IN_A_ROW, Row, concerns_store
 from archiver.errors import ObjectFailed, SpoolDown, StoreDown, StoreError, StoreMissing
 from archiver.stores.file import FileOptions, FileStore
-from archiver.sync.sync import Outlet
+from archiver.sync.feeds import Outlet
 from archiver.testing.stores import read
 
 

@@ -14,9 +14,9 @@ from archiver.model import State
 from archiver.proof import manifests
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import engine, sync
+from archiver.sync import engine, transfer
+from archiver.sync.commit import describe_changes
 from archiver.sync.engine import Engine
-from archiver.sync.sync import describe_changes
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -593,16 +593,16 @@ async def test_a_run_that_is_ended_begins_nothing_more(tmp_path, database, caplo
 
 
 async def test_a_defect_in_one_transfer_ends_the_run_and_begins_nothing_more(tmp_path, database, monkeypatch, caplog):
-    transfer, begun = sync.transfer, 0
+    real, begun = transfer.transfer, 0
 
     async def broken(*how):
         nonlocal begun
         begun += 1
         if begun == 3:
             raise RuntimeError("a defect")
-        return await transfer(*how)
+        return await real(*how)
 
-    monkeypatch.setattr(sync, "transfer", broken)
+    monkeypatch.setattr(transfer, "transfer", broken)
     sim = a_recorder(calls=60, live=True)
     async with archiving(tmp_path, database, sim) as rig:
         await rig.poll()

@@ -36,6 +36,7 @@ from archiver.errors import (
     Gone,
     NotReady,
     ObjectFailed,
+    Overflow,
     Refused,
     StoreConflict,
     StoreDown,
@@ -45,9 +46,9 @@ from archiver.errors import (
 from archiver.model import Body, Listing, ListingKey, Medium, Receipt, Recording, Rejected, Window
 from archiver.settings.options import Retry, SourceOptions
 from archiver.simulators import audio
-from archiver.sync import sync
+from archiver.sync import commit, failures, poll, transfer
 from archiver.sync.engine import LEASE
-from archiver.sync.sync import Feed, Outlet
+from archiver.sync.feeds import Feed, Outlet
 from archiver.sync.windows import subtract
 from archiver.upkeep.rebuild import rebuild
 from archiver.upkeep.verify import Verified, Verifier
@@ -185,7 +186,7 @@ class Line:
             if trouble == "torn" and len(found) > 1:
                 raise TryAgain("the page's token has died")
         if trouble == "too long" and window.length > 5 * MINUTE:
-            raise sync.Overflow("more than one page holds")
+            raise Overflow("more than one page holds")
         if self.host.dead:
             raise TryAgain("no power")
         return Listing(found, rejected)
@@ -317,7 +318,7 @@ class Host:
 
     async def poll(self) -> None:
         try:
-            await sync.poll(self.feed, self.catalog, pause=0.0)
+            await poll.poll(self.feed, self.catalog, pause=0.0)
         except Refused:
             self.world.reached["a poll was refused"] += 1
 
@@ -325,11 +326,11 @@ class Host:
         """Claim what is due and bring it to the stores; what is to be committed."""
         claims = await self.catalog.claim({"pbx": 50}, LEASE)
         return list(
-            await asyncio.gather(*(sync.transfer(self.feed, claim, self.catalog, self.spool) for claim in claims))
+            await asyncio.gather(*(transfer.transfer(self.feed, claim, self.catalog, self.spool) for claim in claims))
         )
 
     async def commit(self, results: list[Any]) -> int:
-        settled = await sync.commit({"pbx": self.feed}, self.catalog, results)
+        settled = await commit.commit({"pbx": self.feed}, self.catalog, results)
         return len(results) - len(settled)
 
     async def transfer(self) -> None:
@@ -349,7 +350,7 @@ class Host:
             self.world.reached["a breaker was open"] += 1
             return False
         if self.feed.health.probing:
-            await sync.heal(self.feed, self.catalog)
+            await failures.heal(self.feed, self.catalog)
         for outlet in self.feed.outlets.values():
             if outlet.health.probing and (error := await canary(outlet.store)) is not None:
                 outlet.health.opens(now, str(error))
@@ -372,8 +373,8 @@ class Host:
         return await verifier.stalest()
 
     async def describe(self) -> None:
-        await sync.describe_changes({"pbx": self.feed}, self.catalog)
-        await sync.tell_ledgers({"pbx": self.feed}, self.catalog)
+        await commit.describe_changes({"pbx": self.feed}, self.catalog)
+        await commit.tell_ledgers({"pbx": self.feed}, self.catalog)
 
 
 class _Counted:

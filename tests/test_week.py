@@ -15,7 +15,6 @@ from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import sync
 from tests import servers
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, kinds, s3_table
 from tests.factories import NOON, ManualClock
@@ -117,7 +116,7 @@ class Week:
     async def look(self) -> None:
         async def poll(name: str) -> None:
             async with self.engine.polling(name):
-                await sync.poll(self.rig.archive.feeds[name], self.rig.catalog, pause=0.001)
+                await poll.poll(self.rig.archive.feeds[name], self.rig.catalog, pause=0.001)
 
         async with asyncio.TaskGroup() as group:
             for name in self.rig.sims:

@@ -96,7 +96,7 @@ KEEPALIVES = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-#: Media that are not archived are counted by these; the words of sync.explain.
+#: Media that are not archived are counted by these; the words of failures.explain.
 REASON_CLASSES = (
     "failed",
     "mismatch",
@@ -887,7 +887,7 @@ WAITING_FOR_IT = f"""
 SELECT m.source, m.recording_id, m.media_id, u.error FROM media m CROSS JOIN {_UNPUT}
 WHERE {PENDING} AND m.error LIKE 'store %' AND u.store = $1 ORDER BY m.source, m.recording_id, m.media_id LIMIT $2"""
 
-#: The reasons are classes, not messages: those of sync.explain; all that has no class of its own is "other".
+#: The reasons are classes, not messages: those of failures.explain; all that has no class of its own is "other".
 QUEUE = f"""
 SELECT source, state, CASE WHEN error IS NULL THEN 'new' WHEN class = ANY($1) THEN class
         WHEN error LIKE 'store %' OR error LIKE 'no manifest%' THEN 'store failed' ELSE 'other' END AS reason,

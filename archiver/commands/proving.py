@@ -35,7 +35,7 @@ def verify(
     from ..catalog.catalog import Need
     from ..service import identity, wiring
     from ..settings.options import size as parsed
-    from ..sync.sync import tell_ledgers, tell_verified
+    from ..sync.commit import tell_ledgers, tell_verified
     from . import render
 
     config = load(quiet=sys.stderr.isatty())

@@ -15,7 +15,7 @@ from ..common.log import redact
 from ..common.words import number, plain
 from ..errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from ..settings.config import Config, SourceConfig, StoreConfig
-from ..sync.sync import Outlet
+from ..sync.feeds import Outlet
 from ..wire.exchange import Origin
 from ..wire.proxies import way
 from ..wire.tls import BadFile

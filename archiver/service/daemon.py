@@ -27,8 +27,8 @@ from ..errors import CatalogDown, ConfigError, Refused, SourceError
 from ..model import utc_text
 from ..settings import config
 from ..settings.config import Stamp
-from ..sync import sync
-from ..sync.sync import Feed, Outlet, using
+from ..sync import commit, poll
+from ..sync.feeds import Feed, Outlet, using
 from ..upkeep import audit
 from . import conditions, identity, live, reload, report, wiring
 from .schedule import next_poll, period, trigger
@@ -327,7 +327,7 @@ class Daemon:
             async with self.engine.polling(name):
                 await self.engine.admitted(name)
                 with self.watch.working(f"poll {name}"):
-                    polled = await sync.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
+                    polled = await poll.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:
             return False
         self.engine.tally.polls[name].add(time.monotonic() - began)
@@ -369,7 +369,7 @@ class Daemon:
                                 continue
                             found = await verifier.due(options)
                             await catalog.verify_ended(name, found.error)
-                            await sync.tell_verified(feeds, catalog)
+                            await commit.tell_verified(feeds, catalog)
                             if found.read or found.error:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:

@@ -21,7 +21,7 @@ from ..common.tally import BOUNDS, Timings
 from ..model import Flag, State
 from ..settings.config import Alerts
 from ..sync.engine import Engine, Tally
-from ..sync.sync import Feed, Outlet
+from ..sync.feeds import Feed, Outlet
 from .alarms import KINDS
 from .conditions import CONDITIONS, Of, found
 from .facts import SourceView, StoreView, Survey, places

@@ -14,9 +14,10 @@ from ..catalog.catalog import Catalog
 from ..errors import CatalogDown, ConfigError, SourceError
 from ..model import Availability, ListingKey, Recording, State, Window
 from ..ports import Details, lists_by_time
-from ..sync import sync
+from ..sync import lookups, poll
 from ..sync.engine import Engine
-from ..sync.sync import Feed, Polled
+from ..sync.feeds import Feed
+from ..sync.record import Polled
 from ..sync.windows import plan
 from .wiring import Archive, prove_stores
 
@@ -90,9 +91,9 @@ async def run_once(
                 await engine.admitted(name)
                 try:
                     if call_ids is not None:
-                        polled = await sync.look_up(feed, catalog, call_ids)
+                        polled = await lookups.look_up(feed, catalog, call_ids)
                     else:
-                        polled = await sync.poll(feed, catalog, wanted=spans.get(name), relist=relist)
+                        polled = await poll.poll(feed, catalog, wanted=spans.get(name), relist=relist)
                 except SourceError as error:
                     polled = Polled(error=str(error))
             engine.nudge()
@@ -203,7 +204,7 @@ async def count_only(
         if on_window is not None:
             on_window(number, len(pieces))
         try:
-            listings = [listing async for _, listing in sync.listed(feed, piece.window)]
+            listings = [listing async for _, listing in poll.listed(feed, piece.window)]
         except SourceError as error:
             cost.error = f"{piece.window}: {error}"
             break

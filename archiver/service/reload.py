@@ -15,7 +15,7 @@ from ..errors import ArchiverError, CatalogDown, ConfigError
 from ..settings import config as configs
 from ..settings.config import Changes, Config, Stamp
 from ..sync.engine import Engine
-from ..sync.sync import Feed, Outlet
+from ..sync.feeds import Feed, Outlet
 from ..wire.tls import BadFile
 from . import identity
 from .wiring import Archive, recognise

@@ -16,7 +16,7 @@ from ..catalog.catalog import Document, Numbers
 from ..common import disks
 from ..errors import CatalogDown, with_advice
 from ..sync.engine import Engine
-from ..sync.sync import Feed, Outlet
+from ..sync.feeds import Feed, Outlet
 from .facts import Seen, SourceView, StoreView, Survey, part, source_view, store_view
 from .wiring import Archive
 

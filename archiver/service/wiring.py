@@ -19,8 +19,9 @@ from ..common.traces import exporting
 from ..errors import ConfigError, StoreError
 from ..ports import Marked
 from ..settings.config import Config, SourceConfig, StoreConfig
+from ..sync.commit import describe_changes, tell_ledgers
 from ..sync.engine import Engine
-from ..sync.sync import Feed, Outlet, describe_changes, tell_ledgers
+from ..sync.feeds import Feed, Outlet
 from ..upkeep.verify import Verifier
 from ..wire.pace import Pace
 from ..wire.recorder import Client, Gate

@@ -1,6 +1,6 @@
 """Keeps the algorithm running: claims what is due, starts transfers, commits in groups, renews, shares, tells.
 
-Nothing here decides what a failure means (sync.explain does) or what is written (sync.commit does).
+Nothing here decides what a failure means (failures.explain does) or what is written (commit.commit does).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..common.traces import span
 from ..errors import CatalogDown, Scope, SourceError, SpoolDown
 from ..model import Claim, Download, Outcome, State
 from ..ports import Acknowledges, FetchesBatches
-from . import sync
-from .sync import Feed, Outlet, hold, let_go, using
+from . import commit, failures, transfer
+from .feeds import Feed, Outlet, release, retain, using
 from .windows import next_try
 
 log = structlog.get_logger()
@@ -489,7 +489,7 @@ class Engine:
                 for claim in claims:
                     began = time.monotonic()
                     with span("transfer", **_about(claim)) as tell:
-                        result = await sync.transfer(feed, claim, self.catalog, self.spool)
+                        result = await transfer.transfer(feed, claim, self.catalog, self.spool)
                         tell(**_came(result))
                     self.tally.transfers[claim.source].add(time.monotonic() - began)
                     await self._deliver(feed, result)
@@ -522,19 +522,19 @@ class Engine:
 
     async def _deliver(self, feed: Feed, finished: Download | Outcome) -> None:
         """To the committer, which lets go of the source."""
-        hold(feed)
+        retain(feed)
         await self._results.put((feed, finished))
 
     async def _check_and_deliver(self, feed: Feed, claim: Claim, sinks: Mapping[str, SpoolSink]) -> Download | Outcome:
         sink = sinks[claim.medium.recording_id]
         try:
             body = await sink.body()
-            found = await sync.checked(feed, claim, body, self.catalog, sink.content_type)
+            found = await transfer.checked(feed, claim, body, self.catalog, sink.content_type)
         except SourceError as error:
-            return await sync.explain(feed, claim, self.catalog, error)
+            return await failures.explain(feed, claim, self.catalog, error)
         except SpoolDown as error:
-            return sync.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
-        return await sync.deliver(feed, claim, self.catalog, body, found)
+            return failures.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
+        return await transfer.deliver(feed, claim, self.catalog, body, found)
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
@@ -565,7 +565,7 @@ class Engine:
         while group:
             feeds = {feed.name: feed for feed, _ in group}
             await self._commit_of(feeds, [finished for feed, finished in group if feed is feeds[feed.name]], name)
-            let_go(*(feed for feed, _ in group if feed is feeds[feed.name]))
+            release(*(feed for feed, _ in group if feed is feeds[feed.name]))
             group = [(feed, finished) for feed, finished in group if feed is not feeds[feed.name]]
 
     async def _commit_of(self, feeds: Mapping[str, Feed], group: Sequence[Download | Outcome], name: str) -> None:
@@ -574,7 +574,7 @@ class Engine:
             self.beats[name] = time.monotonic()
             try:
                 with span("commit", media=len(group)):
-                    settled = await sync.commit({**self.feeds, **feeds}, self.catalog, group)
+                    settled = await commit.commit({**self.feeds, **feeds}, self.catalog, group)
                 break
             except CatalogDown as error:
                 log.warning("catalog.down", error=str(error), waiting=len(group))
@@ -752,21 +752,21 @@ class Engine:
 
     async def _heal_feed(self, feed: Feed) -> None:
         async with self.lending(feed.name):
-            await sync.heal(feed, self.catalog)
+            await failures.heal(feed, self.catalog)
         self.nudge()
 
     async def _describe(self) -> None:
         feeds = self.feeds
         with using(*feeds.values()):
-            await sync.describe_changes(feeds, self.catalog, new_after=UNDESCRIBED)
+            await commit.describe_changes(feeds, self.catalog, new_after=UNDESCRIBED)
 
     async def _tell_ledgers(self) -> None:
         """The stores learn what was listed; what was found there is described to them first."""
         feeds = self.feeds
         with using(*feeds.values()):
-            await sync.describe_changes(feeds, self.catalog)
-            await sync.tell_ledgers(feeds, self.catalog)
-            await sync.tell_verified(feeds, self.catalog)
+            await commit.describe_changes(feeds, self.catalog)
+            await commit.tell_ledgers(feeds, self.catalog)
+            await commit.tell_verified(feeds, self.catalog)
 
     async def _tell(self) -> None:
         """Each by itself: one that is slow to hear may not keep the others from hearing."""

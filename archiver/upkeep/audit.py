@@ -22,7 +22,7 @@ from ..common.scope import Unlisted, listed
 from ..errors import StoreError
 from ..model import Body
 from ..proof.layout import ulid
-from ..sync.sync import Outlet
+from ..sync.feeds import Outlet
 
 log = structlog.get_logger()
 

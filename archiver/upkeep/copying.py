@@ -20,7 +20,7 @@ from ..common.scope import Row
 from ..errors import SpoolDown, StoreError
 from ..model import Copy
 from ..proof import layout, manifests
-from ..sync.sync import Outlet
+from ..sync.feeds import Outlet
 
 log = structlog.get_logger()
 

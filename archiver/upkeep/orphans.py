@@ -20,8 +20,8 @@ from ..common.scope import Row, Unlisted, listed
 from ..errors import SourceError, SpoolDown, StoreError
 from ..model import State
 from ..proof.layout import safe
-from ..sync import sync
-from ..sync.sync import Feed, Outlet
+from ..sync import commit, transfer
+from ..sync.feeds import Feed, Outlet
 
 log = structlog.get_logger()
 
@@ -116,7 +116,7 @@ async def _adopt(
             body = await sink.body()
             if body.sha256[:12] != named[2]:
                 return "its bytes are not those that its name promises"
-            audio = await sync.verified(told, body)
+            audio = await transfer.verified(told, body)
         except (SourceError, SpoolDown) as error:
             return str(error)
         except StoreError as error:
@@ -127,6 +127,6 @@ async def _adopt(
         claim = await catalog.claim_one(feed.name, recording_id, medium["media_id"], LEASE)
         if claim is None:
             return "its medium is being worked on"
-        result = await sync.deliver(feed, claim, catalog, body, audio)
-        settled = await sync.commit(dict(feeds), catalog, [result])
+        result = await transfer.deliver(feed, claim, catalog, body, audio)
+        settled = await commit.commit(dict(feeds), catalog, [result])
         return None if settled.get(claim.token) is State.ARCHIVED else result.error or "its claim was lost"

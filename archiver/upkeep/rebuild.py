@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..model import ListingKey
 from ..proof import manifests
 from ..proof.layout import safe
-from ..sync.sync import Outlet
+from ..sync.feeds import Outlet
 from ..sync.windows import subtract
 from . import audit
 

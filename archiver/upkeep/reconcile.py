@@ -8,8 +8,9 @@ from ..catalog.catalog import Catalog, Document
 from ..common.scope import IN_A_ROW
 from ..errors import Refused, SourceError
 from ..model import Listing, State, Window, holdable, utc_text
-from ..sync import sync
-from ..sync.sync import Feed, Polled
+from ..sync import poll, record
+from ..sync.feeds import Feed
+from ..sync.record import Polled
 from ..sync.windows import cut, subtract
 
 
@@ -56,10 +57,10 @@ async def reconcile(feed: Feed, catalog: Catalog, wanted: Window, *, dry_run: bo
     in_a_row = 0
     for part in cut(wanted, feed.options.window):
         try:
-            async for window, listing in sync.listed(feed, part, pause=pause):
+            async for window, listing in poll.listed(feed, part, pause=pause):
                 await _compare(feed, catalog, window, listing, report)
                 if not dry_run:
-                    await sync.record(feed, catalog, listing, Polled(), window=window, cover=True)
+                    await record.record(feed, catalog, listing, Polled(), window=window, cover=True)
                 report.windows += 1
         except SourceError as error:
             in_a_row += 1

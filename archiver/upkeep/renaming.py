@@ -15,7 +15,8 @@ from ..catalog.catalog import Catalog
 from ..errors import ConfigError, StoreError
 from ..proof import manifests
 from ..proof.layout import ulid
-from ..sync.sync import Feed, Outlet, describe_changes, tell_ledgers
+from ..sync.commit import describe_changes, tell_ledgers
+from ..sync.feeds import Feed, Outlet
 
 #: Recordings described by one manifest.
 DESCRIBED = 2000

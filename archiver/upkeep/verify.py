@@ -22,7 +22,7 @@ from ..errors import SourceError, SpoolDown, StoreCold, StoreConflict, StoreErro
 from ..model import Body, Copy, Medium
 from ..ports import Locks
 from ..settings.options import VerifyOptions
-from ..sync.sync import Feed, Outlet
+from ..sync.feeds import Feed, Outlet
 from .described import Describer
 
 log = structlog.get_logger()

@@ -12,7 +12,7 @@ from archiver.catalog import face
 from archiver.catalog.catalog import Catalog
 from archiver.errors import StoreDown
 from archiver.stores.file import FileStore
-from archiver.sync.sync import Outlet
+from archiver.sync.feeds import Outlet
 from archiver.upkeep import audit
 
 EVENT = face.Event(

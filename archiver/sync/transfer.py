@@ -1,0 +1,340 @@
+"""A medium's way home: fetch it, check it, put it into each store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from .. import audio
+from ..audio.spool import Spool, SpoolSink
+from ..catalog.catalog import Catalog
+from ..common.traces import span
+from ..errors import (
+    Doubtful,
+    Empty,
+    Mismatch,
+    NotReady,
+    SourceError,
+    SpoolDown,
+    StoreError,
+    TooSlow,
+)
+from ..model import (
+    Body,
+    Claim,
+    Copy,
+    Download,
+    Flag,
+    Listing,
+    ListingKey,
+    Medium,
+    Outcome,
+    Verdict,
+    Window,
+)
+from ..ports import Expects
+from ..proof import layout
+from ..wire.recorder import Heard, overheard
+from .failures import (
+    LONG_ENOUGH,
+    MISMATCH,
+    TWICE,
+    UNDETAILED,
+    YOUNG,
+    YOUNG_IF_SHORT,
+    _refused_object,
+    age_of,
+    explain,
+    postponed,
+    resume_source,
+    store_failed,
+)
+from .feeds import REFUSALS, Feed, Outlet
+from .record import Polled, record
+from .windows import next_try
+
+log = structlog.get_logger()
+
+SHORT_BELOW = 0.2
+#: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
+#: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
+#: Before any came, it is a thirtieth of its source's time-out.
+HURRIED, HURRIED_LEAST, HURRIES, HURRIED_AT_FIRST = 4, 2.0, 5, 1 / 30
+#: What a store can't take of one object is tried again no sooner.
+OBJECT_AGAIN = timedelta(hours=1)
+#: What only an operator can mend is looked at again so often.
+STUCK = timedelta(minutes=15)
+
+
+# -- transfer ----------------------------------------------------------------------------------------------------------
+
+
+async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> Download | Outcome:
+    """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
+    with spool.sink() as sink:
+        try:
+            spool.demand_room()
+            with overheard() as heard:
+                if (claim.error or "").startswith(MISMATCH):
+                    claim = await _asked_anew(feed, claim, catalog)
+                body, found = await obtain(feed, claim, sink, catalog, heard)
+        except SourceError as error:
+            answer = heard.fingerprint(sink.length, sink.sha256)
+            return replace(await explain(feed, claim, catalog, error), answer=answer)
+        except SpoolDown as error:
+            return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
+        return await deliver(feed, claim, catalog, body, found)
+
+
+async def _asked_anew(feed: Feed, claim: Claim, catalog: Catalog) -> Claim:
+    """The claim with what its source tells of the medium now: what it told before did not fit the bytes.
+
+    Raises SourceError; Doubtful where it is to be fetched by what is told now.
+    """
+    if not getattr(feed.source, "lists_by_time", True):
+        return claim
+    by_end = feed.source.listing_key is ListingKey.END and claim.ended_at is not None
+    moment = claim.ended_at if by_end and claim.ended_at is not None else claim.started_at
+    around = Window(moment - timedelta(seconds=1), moment + timedelta(seconds=1))
+    listing = await feed.source.list(around)
+    told = [r for r in listing.recordings if r.recording_id == claim.medium.recording_id]
+    if told:
+        await record(feed, catalog, Listing(told), Polled(), anew=True)
+    medium = await catalog.medium(*claim.id)
+    return replace(claim, medium=medium) if medium is not None else claim
+
+
+async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, heard: Heard) -> tuple[Body, audio.Audio]:
+    """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
+    for copy in claim.copies:
+        outlet = feed.outlets.get(copy.store)
+        if outlet is None:
+            continue
+        try:
+            await outlet.store.get(copy.key, sink)
+        except StoreError as error:
+            log.warning("copy.unreadable", source=feed.name, store=copy.store, error=str(error))
+        else:
+            body = await sink.body()
+            if body.sha256 == copy.sha256:
+                return body, await inspected(body, claim.medium, feed)
+        await sink.restart()
+    if claim.medium.ref.get(UNDETAILED):
+        raise NotReady("its details could not be read yet")
+    with span("download", source=feed.name) as tell:
+        async with _giving_way(feed, claim, heard):
+            await feed.source.fetch(claim.medium, sink)
+        body = await sink.body()
+        tell(size=body.length)
+    return body, await checked(feed, claim, body, catalog, sink.content_type)
+
+
+@contextlib.asynccontextmanager
+async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[None]:
+    """A first attempt that stands still gives way to others that wait for the recorder; the next has all its time.
+
+    Raises TooSlow.
+    """
+    known = feed.stillness * HURRIED or feed.options.timeout.total_seconds() * HURRIED_AT_FIRST
+    patience = max(HURRIED_LEAST, known)
+    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= patience:
+        yield
+        feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+        return
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+    try:
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> None:
+                nonlocal timer
+                still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
+                # After one that gave way the next ones get half of it.
+                if still > patience / (2 if feed.hurries else 1) and feed.gate.waiting:
+                    limit.reschedule(loop.time())
+                else:
+                    timer = loop.call_later(patience / 8, look)
+
+            timer = loop.call_later(patience / 2, look)
+            try:
+                yield
+                feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+            finally:
+                if timer is not None:
+                    timer.cancel()
+    except TimeoutError:
+        feed.hurries += 1
+        raise TooSlow("it stood still while others waited; the next try has all its time") from None
+
+
+async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_type: str | None = None) -> audio.Audio:
+    """What bytes from the source are, once they may be kept. Raises SourceError.
+
+    ``told_type``: what their answer calls them.
+    """
+    medium = claim.medium
+    if medium.content_type is None and told_type is not None:
+        medium = replace(medium, content_type=told_type)
+    found = await verified(medium, body, feed)
+    accept(feed, claim, body, found, catalog.clock.now())
+    await delivered(feed, catalog)
+    return found
+
+
+async def delivered(feed: Feed, catalog: Catalog) -> None:
+    """Audio came: the account may have it."""
+    feed.health.worked()
+    feed.hurries, feed.delivered_at = 0, catalog.clock.now()
+    refused, feed.refused, feed.refused_newest = feed.refused, set(), set()
+    if len(refused) >= REFUSALS and feed.pauses:
+        await catalog.forgive(refused, "refused", catalog.clock.now())
+        await resume_source(feed, catalog)
+
+
+async def verified(medium: Medium, body: Body, feed: Feed | None = None) -> audio.Audio:
+    """What the bytes are. Raises Mismatch where they are not what the source promised, TryAgain where no audio.
+
+    What it promised counts as far as the options of its source (of now) say.
+    """
+    if feed is not None and isinstance(feed.source, Expects):
+        medium = feed.source.expected(medium)
+    if medium.size is not None and body.length != medium.size:
+        raise Mismatch(f"the source says {medium.size} bytes, {body.length} came")
+    if medium.sha256 is not None and body.sha256 != medium.sha256.lower():
+        raise Mismatch(f"the source says SHA-256 {medium.sha256[:12]}…, the bytes have {body.sha256[:12]}…")
+    return await inspected(body, medium, feed)
+
+
+async def inspected(body: Body, medium: Medium, feed: Feed | None) -> audio.Audio:
+    how: dict[str, Any] = {"opaque": medium.opaque, "told_type": medium.content_type}
+    if feed is not None and feed.options.audio is not None:
+        how["raw"] = feed.options.audio
+    if body.path is not None or body.length > 4 << 20:
+        return await asyncio.to_thread(audio.inspect, body, **how)
+    return audio.inspect(body, **how)
+
+
+def evidence(found: audio.Audio, told: timedelta | None) -> tuple[tuple[Flag, ...], str | None]:
+    """Why bytes can only be kept as evidence, and what was seen; ``told``: how long the source says that they last."""
+    lasts = timedelta() if found.verdict is Verdict.EMPTY else found.duration
+    flags: tuple[Flag, ...] = ()
+    notes = []
+    if found.verdict in {Verdict.UNFINISHED, Verdict.CUT}:
+        flags = (Flag.UNFINISHED, Flag.UNCHECKED)
+    elif found.verdict is Verdict.UNCHECKED:
+        flags = (Flag.UNCHECKED,)
+    if found.reason is not None:
+        notes.append(found.reason)
+    if told is not None and told > LONG_ENOUGH and lasts is not None and lasts < told * SHORT_BELOW:
+        flags = (*flags, Flag.SHORT)
+        notes.append(f"{lasts.total_seconds():.1f} s of audio, the source told of {told.total_seconds():.1f} s")
+    return flags, "; ".join(notes) if flags or notes else None
+
+
+def accept(feed: Feed, claim: Claim, body: Body, found: audio.Audio, now: datetime) -> None:
+    """May these bytes be kept? Raises Empty, or Doubtful where they are to be looked at again.
+
+    What may not be whole is waited for while the call is young, and kept once the same bytes came twice. The source's
+    own hash, or the size of what nobody can check, stands for the second time.
+    """
+    flags, note = evidence(found, claim.medium.duration)
+    if not flags:
+        if found.verdict is Verdict.EMPTY:
+            raise Empty(note or "it holds no audio")
+        return
+    young = YOUNG_IF_SHORT if Flag.SHORT in flags else YOUNG
+    told = claim.medium.sha256 is not None or (found.verdict is Verdict.UNCHECKED and claim.medium.size is not None)
+    came = claim.seen_at if claim.seen_sha256 == body.sha256 else None
+    if age_of(claim, now) < young or not (told or (came is not None and now - came >= TWICE)):
+        what = "short" if Flag.SHORT in flags else found.verdict.value
+        raise Doubtful(note or what, what=what, sha256=body.sha256)
+    if found.verdict is Verdict.EMPTY and body.length == 0:
+        raise Empty(note or "it holds no audio")
+    log.warning("recording.evidence", source=feed.name, recording_id=claim.medium.recording_id, flags=flags, why=note)
+
+
+async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found: audio.Audio) -> Download | Outcome:
+    """Put the bytes into each store that lacks them; at least one taking them is a Download."""
+    flags, note = evidence(found, claim.medium.duration)
+    odd = audio.plausible(found, claim.medium.duration)
+    if odd:
+        log.info("recording.odd_duration", source=feed.name, recording_id=claim.medium.recording_id, detail=odd)
+    copies = {c.store: c for c in claim.copies if c.sha256 == body.sha256}
+    missing = [outlet for name, outlet in feed.outlets.items() if name in claim.stores and name not in copies]
+    if len(missing) == 1:
+        made = [await _put(feed, missing[0], claim, catalog, body, found.ext)]
+    else:
+        made = await asyncio.gather(*(_put(feed, outlet, claim, catalog, body, found.ext) for outlet in missing))
+    problems = [result for result in made if isinstance(result, _Unput)]
+    copies |= {result.store: result for result in made if isinstance(result, Copy)}
+    stuck = catalog.clock.now() + STUCK
+    lost = set(claim.stores) - set(feed.outlets) - set(copies)
+    problems += [_Unput(f"store {name} is not in the config", stuck) for name in sorted(lost)]
+    error = "; ".join(problem.why for problem in problems)
+    due_at = max((problem.due_at for problem in problems), default=None)
+    if not copies:
+        of_object = any(problem.of_object for problem in problems)
+        return (
+            _refused_object(feed, claim, catalog, due_at or stuck, error)
+            if of_object
+            else postponed(claim, due_at or stuck, error)
+        )
+    return Download(
+        claim=claim,
+        sha256=body.sha256,
+        size=body.length,
+        content_type=found.content_type,
+        duration=found.duration,
+        coding=found.coding,
+        flags=flags,
+        note=note,
+        copies=tuple(copies.values()),
+        error=error or None,
+        due_at=due_at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unput:
+    """Why a store did not take the bytes, and when to try again."""
+
+    why: str
+    due_at: datetime
+    #: The store takes others, but not these.
+    of_object: bool = False
+
+
+async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _Unput:
+    key = layout.media_key(
+        outlet.prefix,
+        claim.source,
+        claim.started_at,
+        claim.medium.recording_id,
+        claim.medium.media_id,
+        body.sha256,
+        ext,
+    )
+    began = time.monotonic()
+    try:
+        with span("put", store=outlet.name, size=body.length):
+            await outlet.store.put(key, body)
+    except StoreError as error:
+        outlet.failed_puts += 1
+        until = await store_failed(outlet, catalog, error, key)
+        if until is not None:
+            return _Unput(f"store {outlet.name}: {error}", until)
+        log.error("object.refused", store=outlet.name, key=key, error=str(error))
+        wait = max(OBJECT_AGAIN, next_try(claim.attempts + 1, feed.options.retry, random.random()))  # noqa: S311
+        return _Unput(f"store {outlet.name}: refused this object: {error}", catalog.clock.now() + wait, of_object=True)
+    outlet.unput.worked()
+    outlet.puts.add(time.monotonic() - began)
+    outlet.bytes_put += body.length
+    return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())
