@@ -350,7 +350,9 @@ async def test_search_finds_by_number_agent_and_word_and_pages_to_the_end(face, 
         assert (await page(session, "/?state=odd"))[0] == 400
         assert (await page(session, "/?after=damaged"))[0] == 400
         look = FaceCatalog.look
-        monkeypatch.setattr(FaceCatalog, "look", lambda it, limits, wanted, _: look(it, limits, wanted, 3))
+        monkeypatch.setattr(
+            FaceCatalog, "look", lambda it, limits, query, _, **after: look(it, limits, query, 3, **after)
+        )
         assert await calls(session) == everything
         assert await calls(session, "/?order=oldest") == everything[::-1]
 
