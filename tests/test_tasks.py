@@ -135,7 +135,7 @@ class Reader:
         return [f"{p['name']}: {p['what']}" for p in document["problems"] if p["level"] != "note"]
 
     async def is_whole(self) -> None:
-        """Every call of the recorders that run is archived, byte for byte, and nothing is wrong."""
+        """Every call of the recorders that run is archived, and nothing is wrong."""
         rows = (await self.place.run("list", "--json")).rows
         held = {(r["source"], r["recording_id"]) for r in rows if r["state"] == "archived"}
         missing = {key[:2] for key in self.place.truth()} - held
