@@ -96,7 +96,7 @@ async def test_a_recorder_that_is_slow_is_learnt_and_loses_few_first_attempts(tm
     sim = ImagicleSimulator()
     sim.add_calls(sim.clock.now() - DAY, sim.clock.now() - HOUR, 16)
     sim.fault("drip", "audio", times=-1, value=0.2)
-    how = {"start": sim.clock.now() - 2 * DAY, "retry": {"first": "1s"}}
+    how = {"start": sim.clock.now() - 2 * DAY, "retry": {"first": "1s"}, "timeout": "3s"}
     async with archiving(tmp_path, database, sim, **how) as rig, rig.running():
         await eventually(lambda: _archived(rig, 16), within=60)
         # Five give way, and three beside them, before it counts as slow; with the first that comes its pace is known.

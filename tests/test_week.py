@@ -15,6 +15,7 @@ from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
+from archiver.sync import poll
 from tests import servers
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, kinds, s3_table
 from tests.factories import NOON, ManualClock
@@ -114,13 +115,13 @@ class Week:
             sim.fault(kind, on, times=times, value=value)
 
     async def look(self) -> None:
-        async def poll(name: str) -> None:
+        async def polled(name: str) -> None:
             async with self.engine.polling(name):
                 await poll.poll(self.rig.archive.feeds[name], self.rig.catalog, pause=0.001)
 
         async with asyncio.TaskGroup() as group:
             for name in self.rig.sims:
-                group.create_task(poll(name))
+                group.create_task(polled(name))
         await self.engine.run(until=self.rig.catalog.clock.now)
 
 

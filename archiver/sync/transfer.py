@@ -66,8 +66,8 @@ log = structlog.get_logger()
 SHORT_BELOW = 0.2
 #: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
 #: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
-#: Before any came, it is a thirtieth of its source's time-out.
-HURRIED, HURRIED_LEAST, HURRIES, HURRIED_AT_FIRST = 4, 2.0, 5, 1 / 30
+#: Nor for less than such a part of its source's time-out: who sets a long one says that the recorder is slow.
+HURRIED, HURRIED_LEAST, HURRIES, HURRIED_PART = 4, 2.0, 5, 1 / 30
 #: What a store can't take of one object is tried again no sooner.
 OBJECT_AGAIN = timedelta(hours=1)
 #: What only an operator can mend is looked at again so often.
@@ -143,9 +143,9 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
     Raises TooSlow.
     """
-    known = feed.stillness * HURRIED or feed.options.timeout.total_seconds() * HURRIED_AT_FIRST
-    patience = max(HURRIED_LEAST, known)
-    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or feed.options.timeout.total_seconds() <= patience:
+    timeout = feed.options.timeout.total_seconds()
+    patience = max(HURRIED_LEAST, timeout * HURRIED_PART, feed.stillness * HURRIED)
+    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or timeout <= patience:
         yield
         feed.stillness = max(feed.stillness * 0.9, heard.stillest)
         return
