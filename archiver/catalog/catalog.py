@@ -779,22 +779,24 @@ ON CONFLICT (name) DO UPDATE SET kind = $2, start_at = $3, covered = sources.cov
 
 REBUILD_RECORDINGS = """
 INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
-    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed)
+    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed,
+    handle, salt)
 SELECT t.source, t.recording_id, t.key_at::timestamptz, t.started_at::timestamptz, t.ended_at::timestamptz,
     t.duration::interval, t.call_id, t.direction, t.caller, t.callee, t.agent, t.queue, t.parties::jsonb,
     t.events::jsonb, t.attributes::jsonb, t.raw::json, t.flags::text[], t.digest::bytea, t.now::timestamptz,
-    t.missing_since::timestamptz, t.undescribed::bool
+    t.missing_since::timestamptz, t.undescribed::bool, t.handle::bytea, t.salt::bytea
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
-    $19::text[], $20::text[], $21::text[])
+    $19::text[], $20::text[], $21::text[], $22::text[], $23::text[])
     AS t (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller, callee, agent,
-          queue, parties, events, attributes, raw, flags, digest, now, missing_since, undescribed)
+          queue, parties, events, attributes, raw, flags, digest, now, missing_since, undescribed, handle, salt)
 ON CONFLICT (source, recording_id) DO UPDATE SET
     key_at = excluded.key_at, started_at = excluded.started_at, ended_at = excluded.ended_at,
     duration = excluded.duration, call_id = excluded.call_id, direction = excluded.direction, caller = excluded.caller,
     callee = excluded.callee, agent = excluded.agent, queue = excluded.queue, parties = excluded.parties,
     events = excluded.events, attributes = excluded.attributes, raw = excluded.raw, flags = excluded.flags,
-    missing_since = excluded.missing_since"""
+    missing_since = excluded.missing_since, handle = coalesce(excluded.handle, r.handle),
+    salt = CASE WHEN excluded.handle IS NULL THEN r.salt ELSE excluded.salt END"""
 
 REBUILD_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,
@@ -3127,7 +3129,7 @@ _MEDIUM = [
     "stores",
 ]
 _RAW = _RECORDING.index("raw")
-_REBUILT_RECORDING = [*_RECORDING[:-1], "missing_since", "undescribed"]
+_REBUILT_RECORDING = [*_RECORDING[:-1], "missing_since", "undescribed", "handle", "salt"]
 _REBUILT_MEDIUM = [
     "source",
     "recording_id",
@@ -3307,7 +3309,12 @@ class Retold:
     """
 
     def __init__(self, told: Iterable[manifests.Recording], keys: Mapping[str, ListingKey], now: datetime) -> None:
-        self.told = {(r.source, r.recording_id): r for r in told}
+        self.told: dict[tuple[str, str], manifests.Recording] = {}
+        for r in told:
+            if r.handle is None and (earlier := self.told.get((r.source, r.recording_id))) is not None:
+                # An earlier version wrote this line: what has a handle keeps it.
+                r.handle, r.salt = earlier.handle, earlier.salt
+            self.told[r.source, r.recording_id] = r
         #: By source its kind and the first call that is told of it.
         self.sources: dict[str, tuple[str, str]] = {}
         self._by_end = {name for name, key in keys.items() if key is ListingKey.END}
@@ -3362,7 +3369,14 @@ def _retold_recording(r: manifests.Recording, key_at: str, now: str) -> _Row:
         now,
         r.missing_since,
         "f",
+        _bytea(r.handle),
+        _bytea(r.salt),
     )
+
+
+def _bytea(digits: str | None) -> str | None:
+    """Hexadecimal digits as PostgreSQL reads bytes."""
+    return None if digits is None else "\\x" + digits
 
 
 def _retold_medium(r: manifests.Recording, m: manifests.Medium, now: str) -> _Row:
@@ -3555,6 +3569,8 @@ def _document(row: Any, media: list[Document]) -> Document:
         "attributes": row["attributes"],
         "flags": list(row["flags"]),
         "missing_since": utc_text(row["missing_since"]) if row["missing_since"] else None,
+        "handle": row["handle"].hex() if row["handle"] is not None else None,
+        "salt": row["salt"].hex() if row["salt"] is not None else None,
         "media": media,
         "raw": row["raw"],
     }
