@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -226,7 +226,7 @@ class FaceCatalog(Catalog):
         """A page of events, newest first, and where the next one begins. Raises ValueError for a bad place."""
         place = _place(after, 2) if after is not None else (None, None)
         async with self._connection() as c:
-            rows = await c.fetch(AUDIT, who, action, start, end, recording_id, source, *place, limit + 1)
+            rows = await c.fetch(AUDIT, *_filters(who, action, start, end, recording_id, source), *place, limit + 1)
         last = rows[limit - 1] if len(rows) > limit else None
         next_ = _as_place(utc_text(last["at"]), last["id"]) if last is not None else None
         return [_event_document(row) for row in rows[:limit]], next_
@@ -252,7 +252,7 @@ async def all_events(
     place: tuple[Any, Any] = (None, None)
     while True:
         async with catalog._connection() as c:
-            rows = await c.fetch(AUDIT, who, action, start, end, recording_id, source, *place, 500)
+            rows = await c.fetch(AUDIT, *_filters(who, action, start, end, recording_id, source), *place, 500)
         for row in rows:
             yield _event_document(row)
         if len(rows) < 500:
@@ -289,6 +289,10 @@ def _row(catalog: Catalog, event: Event) -> list[Any]:
     ]
 
 
+def _filters(*given: Any) -> list[Any]:
+    return [holdable(value) if isinstance(value, str) else value for value in given]
+
+
 def _event_document(row: Mapping[str, Any]) -> Document:
     told = {**dict(row), "at": utc_text(row["at"])}
     told["case"] = told.pop("case_number")
@@ -306,6 +310,6 @@ def _place(text: str, count: int) -> tuple[Any, ...]:
         at, *rest = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         if len(rest) != count - 1 or not all(isinstance(part, str) for part in rest):
             raise ValueError
-        return datetime.fromisoformat(at), *map(holdable, rest)
-    except (ValueError, TypeError, AttributeError):
+        return datetime.fromisoformat(at).astimezone(UTC), *map(holdable, rest)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("the address of this page is damaged; search again") from None

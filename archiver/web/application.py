@@ -247,21 +247,22 @@ class Face:
         form = await request.post()
         name, password = clean(form.get("name", "")).strip()[:64], str(form.get("password", ""))[:1000]
         next_, address = _local(str(form.get("next", "/"))), address_of(request)
+        known = (await asyncio.to_thread(self.desk.file.read)).users.get(name)
+        # Nothing is awaited between these two: of many tries at once no more pass than one after the other.
         if not self._may_try(name, address):
             await self.desk.record(request, "login.failed", name=name, outcome="too many tries")
             return self._problem(request, 429)
-        known = (await asyncio.to_thread(self.desk.file.read)).users.get(name)
+        self._count(name, address)
         async with self._hashing:
             right = await asyncio.to_thread(accounts.fits, known, password)
         if not right or known is None:
-            self._count(name, address)
             await self.desk.record(request, "login.failed", name=name, outcome="refused")
             return self._login_form(request, next_, name, N_("Name or password is wrong."), status=401)
+        self._forgive(name, address)
         secret = secrets.token_urlsafe(32)
         request[WHO] = Who(account=known, means="session", address=address, session=secret)
         await self.desk.record(request, "login")
         await self.desk.catalog.log_in(_digest(secret), name, known.digest(), address, IDLE)
-        self._failed.pop((name, address), None)
         response = web.HTTPSeeOther(next_)
         response.set_cookie(
             self.cookie, secret, path="/", secure=self.secure, httponly=True, samesite="Lax",
@@ -289,10 +290,17 @@ class Face:
         return True
 
     def _count(self, name: str, address: str) -> None:
+        """A try, which counts as a wrong one until its password is seen to be right."""
         if len(self._failed) > 10_000:
             self._failed.clear()
         for key in ((name, address), (address,)):
             self._failed[key].append(time.monotonic())
+
+    def _forgive(self, name: str, address: str) -> None:
+        """The password was right: the tries of this name from here count no more, and this one was no wrong one."""
+        self._failed.pop((name, address), None)
+        if tries := self._failed.get((address,)):
+            tries.pop()
 
 
 _RIGHT = "archiver_right"

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .pages_desk import Document, Filters, Found, Reader
 IDLE, LONGEST = timedelta(minutes=30), timedelta(hours=12)
 #: What is sought in numbers and texts is sought in so many days, unless others are named.
 SPAN = timedelta(days=31)
+_FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ class ArchiveDesk:
         start, end = _moment(told, "from"), _moment(told, "to")
         number, shown = numbers.understood(told["number"]) if told.get("number") else (None, None)
         if (number or told.get("text")) and start is None:
-            start = (end or self.catalog.clock.now()) - SPAN
+            start = max(end or self.catalog.clock.now(), _FIRST + SPAN) - SPAN
         query = Query(
             source=told.get("source"),
             start=start,

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -67,13 +67,19 @@ def chosen_language(wanted: str | None, accepted: str) -> str:
 @lru_cache(maxsize=1)
 def zones() -> tuple[str, ...]:
     """Names of all time zones that people choose from."""
-    return tuple(sorted(z for z in available_timezones() if "/" in z and not z.startswith(("Etc/", "posix", "right"))))
+    return tuple(sorted(z for z in _known_zones() if "/" in z and not z.startswith(("Etc/", "posix", "right"))))
+
+
+@cache
+def _known_zones() -> frozenset[str]:
+    # Each call of the library's reads hundreds of files.
+    return frozenset(available_timezones())
 
 
 def chosen_zone(*wanted: str | None) -> str:
     """The first of these that is a time zone; UTC where none is."""
     for name in wanted:
-        if name == "UTC" or (name and name in available_timezones()):
+        if name == "UTC" or (name and name in _known_zones()):
             return name
     return "UTC"
 
@@ -135,7 +141,10 @@ def local_moment(text: str | None, zone: str) -> datetime | None:
     if not text:
         return None
     at = datetime.fromisoformat(text)
-    return (at if at.tzinfo is not None else at.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
+    try:
+        return (at if at.tzinfo is not None else at.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f'"{text}" is before the year 1 or after the year 9999 in UTC') from None
 
 
 def escaped(text: Any) -> Markup:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 import aiohttp
 import asyncpg
 import pytest
+from yarl import URL
 
 from archiver.catalog.face import FaceCatalog
 from archiver.errors import CatalogDown
@@ -196,6 +199,22 @@ async def test_wrong_passwords_lock_their_own_address_out_and_nobody_else(face):
         assert (await log_in(attacker, "bea"))[0] == 200
     async with anybody(face.url, **{"X-Forwarded-For": "198.51.100.7"}) as session:
         assert (await log_in(session, "ada"))[0] == 200
+
+
+async def test_many_wrong_passwords_at_once_are_tried_no_more_often_than_one_after_the_other(face, monkeypatch):
+    tried, fits = [], accounts.fits
+    monkeypatch.setattr(accounts, "fits", lambda account, password: tried.append(password) or fits(account, password))
+    async with anybody(face.url) as session:
+        said = await asyncio.gather(*(log_in(session, "ada", f"wrong password {n}") for n in range(20)))
+    assert sorted(status for status, _ in said) == [401] * application.TRIES + [429] * (20 - application.TRIES)
+    assert len(tried) == application.TRIES
+
+
+async def test_right_passwords_use_up_no_tries(face, monkeypatch):
+    monkeypatch.setattr(application, "TRIES_OF_ADDRESS", 2)
+    for _ in range(4):
+        async with anybody(face.url) as session:
+            assert (await log_in(session, "ada"))[0] == 200
 
 
 async def test_after_the_log_in_one_is_where_one_wanted_to_be_and_never_at_another_site(face):
@@ -525,6 +544,43 @@ async def test_the_api_refuses_in_problems(face):
             assert headers["Content-Type"].startswith("application/problem+json")
     async with program(face, expires=datetime.now(UTC) - timedelta(days=1)) as session:
         assert (await answer(session, "/api/v1/recordings"))[0] == 401
+
+
+def place_of(*parts):
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
+
+
+ODD = [
+    "/api/v1/audit?who=%00",
+    "/api/v1/audit?action=%00&source=%00&recording=%00",
+    "/audit?who=%00",
+    "/api/v1/recordings?from=0001-01-01T00:00:00%2B05:00",
+    "/api/v1/recordings?to=9999-12-31T23:59:59-05:00",
+    "/?from=0001-01-01T00:00&tz=Asia/Tokyo",
+    "/?to=9999-12-31T23:59&tz=America/New_York",
+    "/audit?from=0001-01-01T00:00&tz=Asia/Tokyo",
+    "/api/v1/recordings?to=0001-01-02&text=x",
+    "/?to=0001-01-02T00:00&number=12345",
+    *(
+        f"{path}?after={after}"
+        for path, rest in (("/", 2), ("/audit", 1), ("/api/v1/recordings", 2), ("/api/v1/audit", 1))
+        for after in (
+            base64.urlsafe_b64encode(b"[" * 3000).decode(),
+            place_of("9999-12-31T23:59:59-23:59", *["a"] * rest),
+            place_of("0001-01-01T00:00:00+23:59", *["a"] * rest),
+            place_of("0001-01-01T00:00:00", *["a"] * rest),
+        )
+    ),
+]
+
+
+async def test_an_odd_address_is_answered_in_words_and_the_next_request_as_ever(face):
+    async with somebody(face, "dora") as session:
+        for address in ODD:
+            async with session.get(URL(face.url + address, encoded=True)) as got:
+                assert got.status in (200, 400), address
+            # Nor is a connection to the database left behind that fails once more.
+            assert (await page(session, "/me"))[0] == 200, address
 
 
 async def test_a_token_sees_what_its_role_and_scope_say_and_no_page(face):
