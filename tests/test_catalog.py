@@ -7,9 +7,11 @@ import contextlib
 import json
 import random
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +19,10 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-import archiver.catalog.catalog as module
+from archiver.catalog import discovery, drills, locks, to_rows
 from archiver.catalog.catalog import Catalog, Query, Reading, migrations, with_results
+from archiver.catalog.query import where_of
+from archiver.catalog.schema import statements
 from archiver.errors import CatalogDown
 from archiver.model import (
     Availability,
@@ -44,6 +48,8 @@ from tests.factories import NOON, ManualClock, a_listing, a_medium, a_recording,
 LEASE = timedelta(minutes=2)
 SHA = "5f" * 32
 HQ = "hq"
+#: The catalog's statements by their names.
+SQL = SimpleNamespace(**statements(Catalog))
 
 
 # -- what the tests say --------------------------------------------------------------------------------------------
@@ -187,25 +193,23 @@ async def happened(catalog: Catalog, recording_id: str) -> list[str]:
 
 # -- schema ----------------------------------------------------------------------------------------------------------
 
-STATEMENTS = {
-    name: value
-    for name, value in vars(module).items()
-    if name.isupper()
-    and not name.startswith("_")
-    and isinstance(value, str)
-    and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", value)
-}
-
 
 class TestSchema:
-    def test_the_statements_are_seen(self):
-        assert len(STATEMENTS) > 30
+    def test_the_statements_of_all_chapters_are_seen_and_no_two_have_the_same_name(self):
+        named: dict[str, set[str]] = {}
+        for chapter in {chapter.__module__ for chapter in Catalog.__mro__}:
+            for name, value in vars(sys.modules[chapter]).items():
+                if name.isupper() and isinstance(value, str):
+                    named.setdefault(name, set()).add(value)
+        assert [name for name, values in named.items() if len(values) > 1] == []
+        assert len(statements(Catalog)) > 100
 
     async def test_every_statement_prepares(self, db, subtests):
         # A drill compares two schemas; here one stands for both.
         async with db.transaction():
-            await db.execute(module.DRILLED.replace("$1", "'disk'").format(schema="public"))
-            for name, statement in STATEMENTS.items():
+            await db.execute(drills.DRILLED.replace("$1", "'disk'").format(schema="public"))
+            of_drills = {name: value for name, value in vars(drills).items() if name.startswith("DRILL_")}
+            for name, statement in (statements(Catalog) | of_drills).items():
                 with subtests.test(name):
                     async with db.transaction():
                         await db.prepare(statement.replace("{schema}", "public"))
@@ -414,20 +418,21 @@ class TestRecord:
         assert await media(db) == ["pending"]
 
     async def test_more_recordings_than_one_statement_takes(self, hq, monkeypatch):
-        for name, value in {"ROWS": 7, "FEW": 3, "IDS": 20}.items():
-            monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(to_rows, "ROWS", 7)
+        monkeypatch.setattr(to_rows, "FEW", 3)
+        monkeypatch.setattr(discovery, "IDS", 20)
         recordings = [a_recording() for _ in range(50)]
         assert (await tell(hq, *recordings)).new == 50
         assert await hq.unknown(HQ, recordings) == []
         assert (await tell(hq, *(replace(r, caller="1", raw={"caller": "1"}) for r in recordings))).changed == 50
 
     async def test_long_rows_are_taken_in_few_at_a_time(self, hq, monkeypatch):
-        monkeypatch.setattr(module, "ROWS_BYTES", 5000)
-        monkeypatch.setattr(module, "FEW", 3)
+        monkeypatch.setattr(to_rows, "ROWS_BYTES", 5000)
+        monkeypatch.setattr(to_rows, "FEW", 3)
         taken: list[int] = []
-        chunk = module._Telling._chunk
+        chunk = to_rows.Telling._chunk
         monkeypatch.setattr(
-            module._Telling, "_chunk", lambda telling, news: [taken.append(len(news)), chunk(telling, news)][1]
+            to_rows.Telling, "_chunk", lambda telling, news: [taken.append(len(news)), chunk(telling, news)][1]
         )
         recordings = [a_recording(raw={"said": "x" * (990 if n < 30 else 10)}) for n in range(90)]
         assert (await tell(hq, *recordings)).new == 90
@@ -673,7 +678,7 @@ async def test_what_a_document_tells_is_of_one_moment(hq, database, clock, monke
 
         async def watched(connection, statement, *values, **how):
             rows = await fetch(connection, statement, *values, **how)
-            if statement == getattr(module, between) and not happened.is_set():
+            if statement == getattr(SQL, between) and not happened.is_set():
                 happened.set()
                 await settle(other, a_download(due))
             return rows
@@ -1050,7 +1055,7 @@ class TestDeath:
     async def test_what_a_dead_process_had_is_free_at_once_and_its_late_commit_is_refused(
         self, hq, database, clock, monkeypatch
     ):
-        monkeypatch.setattr(module, "SETTLING", timedelta())
+        monkeypatch.setattr(locks, "SETTLING", timedelta())
         await tell(hq, a_recording())
         first = await Catalog.open(database, clock=clock)
         await first.stay_alive()
@@ -1074,7 +1079,7 @@ class TestDeath:
         assert await settle(hq, a_download(again)) == {again.id: State.ARCHIVED}
 
     async def test_a_process_that_lost_its_lock_alone_is_not_taken_for_dead(self, hq, database, clock, monkeypatch):
-        monkeypatch.setattr(module, "SETTLING", timedelta())
+        monkeypatch.setattr(locks, "SETTLING", timedelta())
         async with another(database, clock) as first:
             await first.stay_alive()
             await first._locks.close()
@@ -1984,13 +1989,13 @@ class TestPlans:
     async def test_the_queue(self, large, subtests):
         keys = [[HQ] * 50, [f"r{n:08}" for n in range(50)], ["m1"] * 50, list(range(50))]
         plans = {
-            "claim": await self.plan(large, module.CLAIM, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]),
-            "due": await self.plan(large, module.DUE, NOON, [HQ, "branch"], [1, 2]),
-            "renew": await self.plan(large, module.RENEW, *keys, NOON),
-            "release": await self.plan(large, module.RELEASE, *keys),
+            "claim": await self.plan(large, SQL.CLAIM, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]),
+            "due": await self.plan(large, SQL.DUE, NOON, [HQ, "branch"], [1, 2]),
+            "renew": await self.plan(large, SQL.RENEW, *keys, NOON),
+            "release": await self.plan(large, SQL.RELEASE, *keys),
             "settle": await self.plan(
                 large,
-                module.SETTLE_OTHERS,
+                SQL.SETTLE_OTHERS,
                 *keys,
                 ["pending"] * 50,
                 [NOON] * 50,
@@ -2005,7 +2010,7 @@ class TestPlans:
             ),
             "settle archived": await self.plan(
                 large,
-                module.SETTLE_ARCHIVED,
+                SQL.SETTLE_ARCHIVED,
                 *keys,
                 [1] * 50,
                 [SHA] * 50,
@@ -2020,15 +2025,15 @@ class TestPlans:
                 [None] * 50,
             ),
             "claim troubled": await self.plan(
-                large, module.CLAIM_TROUBLED, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
+                large, SQL.CLAIM_TROUBLED, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
             ),
             "claim newest": await self.plan(
-                large, module.CLAIM_NEWEST, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
+                large, SQL.CLAIM_NEWEST, NOON, NOON + LEASE, uuid4(), [HQ, "branch"], [20, 20]
             ),
-            "copies": await self.plan(large, module.COPIES_OF, *keys[:3]),
-            "uncoded": await self.plan(large, module.UNCODED, *keys[:3]),
-            "coded": await self.plan(large, module.CODED, *keys[:3], [SHA] * 50, ["gsm"] * 50),
-            "doubtful": await self.plan(large, module.DOUBTFUL, HQ, NOON),
+            "copies": await self.plan(large, SQL.COPIES_OF, *keys[:3]),
+            "uncoded": await self.plan(large, SQL.UNCODED, *keys[:3]),
+            "coded": await self.plan(large, SQL.CODED, *keys[:3], [SHA] * 50, ["gsm"] * 50),
+            "doubtful": await self.plan(large, SQL.DOUBTFUL, HQ, NOON),
         }
         for name, plan in plans.items():
             with subtests.test(name):
@@ -2042,11 +2047,11 @@ class TestPlans:
     async def test_what_is_unfinished(self, large, subtests):
         """A tenth of these rows is: few enough only where there are more."""
         asked = {
-            "counts": (module.COUNTS, None),
-            "counts of a source": (module.COUNTS, [HQ]),
-            "queue": (module.QUEUE, ["failed"]),
-            "widen": (module.WIDEN, NOON, HQ, "other"),
-            "expires": (module.EXPIRES, HQ, timedelta(days=90), None),
+            "counts": (SQL.COUNTS, None),
+            "counts of a source": (SQL.COUNTS, [HQ]),
+            "queue": (SQL.QUEUE, ["failed"]),
+            "widen": (SQL.WIDEN, NOON, HQ, "other"),
+            "expires": (SQL.EXPIRES, HQ, timedelta(days=90), None),
         }
         await large.execute("SET enable_seqscan = off")
         for name, (statement, *values) in asked.items():
@@ -2059,16 +2064,16 @@ class TestPlans:
         ids = [f"r{n:08}" for n in range(200)]
         window = a_window("10:00", "10:10")
         plans = {
-            "known": await self.plan(large, module.KNOWN, HQ, ids),
-            "missing": await self.plan(large, module.MISSING, HQ, window.start, window.end, ids, NOON),
-            "returned": await self.plan(large, module.RETURNED, HQ, ids),
-            "wake": await self.plan(large, module.WAKE_RETURNED, HQ, ids, NOON),
-            "undescribed": await self.plan(large, module.UNDESCRIBED, [HQ], 200, NOON),
-            "recordings": await self.plan(large, module.RECORDINGS_OF, [HQ] * 200, ids),
-            "media": await self.plan(large, module.MEDIA_OF, [HQ] * 200, ids),
-            "existing": await self.plan(large, module.EXISTING, HQ, ids),
-            "upsert": await self.plan(large, module.UPSERT_RECORDINGS, *[["x"]] * 20),
-            "upsert of media": await self.plan(large, module.UPSERT_MEDIA, *[["x"]] * 14),
+            "known": await self.plan(large, SQL.KNOWN, HQ, ids),
+            "missing": await self.plan(large, SQL.MISSING, HQ, window.start, window.end, ids, NOON),
+            "returned": await self.plan(large, SQL.RETURNED, HQ, ids),
+            "wake": await self.plan(large, SQL.WAKE_RETURNED, HQ, ids, NOON),
+            "undescribed": await self.plan(large, SQL.UNDESCRIBED, [HQ], 200, NOON),
+            "recordings": await self.plan(large, SQL.RECORDINGS_OF, [HQ] * 200, ids),
+            "media": await self.plan(large, SQL.MEDIA_OF, [HQ] * 200, ids),
+            "existing": await self.plan(large, SQL.EXISTING, HQ, ids),
+            "upsert": await self.plan(large, SQL.UPSERT_RECORDINGS, *[["x"]] * 20),
+            "upsert of media": await self.plan(large, SQL.UPSERT_MEDIA, *[["x"]] * 14),
         }
         assert "Conflict Arbiter Indexes: recordings_pkey" in plans["upsert"]
         assert "Conflict Arbiter Indexes: media_pkey" in plans["upsert of media"]
@@ -2078,14 +2083,14 @@ class TestPlans:
 
     async def test_what_is_flagged(self, large):
         """Few are; a search for them by their calls' starts would read all the others."""
-        where, values = module._conditions(Query(flag="short"))
+        where, values = where_of(Query(flag="short"))
         listed = f"SELECT r.recording_id FROM recordings r WHERE {where[0]} ORDER BY r.started_at LIMIT 500"
         undone = large.transaction()
         await undone.start()
         try:
             await large.execute("UPDATE media SET flags = '{short}' WHERE recording_id LIKE '%1234'")
             await large.execute("ANALYZE media")
-            counted = [(module.FLAGGED, NOON, sources) for sources in (None, [HQ])]
+            counted = [(SQL.FLAGGED, NOON, sources) for sources in (None, [HQ])]
             for statement, *arguments in (*counted, (listed, *values)):
                 plan = await self.plan(large, statement, *arguments)
                 assert "media_flagged" in plan, plan
@@ -2095,12 +2100,12 @@ class TestPlans:
 
     async def test_what_is_pending_troubled_or_not(self, large, subtests):
         asked = {
-            "for a store": (module.WAITING_FOR, ["main"]),
-            "for a store, by name": (module.WAITING_FOR_IT, "main", 5),
-            "reasons": (module.REASONS, None),
-            "expiring": (module.EXPIRING, HQ),
-            "standing still": (module.STILL, NOON, HQ, NOON),
-            "longest": (module.WAITING, [HQ, "branch"]),
+            "for a store": (SQL.WAITING_FOR, ["main"]),
+            "for a store, by name": (SQL.WAITING_FOR_IT, "main", 5),
+            "reasons": (SQL.REASONS, None),
+            "expiring": (SQL.EXPIRING, HQ),
+            "standing still": (SQL.STILL, NOON, HQ, NOON),
+            "longest": (SQL.WAITING, [HQ, "branch"]),
         }
         await large.execute("SET enable_seqscan = off")
         for name, (statement, *values) in asked.items():

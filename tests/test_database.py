@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from archiver.catalog import catalog as catalogs
+from archiver.catalog import database, schema
 from archiver.catalog.catalog import Catalog, Need, migrations, newest
 from archiver.catalog.embedded import Embedded
 from archiver.errors import (
@@ -340,8 +340,8 @@ async def test_a_migration_takes_as_long_as_it_takes_and_systemd_is_told_to_wait
     """With a time limit it would begin anew for ever: what it has done is undone with it."""
     url = make("older_2")
     await older(url)
-    monkeypatch.setattr(catalogs, "PATIENCE", 1.0)
-    monkeypatch.setattr(catalogs, "PROGRESS", 0.1)
+    monkeypatch.setattr(database, "PATIENCE", 1.0)
+    monkeypatch.setattr(schema, "PROGRESS", 0.1)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     async with commands.place(tmp_path, f"{url}&options=-cstatement_timeout%3D500ms") as place:
         await place.add("hq", ChronicallSimulator())

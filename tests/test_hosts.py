@@ -34,10 +34,10 @@ RECORDER = "10.77.99.1"
 DAEMON = """
 import sys
 from datetime import timedelta
-from archiver.catalog import catalog
+from archiver.catalog import database
 from archiver.sync import engine
 engine.LEASE, engine.SHARE = timedelta(seconds=6), timedelta(seconds=4)
-catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
+database.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in database.KEEPALIVES.items()}
 from archiver.cli import main
 sys.argv = ["archiver", *sys.argv[1:]]
 main()
@@ -45,10 +45,11 @@ main()
 #: A process that is cut off while PostgreSQL's answer is on its way: that is sent again and again.
 HOLDER = """
 import asyncio, sys
-from archiver.catalog import catalog
-catalog.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in catalog.KEEPALIVES.items()}
+from archiver.catalog import database
+from archiver.catalog.catalog import Catalog
+database.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in database.KEEPALIVES.items()}
 async def hold():
-    held = await catalog.Catalog.open(sys.argv[1])
+    held = await Catalog.open(sys.argv[1])
     async with held._transaction() as transaction:
         await transaction.execute("SELECT pg_advisory_xact_lock(7)")
         await transaction.execute("SELECT pg_sleep(3)")

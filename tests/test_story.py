@@ -878,7 +878,7 @@ def test_whatever_happens_in_the_end_all_that_was_listable_is_archived_or_gone(
     lookback: timedelta, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a lookback too: what is listed twice hides what was not recorded when it should have been."""
-    monkeypatch.setattr("archiver.catalog.catalog.REVISIT_AFTER", ())
+    monkeypatch.setattr("archiver.catalog.ledger.REVISIT_AFTER", ())
     url, reached = postgres.create(), Counter[str]()
     known = hypothesis.settings()
     how = hypothesis.settings(

@@ -274,7 +274,7 @@ class Embedded:
     async def _ask(self, programs: Path) -> str | None:
         """Make sure that our database is there; says what is wrong where it can't be asked (yet)."""
         where = ("-h", str(self._sockets), "-p", str(_PORT), "-U", _USER)
-        known = f"SELECT count(*) FROM pg_database WHERE datname = '{_DATABASE}'"  # noqa: S608 - our own constant
+        known = f"SELECT count(*) FROM pg_database WHERE datname = '{_DATABASE}'"
         code, said = await _run(programs / "psql", *where, "-XAtc", known, "postgres", timeout=_ASK)
         if code == 0 and said.strip() == "0":
             code, said = await _run(programs / "createdb", *where, _DATABASE, timeout=_ASK)

@@ -18,7 +18,8 @@ import asyncpg
 from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
-from .catalog import Catalog, Document, Query, _conditions, agent_is, like
+from .catalog import Catalog, Document, Query
+from .query import agent_is, like, where_of
 
 #: Of a statement, in milliseconds.
 PATIENCE = 3000
@@ -140,7 +141,7 @@ class FaceCatalog(Catalog):
 
         Raises ValueError for a bad place, and where it takes longer than three seconds.
         """
-        where, values = _conditions(query)
+        where, values = where_of(query)
         where += limits.conditions(values)
         order, compared = (" DESC", "<") if query.newest else ("", ">")
         if after is not None:
@@ -150,7 +151,7 @@ class FaceCatalog(Catalog):
             values += place
         # Only column names of ours are put together here; every value is an argument.
         statement = (
-            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608
+            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
             + (" WHERE " + " AND ".join(where) if where else "")
             + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {limit + 1}"
         )
@@ -171,7 +172,7 @@ class FaceCatalog(Catalog):
         values: list[Any] = [holdable(source), holdable(recording_id)]
         where = ["r.source = $1", "r.recording_id = $2", *limits.conditions(values)]
         async with self._connection() as c:
-            if await c.fetchval(f"SELECT true FROM recordings r WHERE {' AND '.join(where)}", *values) is None:  # noqa: S608
+            if await c.fetchval(f"SELECT true FROM recordings r WHERE {' AND '.join(where)}", *values) is None:
                 return None
             found = await self._documents(c, [(source, recording_id)])
         told = found.get((values[0], values[1]))
