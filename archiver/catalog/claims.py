@@ -193,6 +193,10 @@ class Claims(Database):
 
     @repeated
     async def renew(self, claims: Sequence[Claim], lease: timedelta) -> None:
+        """These claims are this process's for that long from now on.
+
+        Those that are no longer its own stay as they are.
+        """
         async with self._connection() as c:
             await c.execute(RENEW, *claim_columns(claims), self.clock.now() + lease)
 
@@ -219,6 +223,7 @@ class Claims(Database):
 
 
 async def copies_by_medium(c: Any, rows: Sequence[Any]) -> dict[tuple[str, str, str], list[Copy]]:
+    """By (source, recording_id, media_id) the copies of these rows' media, oldest first."""
     copies: dict[tuple[str, str, str], list[Copy]] = defaultdict(list)
     ids = dict.fromkeys((row["source"], row["recording_id"], row["media_id"]) for row in rows)
     for row in await c.fetch(COPIES_OF, *by_column(list(ids), 3)):

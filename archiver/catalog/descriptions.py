@@ -137,6 +137,10 @@ class Descriptions(Database):
 
 
 async def mark_described(c: Any, revisions: Mapping[tuple[str, str], int], *, step: int) -> int:
+    """Manifests hold these revisions (-1: none).
+
+    Of how many that is still the newest. ``step``: added to what the catalog has.
+    """
     keys = sorted(revisions)
     rows = await c.fetch(
         DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)

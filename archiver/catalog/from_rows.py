@@ -15,10 +15,12 @@ FINISHED = {state: rank for rank, state in enumerate(State)}
 
 
 def looked_at_from(rows: Sequence[Any]) -> list[tuple[tuple[str, str, str], Copy, datetime]]:
+    """(medium's id, copy, when it was last read or made) of each row."""
     return [((r["source"], r["recording_id"], r["media_id"]), copy_from(r), r["looked_at"]) for r in rows]
 
 
 def finding_document(row: Any) -> Document:
+    """What was wrong with a copy, as JSON."""
     return {
         "key": row["key"],
         "problem": row["problem"],
@@ -31,14 +33,17 @@ def finding_document(row: Any) -> Document:
 
 
 def flagged_from(rows: Sequence[Any]) -> dict[tuple[str, str], tuple[int, int]]:
+    """By (source, flag) how many media, and how many of them lately."""
     return {(row["source"], row["flag"]): (row["count"], row["lately"]) for row in rows}
 
 
 def windows_from(multirange: Any) -> tuple[Window, ...]:
+    """The spans of a multirange; those without an end are left out."""
     return tuple(Window(r.lower, r.upper) for r in multirange or () if r.lower is not None and r.upper is not None)
 
 
 def claim_from(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) -> Claim:
+    """A claim, with those of its medium's copies that hold the content of now. ``held``: copies by medium."""
     medium = medium_from(row)
     copies = held.get((row["source"], row["recording_id"], row["media_id"]), ())
     return Claim(
@@ -59,6 +64,7 @@ def claim_from(row: Any, held: Mapping[tuple[str, str, str], Sequence[Copy]]) ->
 
 
 def medium_from(row: Any) -> Medium:
+    """A medium as its source told it."""
     return Medium(
         recording_id=row["recording_id"],
         media_id=row["media_id"],
@@ -73,6 +79,7 @@ def medium_from(row: Any) -> Medium:
 
 
 def copy_from(row: Any) -> Copy:
+    """A copy."""
     return Copy(
         store=row["store"],
         key=row["key"],
@@ -89,6 +96,7 @@ def overall(states: Iterable[str]) -> str:
 
 
 def copy_document(copy: Copy) -> Document:
+    """A copy as JSON."""
     return {
         "store": copy.store,
         "key": copy.key,
@@ -100,6 +108,7 @@ def copy_document(copy: Copy) -> Document:
 
 
 def medium_document(row: Any, copies: list[Document]) -> Document:
+    """A medium as JSON, with the JSON of its copies."""
     return {
         "media_id": row["media_id"],
         "state": row["state"],
@@ -118,6 +127,7 @@ def medium_document(row: Any, copies: list[Document]) -> Document:
 
 
 def recording_document(row: Any, media: list[Document]) -> Document:
+    """A recording as JSON, with the JSON of its media."""
     return {
         "source": row["source"],
         "kind": row["kind"],

@@ -82,6 +82,7 @@ class History(Database):
             return await happenings.around(c, holdable(source), at, near, longest, most)
 
     async def rejected(self, source: str, limit: int = 20) -> list[Document]:
+        """Rows of a source's listings that could not be read, the last seen first."""
         async with self._connection() as c:
             return [
                 {
@@ -95,6 +96,7 @@ class History(Database):
             ]
 
     async def missing_since(self, source: str, recording_id: str) -> datetime | None:
+        """Since when a recording is no longer listed; None where it is, or is not known."""
         async with self._connection() as c:
             return cast("datetime | None", await c.fetchval(MISSING_SINCE, source, recording_id))
 
@@ -105,6 +107,7 @@ async def remember(
     events: Sequence[tuple[str, str, str, str, str]],
     answers: Sequence[str | None] | None = None,
 ) -> None:
+    """Add events: (source, recording_id, media_id, what, detail), and what was answered to each."""
     if events:
         columns = [[holdable(event[i])[: 500 if i > 2 else None] for event in events] for i in range(5)]
         await c.execute(HISTORY, *columns, answers or [None] * len(events), now)

@@ -11,6 +11,7 @@ from .database import repeated
 from .history import remember
 from .ledger import Ledgers
 from .sql_parts import PENDING
+from .to_rows import by_column
 from .watching import Watching
 
 #: The reason of what was not archived when its recorder was replaced.
@@ -101,6 +102,8 @@ told AS (
     WHERE (r.source, r.recording_id) = (l.source, l.recording_id))
 SELECT source, recording_id, media_id FROM lost"""
 
+HAS_FORMER = """SELECT EXISTS (SELECT FROM recordings WHERE source = $1 AND former)"""
+
 #: Of an earlier recorder, with the ids that are told now; is it the same call (of a recorder that was moved)?
 FORMER = """
 SELECT r.recording_id,
@@ -162,6 +165,7 @@ class Identity(Ledgers, Watching):
             return row["missing"], row["again"]
 
     async def recordings_of(self, source: str) -> int:
+        """How many recordings of a source are known."""
         async with self._connection() as c:
             return int(await c.fetchval("SELECT count(*) FROM recordings WHERE source = $1", source, timeout=600))
 
@@ -209,12 +213,13 @@ class Identity(Ledgers, Watching):
     async def set_former_aside(self, source: str, told: Sequence[Recording]) -> list[str]:
         """Recordings of an earlier recorder whose ids other calls have now get another id; which ones."""
         now = self.clock.now()
-        columns = [
-            list(column)
-            for column in zip(*((r.recording_id, r.started_at, r.caller, r.callee) for r in told), strict=True)
-        ]
         async with self._transaction() as c:
-            rows = await c.fetch(FORMER, source, *columns)
+            # A listing may be long, and few recorders were ever replaced.
+            if not await c.fetchval(HAS_FORMER, source):
+                return []
+            rows = await c.fetch(
+                FORMER, source, *by_column([(r.recording_id, r.started_at, r.caller, r.callee) for r in told], 4)
+            )
             found = [row["recording_id"] for row in rows if not row["same"]]
             for recording_id in found:
                 for statement in SET_RECORDING_ASIDE:
@@ -230,6 +235,7 @@ class Identity(Ledgers, Watching):
             return cast("str | None", await c.fetchval(MARKER, store))
 
     async def mark(self, store: str, marker: str) -> None:
+        """The store is the folder with that id."""
         async with self._connection() as c:
             await c.execute(MARK, store, marker)
 

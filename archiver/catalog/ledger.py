@@ -79,6 +79,7 @@ class Ledgers(Database):
         return ledger_from(row)
 
     async def sources(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Rows of SOURCES, by name; ``covered`` as windows. None: all of them."""
         async with self._connection() as c:
             return [dict(row) | {"covered": windows_from(row["covered"])} for row in await c.fetch(SOURCES, names)]
 
@@ -100,6 +101,7 @@ class Ledgers(Database):
             await c.execute(UNCOVER, source, window.start, window.end)
 
     async def polled(self, source: str, error: str | None) -> None:
+        """The source was polled just now; why that failed, if it did."""
         async with self._connection() as c:
             await c.execute(POLLED, source, self.clock.now(), holdable(error) if error else None)
 
@@ -110,6 +112,7 @@ class Ledgers(Database):
 
 
 def ledger_from(row: Any) -> Ledger:
+    """A ledger, of a row of UPSERT_SOURCE."""
     return Ledger(
         start_at=row["start_at"],
         covered=windows_from(row["covered"]),

@@ -66,6 +66,7 @@ class Lookups(Database):
             await c.execute(LOOK_UP_LATER, source, list(reasons), list(reasons.values()), due_at)
 
     async def looked_up(self, source: str, call_id: str) -> None:
+        """This call id was looked up: it is not due again."""
         async with self._connection() as c:
             await c.execute(LOOKED_UP, source, holdable(call_id))
 

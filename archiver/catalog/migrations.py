@@ -34,6 +34,7 @@ def tables() -> list[str]:
 
 
 async def version_of(connection: Any) -> int:
+    """The schema's version; 0 where there is none."""
     if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
         return 0
     return int(await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_version"))

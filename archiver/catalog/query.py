@@ -38,6 +38,7 @@ class Query:
 
 
 def where_of(query: Query) -> tuple[list[str], list[Any]]:
+    """The conditions over ``recordings r``, to be joined by AND, and their arguments."""
     values: list[Any] = []
 
     def value(given: Any) -> str:

@@ -124,10 +124,12 @@ class Rebuilding(Database):
     """One batch of manifests is one transaction."""
 
     async def is_empty(self) -> bool:
+        """Does the catalog hold neither a recording nor a copy?"""
         async with self._connection() as c:
             return bool(await c.fetchval(IS_EMPTY))
 
     async def rebuild_ledger(self, ledger: Document) -> None:
+        """A ledger as a store told it: its windows are added to those that are known."""
         async with self._connection() as c:
             await c.execute(
                 REBUILD_SOURCE,

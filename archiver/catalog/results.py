@@ -149,10 +149,12 @@ class Results(Database):
             return [(r[0], r[1], r[2]) for r in await c.fetch(OUTBOX_DUE, target, now, now + lease, limit)]
 
     async def told(self, target: str, source: str, recording_id: str) -> None:
+        """``target`` has heard of the recording."""
         async with self._connection() as c:
             await c.execute(OUTBOX_DONE, target, source, recording_id)
 
     async def tell_later(self, target: str, source: str, recording_id: str, due_at: datetime, error: str) -> None:
+        """``target`` could not be told, for that reason: it is due again then."""
         async with self._connection() as c:
             await c.execute(OUTBOX_LATER, target, source, recording_id, due_at, holdable(error)[:500])
 

@@ -139,11 +139,12 @@ _ANCIENT = ANCIENT.isoformat()
 
 
 def dump_json(value: Any) -> str:
+    """Any value as JSON text, for the driver."""
     return value if isinstance(value, Encoded) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def as_json(value: Any) -> Encoded:
-    """Not in ASCII: ``raw`` is kept, and searched, as it is written here."""
+    """Any value as JSON text. Not in ASCII: ``raw`` is kept, and searched, as it is written here."""
     if not value and isinstance(value, (dict, list, Mapping)):
         return _NONE if isinstance(value, list) else _NOTHING
     try:
@@ -159,23 +160,28 @@ def as_json(value: Any) -> Encoded:
 
 
 def optional_text(value: str | None) -> str | None:
+    """As :func:`model.holdable`; None stays None."""
     return holdable(value) if value is not None else None
 
 
 def multirange(spans: Sequence[Sequence[str]]) -> list[Any]:
+    """(start, end) as texts, as a multirange's parts."""
     return [asyncpg.Range(moment_from(start), moment_from(end)) for start, end in spans]
 
 
 def moment_from(text: str | None) -> datetime | None:
+    """The moment that a text in ISO 8601 names; None for none."""
     return datetime.fromisoformat(text) if text else None
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Parts of so many items, in order."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def by_column(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    """Rows of that many values, turned: a list a column."""
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
 
 
@@ -289,17 +295,21 @@ class Telling:
     def _media(self, media: Iterable[tuple[Recording, Medium]]) -> list[Row]:
         rows: list[Row] = []
         stores = _array(*self.stores)
+        # Made once: nearly all are due at the same moment.
+        due = {
+            (waits, urgent): (self.now + timedelta(minutes=waits, days=-3650 * urgent)).isoformat()
+            for waits in (False, True)
+            for urgent in (False, True)
+        }
         for recording, medium in media:
             state, error = _TOLD_STATE[medium.availability]
-            later = timedelta(minutes=1) if medium.availability is Availability.NOT_READY else timedelta()
-            sooner = timedelta(days=3650) if medium.urgent else timedelta()
             rows.append(
                 (
                     self.source,
                     holdable(recording.recording_id),
                     holdable(medium.media_id),
                     state.value,
-                    (self.now + later - sooner).isoformat(),
+                    due[medium.availability is Availability.NOT_READY, medium.urgent],
                     error,
                     str(medium.size) if medium.size is not None else None,
                     optional_text(medium.sha256),
@@ -414,6 +424,7 @@ def _lasting(seconds: float | None) -> str | None:
 
 
 def unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[bytes], list[str], list[str]]:
+    """Hash (16 bytes), text and reason of each, the same text once."""
     unique = {
         hashlib.blake2b(raw.encode(), digest_size=16).digest(): (raw, reason)
         for raw, reason in zip(raws, reasons, strict=True)
@@ -422,6 +433,7 @@ def unique_rejects(raws: Sequence[str], reasons: Sequence[str]) -> tuple[list[by
 
 
 def claim_columns(claims: Sequence[Claim]) -> list[list[Any]]:
+    """The first four arguments of OURS: source, recording_id, media_id, token."""
     return [
         [c.source for c in claims],
         [c.medium.recording_id for c in claims],
@@ -431,6 +443,7 @@ def claim_columns(claims: Sequence[Claim]) -> list[list[Any]]:
 
 
 def download_columns(downloads: Sequence[Download], now: datetime) -> list[Any]:
+    """The arguments of SETTLE_ARCHIVED."""
     held = [",".join(sorted({c.store for c in d.copies})) for d in downloads]
     return [
         *claim_columns([d.claim for d in downloads]),
@@ -449,6 +462,7 @@ def download_columns(downloads: Sequence[Download], now: datetime) -> list[Any]:
 
 
 def outcome_columns(outcomes: Sequence[Outcome], now: datetime) -> list[Any]:
+    """The arguments of SETTLE_OTHERS."""
     return [
         *claim_columns([o.claim for o in outcomes]),
         [o.state.value for o in outcomes],
