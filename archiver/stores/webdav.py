@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, ClassVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from pydantic import BeforeValidator, SecretStr, model_validator
 from yarl import URL
@@ -28,12 +28,12 @@ from ..ports import Sink
 from ..settings.options import StoreOptions
 from ..wire.exchange import Answer
 from ..wire.login import Login, schemes
-from ..wire.store import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
+from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
+from .multistatus import ASK, path_of, read_entries
 from .names import TEMPORARIES, fault_of, temporary_name
 
-_XML_LIMIT = 512 << 20
 #: Folders known to exist; forgotten all at once, since each recording has one of its own.
 _KNOWN_LIMIT = 10_000
 _WRITTEN = {200, 201, 204}
@@ -43,10 +43,6 @@ _REFUSED = {400, 403, 404, 405, 406, 409, 422, 451}
 _OF_THE_NAME = {*_REFUSED, 500}
 #: What layout.safe makes of ids: such names `check` proves with its canaries.
 _PLAIN = re.compile(r"[A-Za-z0-9._~%/-]*")
-_ASK = (
-    b'<?xml version="1.0" encoding="utf-8"?>'
-    b'<propfind xmlns="DAV:"><prop><resourcetype/><getcontentlength/></prop></propfind>'
-)
 
 
 class WebDavOptions(HttpOptions):
@@ -246,13 +242,13 @@ class WebDavStore:
         """Raises ObjectFailed where MOVE is said to have given this name, and no such file is shown under it."""
         async with self._propfind(key, 0) as response:
             await self._demand(response, {207, 404}, key, f"can't look at {key}")
-            found = await _read(response) if response.status == 207 else []
+            found = await read_entries(response) if response.status == 207 else []
         # Only the root may be another's, behind a proxy; macOS decomposes letters with accents.
         wanted = unicodedata.normalize("NFC", f"/{key}")
         named = [
             size
             for href, size, is_folder in found
-            if not is_folder and unicodedata.normalize("NFC", _path(href)).endswith(wanted)
+            if not is_folder and unicodedata.normalize("NFC", path_of(href)).endswith(wanted)
         ]
         if named == [length]:
             return
@@ -327,7 +323,7 @@ class WebDavStore:
         with contextlib.suppress(StoreError):
             while at:
                 async with self._propfind(at, 0) as response:
-                    found = await _read(response) if response.status == 207 else []
+                    found = await read_entries(response) if response.status == 207 else []
                 if len(found) == 1:
                     is_folder = found[0][2]
                     if is_folder and at == key:
@@ -340,7 +336,7 @@ class WebDavStore:
 
     async def _is_folder(self, folder: str) -> bool:
         async with self._propfind(folder, 0) as response:
-            return response.status == 207 and any(is_folder for _, _, is_folder in await _read(response))
+            return response.status == 207 and any(is_folder for _, _, is_folder in await read_entries(response))
 
     async def _digest(self, key: str) -> tuple[int, str]:
         digest = Digest()
@@ -355,7 +351,7 @@ class WebDavStore:
             if response.status == 404:
                 return None
             await self._demand(response, {207}, key, f"can't look at {key}")
-            found = await _read(response)
+            found = await read_entries(response)
         sizes = [size for _, size, is_folder in found if not is_folder]
         if len(found) != 1 or (sizes and sizes[0] is None):
             raise StoreDown(f"the server does not tell the size of {key}")
@@ -366,8 +362,8 @@ class WebDavStore:
             if response.status == 404:
                 return ()
             await self._demand(response, {207}, folder, f"can't list {folder or 'the collection'}")
-            found = await _read(response)
-        paths = [(_path(href), size, is_folder) for href, size, is_folder in found]
+            found = await read_entries(response)
+        paths = [(path_of(href), size, is_folder) for href, size, is_folder in found]
         here = await self._path_of(folder, {path.rstrip("/") + "/" for path, _, _ in paths})
         entries: dict[str, int | None] = {}
         for path, size, is_folder in paths:
@@ -384,12 +380,12 @@ class WebDavStore:
 
         A proxy may have moved the root: then the folder alone is asked for. Raises StoreDown.
         """
-        asked = _path(self._url(folder))
+        asked = path_of(self._url(folder))
         if asked in listed:
             return asked
         async with self._propfind(folder, 0) as response:
-            found = await _read(response) if response.status == 207 else []
-        own = {_path(href).rstrip("/") + "/" for href, _, is_folder in found if is_folder}
+            found = await read_entries(response) if response.status == 207 else []
+        own = {path_of(href).rstrip("/") + "/" for href, _, is_folder in found if is_folder}
         if len(own) != 1 or not own <= listed:
             raise StoreDown(
                 f"the listing of {folder or 'the collection'} does not hold the folder itself: is url right, "
@@ -404,7 +400,7 @@ class WebDavStore:
     async def _propfind(self, key: str, depth: int) -> AsyncIterator[Answer]:
         # RFC 4918, 8.2: some servers and firewalls refuse a body without its type.
         headers = {"Depth": str(depth), "Content-Type": "application/xml; charset=utf-8"}
-        async with self._ask("PROPFIND", key, headers, _ASK) as response:
+        async with self._ask("PROPFIND", key, headers, ASK) as response:
             yield response
 
     @asynccontextmanager
@@ -439,7 +435,7 @@ class WebDavStore:
             if self._knows or self._login is None:
                 return
             headers = {"Depth": "0", "Content-Type": "application/xml; charset=utf-8"}
-            async with self._wire.request("PROPFIND", self._path, headers, _ASK) as response:
+            async with self._wire.request("PROPFIND", self._path, headers, ASK) as response:
                 if response.status == 401:
                     self._login.challenged(response.headers.getall("WWW-Authenticate", []))
                 await _emptied(response)
@@ -463,10 +459,6 @@ async def _emptied(response: Answer) -> None:
         await limited(response, 1 << 16)
 
 
-def _path(address: str) -> str:
-    return unquote(urlsplit(address).path)
-
-
 def _wrong(status: int, what: str) -> StoreError:
     remedy = {
         403: "; allow the account to read, write, make folders, move and delete here",
@@ -477,51 +469,3 @@ def _wrong(status: int, what: str) -> StoreError:
         507: "; the store is full",
     }.get(status, "")
     return failure(status, f"{what}: the server answered {status}{remedy}")
-
-
-class _Multistatus:
-    """Reads a PROPFIND answer as it comes: (href, size or None, is a folder) for each response."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[str, int | None, bool]] = []
-        self._texts: list[str] = []
-        self._href = ""
-        self._size: int | None = None
-        self._is_folder = False
-
-    def start(self, tag: str, _: object) -> None:
-        self._texts = []
-        match local_name(tag):
-            case "response":
-                self._href, self._size, self._is_folder = "", None, False
-            case "collection":
-                self._is_folder = True
-
-    def data(self, text: str) -> None:
-        self._texts.append(text)
-
-    def end(self, tag: str) -> None:
-        text = "".join(self._texts).strip()
-        self._texts = []
-        match local_name(tag):
-            case "href" if not self._href:
-                self._href = text
-            case "getcontentlength" if text.isdecimal():
-                self._size = int(text)
-            case "response" if self._href:
-                self.found.append((self._href, self._size, self._is_folder))
-
-    def close(self) -> list[tuple[str, int | None, bool]]:
-        return self.found
-
-
-async def _read(response: Answer) -> list[tuple[str, int | None, bool]]:
-    reader = XmlReader(_Multistatus())
-    length = 0
-    while chunk := await response.read():
-        length += len(chunk)
-        if length > _XML_LIMIT:
-            raise StoreDown(f"the listing of a folder is longer than {_XML_LIMIT} bytes")
-        reader.feed(chunk)
-    found: list[tuple[str, int | None, bool]] = reader.close()
-    return found
