@@ -546,9 +546,16 @@ def test_a_reload_names_what_was_added_removed_and_changed(write):
     assert not diff(old, old)
     # The defaults, spelt out, change nothing.
     assert not diff(old, load(write('transfers = 32\nlog_level = "info"\n' + VALID + 'poll = "5m"\n' + second)))
-    new = load(write("transfers = 3\n" + VALID.replace("hunter2", "hunter3") + SOURCE.replace("hq", "c") + TOKEN))
+    new = load(
+        write(
+            'transfers = 3\nreserve = "1GiB"\n'
+            + VALID.replace("hunter2", "hunter3")
+            + SOURCE.replace("hq", "c")
+            + TOKEN
+        )
+    )
     assert diff(old, new) == Changes(
-        sources_added=("c",), sources_removed=("b",), sources_changed=("hq",), settings_changed=("transfers",)
+        sources_added=("c",), sources_removed=("b",), sources_changed=("hq",), settings_changed=("transfers", "reserve")
     )
 
 

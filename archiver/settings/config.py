@@ -43,6 +43,20 @@ __all__ = [
 ]
 
 _PLACES = ("archiver.toml", "/etc/archiver/archiver.toml")
+#: What a running daemon takes from the file besides sources and stores (``archiver serve`` reads web when it starts).
+_SETTINGS = (
+    "data_dir",
+    "transfers",
+    "memory",
+    "reserve",
+    "database_url",
+    "http_listen",
+    "heartbeat_url",
+    "log_level",
+    "verify",
+    "alerts",
+    "traces_endpoint",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +131,7 @@ def entry(
 
 
 def diff(old: Config, new: Config) -> Changes:
-    plain = (
-        "data_dir",
-        "transfers",
-        "memory",
-        "reserve",
-        "database_url",
-        "http_listen",
-        "heartbeat_url",
-        "log_level",
-        "verify",
-    )
-    more = ("alerts", "traces_endpoint", "reserve")
+    """What another reading of the file changes."""
     return Changes(
         sources_added=tuple(sorted(new.sources.keys() - old.sources.keys())),
         sources_removed=tuple(sorted(old.sources.keys() - new.sources.keys())),
@@ -136,7 +139,7 @@ def diff(old: Config, new: Config) -> Changes:
         stores_added=tuple(sorted(new.stores.keys() - old.stores.keys())),
         stores_removed=tuple(sorted(old.stores.keys() - new.stores.keys())),
         stores_changed=_changed(old.stores, new.stores),
-        settings_changed=tuple(name for name in (*plain, *more) if getattr(old, name) != getattr(new, name)),
+        settings_changed=tuple(name for name in _SETTINGS if getattr(old, name) != getattr(new, name)),
     )
 
 
