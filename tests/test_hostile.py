@@ -376,7 +376,7 @@ async def told(folder: Path, database: str) -> AsyncIterator[Told]:
         await rig.sync()
         sims["pbx"].add_calls(sims["pbx"].clock.now() - 10 * MINUTE, sims["pbx"].clock.now() - 5 * MINUTE, 2, longest=3)
         await rig.sync()
-        async with rig.archive.engine().sharing():
+        async with rig.archive.engine().shares.sharing():
             await wiring.verifier(rig.archive, rig.archive.engine(), "disk").stalest()
         await commit.tell_verified(rig.archive.feeds, rig.catalog)
         for sim in sims.values():

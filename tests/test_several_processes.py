@@ -14,7 +14,7 @@ from archiver.model import State
 from archiver.proof import manifests
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import engine, transfer
+from archiver.sync import engine, shares, transfer
 from archiver.sync.commit import describe_changes
 from archiver.sync.engine import Engine
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
@@ -85,7 +85,7 @@ def killed(at_work: Engine, run: asyncio.Task) -> None:
 @pytest.fixture
 def _short_shares(monkeypatch):
     """A newcomer's share comes after half a second, not after five."""
-    monkeypatch.setattr(engine, "SHARE", 2 * SECOND)
+    monkeypatch.setattr(shares, "SHARE", 2 * SECOND)
 
 
 @pytest.mark.usefixtures("_short_shares")
@@ -115,7 +115,7 @@ async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew
     tmp_path, database, monkeypatch
 ):
     """Also where nobody heard of it, as while the connection that listens is made anew."""
-    monkeypatch.setattr(engine, "SHARE", HOUR)
+    monkeypatch.setattr(shares, "SHARE", HOUR)
     monkeypatch.setattr(Engine, "_unsettle", lambda self, name: None)
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
@@ -133,7 +133,7 @@ async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew
 
 
 async def test_shares_are_settled_at_once_when_one_comes_and_when_it_leaves(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(engine, "SHARE", HOUR)
+    monkeypatch.setattr(shares, "SHARE", HOUR)
     monkeypatch.setattr(engine, "ALIVE", HOUR.total_seconds())
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
@@ -266,10 +266,10 @@ async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_
         sim.open.set()
 
         # Its share of the source goes first, its media later.
-        clock.advance(engine.SHARE + SECOND)
+        clock.advance(shares.SHARE + SECOND)
         await other.transfer()
         assert await other.states() == {"archived": 40 - in_hand, "pending": in_hand}
-        clock.advance(engine.LEASE - engine.SHARE - 2 * SECOND)
+        clock.advance(engine.LEASE - shares.SHARE - 2 * SECOND)
         await other.transfer()
         assert (await other.states())["pending"] == in_hand
         clock.advance(2 * SECOND)
@@ -368,7 +368,7 @@ async def test_a_process_without_a_share_does_not_hold_the_listing_up(tmp_path, 
     async with (
         asyncio.timeout(10),
         processes(2, tmp_path, database, sim, clock, concurrency=1) as (first, second),
-        first.archive.engine().polling("pbx"),
+        first.archive.engine().shares.polling("pbx"),
     ):
         assert first.feed.gate.limit == 1
         report = await second.poll()
@@ -406,7 +406,7 @@ async def test_the_lock_of_a_process_that_dies_while_it_lists_is_free_at_once(tm
         sim.fault("stall", "list")
         listing = asyncio.create_task(dying.poll())
         await eventually(lambda: _truly(sim.running == 1))
-        clock.advance(engine.SHARE + SECOND)
+        clock.advance(shares.SHARE + SECOND)
         assert (await other.poll()).busy
         assert other.feed.gate.limit > 0
         # As the kernel does it for a killed process: its connections are closed.

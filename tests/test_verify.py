@@ -37,7 +37,7 @@ async def check(rig: Rig, store: str, *, even_if_empty: bool = False, **how):
     engine = rig.archive.engine()
     reader = wiring.verifier(rig.archive, engine, store)
     reader.even_if_empty = even_if_empty
-    async with engine.sharing():
+    async with engine.shares.sharing():
         return await reader.stalest(**how)
 
 

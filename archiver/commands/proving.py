@@ -60,7 +60,7 @@ def verify(
             totals = (await archive.catalog.totals()).items()
             held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
             with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:
-                async with engine.sharing():
+                async with engine.shares.sharing():
                     for name in outlets:
                         reader = wiring.verifier(archive, engine, name)
                         reader.source, reader.even_if_empty, reader.on_read = source, even_if_empty, shown.advance
@@ -311,7 +311,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
             engine, options = archive.engine([source]), config.sources[source].options
             default = archive.catalog.clock.now() - timedelta(hours=24)
             await archive.catalog.source(source, options.kind, default_start=default, start=options.start)
-            async with engine.sharing(), engine.lending(source):
+            async with engine.shares.sharing(), engine.shares.lending(source):
                 return await compare(archive.feeds[source], archive.catalog, Window(start, end), dry_run=dry_run)
 
     report = run(work(), "interrupted; run it again")

@@ -324,8 +324,8 @@ class Daemon:
             return False
         began = time.monotonic()
         with using(feed):
-            async with self.engine.polling(name):
-                await self.engine.admitted(name)
+            async with self.engine.shares.polling(name):
+                await self.engine.shares.admitted(name)
                 with self.watch.working(f"poll {name}"):
                     polled = await poll.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:

@@ -94,7 +94,7 @@ def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
         outlets=dict(archive.outlets),
         feeds=dict(archive.feeds),
         spool=archive.spool,
-        lend=engine.lending,
+        lend=engine.shares.lending,
     )
 
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from ..catalog.catalog import Catalog
-from ..common.scope import concerns_store
+from ..common.scope import canary, concerns_store
 from ..errors import (
     Busy,
     Doubtful,
@@ -132,7 +132,7 @@ def postponed(claim: Claim, due_at: datetime, why: str) -> Outcome:
     )
 
 
-def _refused_object(feed: Feed, claim: Claim, catalog: Catalog, due_at: datetime, why: str) -> Outcome:
+def refused_object(feed: Feed, claim: Claim, catalog: Catalog, due_at: datetime, why: str) -> Outcome:
     """The store does not take this one: an attempt, for it was downloaded; given up like any other."""
     now = catalog.clock.now()
     gives_up = now - (claim.failing_since or now) >= feed.options.retry.give_up_after
@@ -264,6 +264,18 @@ async def heal(feed: Feed, catalog: Catalog) -> None:
             feed.alive_at = catalog.clock.now()
             feed.health.worked()
             log.info("source.up", source=feed.name)
+
+
+async def heal_store(outlet: Outlet, catalog: Catalog) -> bool:
+    """The breaker's time is over: does the store work again? If so, one transfer is let through, and decides."""
+    error = await canary(outlet.store)
+    if error is not None:
+        outlet.health.opens(catalog.clock.now(), str(error))
+        return False
+    # A canary is small: it fits on a disk that is full for recordings.
+    outlet.health.trying = True
+    log.info("store.up", store=outlet.name)
+    return True
 
 
 async def _refused(
