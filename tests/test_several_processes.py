@@ -17,6 +17,7 @@ from archiver.simulators.xivo import XivoSimulator
 from archiver.sync import engine, shares, transfer
 from archiver.sync.commit import describe_changes
 from archiver.sync.engine import Engine
+from archiver.sync.lane import Lane
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -116,7 +117,7 @@ async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew
 ):
     """Also where nobody heard of it, as while the connection that listens is made anew."""
     monkeypatch.setattr(shares, "SHARE", HOUR)
-    monkeypatch.setattr(Engine, "_unsettle", lambda self, name: None)
+    monkeypatch.setattr(shares.Shares, "take_soon", lambda self, name: None)
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
     async with processes(2, tmp_path, database, sim, concurrency=4, timeout="60s") as (one, other), one.running():
@@ -161,8 +162,8 @@ async def test_what_may_begin_while_a_share_is_asked_for_is_nobody_else_s(tmp_pa
     sim = a_recorder(Watched, 1)
     async with processes(2, tmp_path, database, sim, concurrency=4) as (one, other):
         asking, newcomer = (rig.archive.engine() for rig in (one, other))
-        await asking._share(["pbx"])
-        await newcomer._share(["pbx"])
+        await asking.shares.take(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (4, 0)
         answered, go_on, share = asyncio.Event(), asyncio.Event(), asking.catalog.share
 
@@ -173,16 +174,16 @@ async def test_what_may_begin_while_a_share_is_asked_for_is_nobody_else_s(tmp_pa
             return shares
 
         monkeypatch.setattr(asking.catalog, "share", slowly)
-        task = asyncio.create_task(asking._share(["pbx"]))
+        task = asyncio.create_task(asking.shares.take(["pbx"]))
         await answered.wait()
-        await newcomer._share(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert one.feed.gate.limit + other.feed.gate.limit == 4
         go_on.set()
         await task
-        await newcomer._share(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 0)
-        await asking._share(["pbx"])
-        await newcomer._share(["pbx"])
+        await asking.shares.take(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 2)
 
 
@@ -212,14 +213,14 @@ async def test_a_source_that_leaves_while_claims_are_prepared_ends_nothing(tmp_p
     sim = a_recorder(Watched, 1)
     async with processes(1, tmp_path, database, sim, concurrency=4) as (one,):
         at_work = one.archive.engine()
-        await at_work._share(["pbx"])
-        at_work.lanes = {name: engine.Lane(one.feed, due_at=NOON) for name in ("pbx", "branch")}
+        await at_work.shares.take(["pbx"])
+        at_work.lanes |= {name: Lane(one.feed, due_at=NOON) for name in ("pbx", "branch")}
 
         async def share(names):
             assert names == ["branch"]
             await at_work.remove("pbx")
 
-        monkeypatch.setattr(at_work, "_share", share)
+        monkeypatch.setattr(at_work.shares, "take", share)
         assert await at_work._claim() == 0
         assert list(at_work.lanes) == ["branch"]
 
