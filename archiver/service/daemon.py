@@ -23,6 +23,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from ..catalog.catalog import LONGEST_PAUSE, newest, other_version
 from ..common import log as logs
 from ..common.journal import notify
+from ..common.words import reason_of
 from ..errors import CatalogDown, ConfigError, Refused, SourceError
 from ..model import utc_text
 from ..settings import config
@@ -199,7 +200,7 @@ class Daemon:
             for request in answered:
                 request.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("beacon.failed", error=f"{self._beacon.folder}: {error.strerror or error}")
+            log.warning("beacon.failed", error=f"{self._beacon.folder}: {reason_of(error)}")
 
     async def _reload(self, group: asyncio.TaskGroup, watch: reload.Watch) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..common import libpq
+from ..common.words import visible
 from ..errors import ConfigError
 from .loaded import Config, SourceConfig, Stamp, StoreConfig, kinds, stamp
 from .reader import LARGEST, Reader, default_data_dir
 from .tables import Alerts, Email, Web, listen_address
-from .wording import dotted, one_line
+from .wording import dotted
 
 __all__ = [
     "Alerts",
@@ -126,7 +127,7 @@ def entry(
     found = dict(reader.entries(section, {name: dict(table)}))
     where = f"{dotted((section, name))}."
     return found.get(name), [
-        (problem.removeprefix(where).partition(": ")[0].split(".")[0], one_line(problem)) for problem in reader.problems
+        (problem.removeprefix(where).partition(": ")[0].split(".")[0], visible(problem)) for problem in reader.problems
     ]
 
 

@@ -16,12 +16,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from ..common.words import nearest
+from ..common.words import nearest, reason_of, visible
 from ..errors import ConfigError
 from .loaded import Config, SourceConfig, Stamp, StoreConfig, kinds, stamp
 from .options import SourceOptions, StoreOptions, Strict
 from .tables import Top
-from .wording import NAME, Where, did_you_mean, dotted, in_plain_words, inner_model, key_text, one_line, steps
+from .wording import NAME, Where, did_you_mean, dotted, in_plain_words, inner_model, key_text, steps
 
 _M = TypeVar("_M", bound=Strict)
 LARGEST = 1 << 20
@@ -61,7 +61,7 @@ class Reader:
         self._check_places(data_dir, store_configs)
         # One of the last two is missing only where there is a problem.
         if self.problems or top is None or data_dir is None:
-            raise ConfigError([f"{self._path.name}: {one_line(problem)}" for problem in self.problems])
+            raise ConfigError([f"{self._path.name}: {visible(problem)}" for problem in self.problems])
         return Config(
             path=self._path.absolute(),
             data_dir=data_dir,
@@ -99,7 +99,7 @@ class Reader:
                 self._fail("is too large for a config file")
             return tomllib.loads(data.decode("utf-8-sig"))
         except OSError as error:
-            self._fail(f"can't be read: {error.strerror or error}")
+            self._fail(f"can't be read: {reason_of(error)}")
         except UnicodeDecodeError as error:
             self._fail(f"line {data[: error.start].count(10) + 1}: is not UTF-8")
         except RecursionError:
@@ -111,7 +111,7 @@ class Reader:
             self._fail(f"{where}: is no TOML: {what[:1].lower()}{what[1:]}")
 
     def _fail(self, problem: str) -> NoReturn:
-        raise ConfigError([f"{self._path.name}: {one_line(problem)}"]) from None
+        raise ConfigError([f"{self._path.name}: {visible(problem)}"]) from None
 
     def _data_dir(self, top: Top | None) -> Path | None:
         if top is not None and top.data_dir is not None:
@@ -300,9 +300,10 @@ class Reader:
             else:
                 text, what = self._content(self._folder / Path(name).expanduser()), f"file {name}"
         except (OSError, RuntimeError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            why = "is not UTF-8" if isinstance(error, UnicodeError) else f"{why}; make it, readable by this user"
-            return self._broke(place, f"{how} {name} can't be read: {why}")
+            said = f"{reason_of(error)}; make it, readable by this user"
+            if isinstance(error, UnicodeError):
+                said = "is not UTF-8"
+            return self._broke(place, f"{how} {name} can't be read: {said}")
         if not text or "\0" in text:
             return self._broke(place, f"{what} {'holds a NUL character' if text else 'is empty'}")
         self._secrets.add(text)

@@ -113,8 +113,3 @@ def dotted(place: Where) -> str:
 def key_text(name: str) -> str:
     """A key as TOML writes it."""
     return name if NAME.fullmatch(name) else json.dumps(name[:64])
-
-
-def one_line(text: str) -> str:
-    flat = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in re.sub(r"[\r\n\t]+", " ", text[:1000]))
-    return flat if len(flat) <= 500 else flat[:499] + "…"

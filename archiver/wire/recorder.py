@@ -33,6 +33,7 @@ from yarl import URL
 
 from .. import __version__
 from ..common.tally import Timings
+from ..common.words import one_line, reason_of
 from ..errors import (
     BadData,
     Busy,
@@ -588,7 +589,7 @@ class Client:
 
     def _excerpt(self, body: bytes, *, whole: bool = True) -> str:
         text = self._hidden.hide(body.decode("utf-8", "replace"), whole=whole)
-        return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
+        return one_line(text)
 
     @property
     def _at(self) -> str:
@@ -603,7 +604,7 @@ class Client:
             raise
         except NoConnection as error:
             self.gate.broken += 1
-            text = f"can't connect to {self._at}: {_reason(error)}"
+            text = f"can't connect to {self._at}: {reason_of(error)}"
             old = "where it speaks old TLS only, set legacy_tls = true" if "handshake" in str(error) else None
             raise RecorderDown("; ".join(filter(None, [text, hint(error, self._origin) or old]))) from None
         except TimeoutError:
@@ -616,7 +617,7 @@ class Client:
             raise RecorderDown(self._broke(error)) from None
 
     def _broke(self, error: OSError) -> str:
-        return f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
+        return f"the connection to {self._at} broke ({type(error).__name__}: {reason_of(error)})"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -684,11 +685,6 @@ def loads(body: bytes | bytearray, *, deepest: int = _DEEPEST) -> Any:
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
         level = [child for each in inner for child in each if isinstance(child, dict | list)]
     raise ValueError("it nests too deeply")
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).split("] ")[-1]
 
 
 def _retry_after(value: str | None) -> timedelta | None:
