@@ -378,7 +378,7 @@ async def told(folder: Path, database: str) -> AsyncIterator[Told]:
         await rig.sync()
         async with rig.archive.engine().shares.sharing():
             await wiring.verifier(rig.archive, rig.archive.engine(), "disk").stalest()
-        await commit.tell_verified(rig.archive.feeds, rig.catalog)
+        await commit.write_verified(rig.archive.feeds, rig.catalog)
         for sim in sims.values():
             await sim.stop()
         opened = Told(rig, folder / "disk")

@@ -35,7 +35,7 @@ def verify(
     from ..catalog.catalog import Need
     from ..service import identity, wiring
     from ..settings.options import size as parsed
-    from ..sync.commit import tell_ledgers, tell_verified
+    from ..sync.commit import write_ledgers, write_verified
     from . import render
 
     config = load(quiet=sys.stderr.isatty())
@@ -66,8 +66,8 @@ def verify(
                         reader.source, reader.even_if_empty, reader.on_read = source, even_if_empty, shown.advance
                         found[name] = await reader.stalest(budget=left)
                         left = max(left - found[name].bytes, 0) if left is not None else None
-                    await tell_verified(archive.feeds, archive.catalog)
-                    await tell_ledgers(archive.feeds, archive.catalog)
+                    await write_verified(archive.feeds, archive.catalog)
+                    await write_ledgers(archive.feeds, archive.catalog)
             away.append(await identity.elsewhere(config, archive.catalog))
             return found
 

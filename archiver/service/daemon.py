@@ -370,7 +370,7 @@ class Daemon:
                                 continue
                             found = await verifier.due(options)
                             await catalog.verify_ended(name, found.error)
-                            await commit.tell_verified(feeds, catalog)
+                            await commit.write_verified(feeds, catalog)
                             if found.read or found.error:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:

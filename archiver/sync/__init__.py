@@ -9,5 +9,5 @@
 7. They are put into each store: ``transfer.deliver``.
 8. A manifest in each store describes them, then the catalog counts them as archived: ``commit.commit``.
 9. What went wrong has one place that decides what follows: ``failures.explain``; what heals: ``failures.heal``.
-10. Later changes and ledgers are written into the stores: ``commit.describe_changes``, ``commit.tell_ledgers``.
+10. Later changes and ledgers are written into the stores: ``commit.describe_changes``, ``commit.write_ledgers``.
 """

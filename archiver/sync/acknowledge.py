@@ -1,4 +1,4 @@
-"""Recorders that want to know are told which of their recordings are archived, and where."""
+"""Acknowledgements: a recorder that wants it gets to know which recordings are archived, and where."""
 
 from __future__ import annotations
 

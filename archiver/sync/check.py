@@ -40,7 +40,7 @@ async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_t
 async def delivered(feed: Feed, catalog: Catalog) -> None:
     """Audio came: the account may have it."""
     feed.health.worked()
-    feed.hurries, feed.delivered_at = 0, catalog.clock.now()
+    feed.gave_way, feed.delivered_at = 0, catalog.clock.now()
     refused, feed.refused, feed.refused_newest = feed.refused, set(), set()
     if len(refused) >= REFUSALS and feed.pauses:
         await catalog.forgive(refused, "refused", catalog.clock.now())
@@ -70,8 +70,8 @@ async def inspected(body: Body, medium: Medium, feed: Feed | None) -> audio.Audi
     return audio.inspect(body, **how)
 
 
-def evidence(found: audio.Audio, told: timedelta | None) -> tuple[tuple[Flag, ...], str | None]:
-    """Why bytes can only be kept as evidence, and what was seen; ``told``: how long the source says that they last."""
+def evidence(found: audio.Audio, expected: timedelta | None) -> tuple[tuple[Flag, ...], str | None]:
+    """Why bytes can only be kept as evidence, and what was seen; ``expected``: how long they last by their source."""
     lasts = timedelta() if found.verdict is Verdict.EMPTY else found.duration
     flags: tuple[Flag, ...] = ()
     notes = []
@@ -81,9 +81,9 @@ def evidence(found: audio.Audio, told: timedelta | None) -> tuple[tuple[Flag, ..
         flags = (Flag.UNCHECKED,)
     if found.reason is not None:
         notes.append(found.reason)
-    if told is not None and told > LONG_ENOUGH and lasts is not None and lasts < told * SHORT_BELOW:
+    if expected is not None and expected > LONG_ENOUGH and lasts is not None and lasts < expected * SHORT_BELOW:
         flags = (*flags, Flag.SHORT)
-        notes.append(f"{lasts.total_seconds():.1f} s of audio, the source told of {told.total_seconds():.1f} s")
+        notes.append(f"{lasts.total_seconds():.1f} s of audio, the source told of {expected.total_seconds():.1f} s")
     return flags, "; ".join(notes) if flags or notes else None
 
 
@@ -99,9 +99,9 @@ def accept(feed: Feed, claim: Claim, body: Body, found: audio.Audio, now: dateti
             raise Empty(note or "it holds no audio")
         return
     young = YOUNG_IF_SHORT if Flag.SHORT in flags else YOUNG
-    told = claim.medium.sha256 is not None or (found.verdict is Verdict.UNCHECKED and claim.medium.size is not None)
+    vouched = claim.medium.sha256 is not None or (found.verdict is Verdict.UNCHECKED and claim.medium.size is not None)
     came = claim.seen_at if claim.seen_sha256 == body.sha256 else None
-    if age_of(claim, now) < young or not (told or (came is not None and now - came >= TWICE)):
+    if age_of(claim, now) < young or not (vouched or (came is not None and now - came >= TWICE)):
         what = "short" if Flag.SHORT in flags else found.verdict.value
         raise Doubtful(note or what, what=what, sha256=body.sha256)
     if found.verdict is Verdict.EMPTY and body.length == 0:

@@ -47,7 +47,7 @@ LOOK = 2.0
 
 
 class Engine:
-    """Transfers what is due of these feeds until told to stop; several processes share one queue."""
+    """Transfers what is due of these feeds until it is stopped; several processes share one queue."""
 
     def __init__(self, catalog: Catalog, feeds: Mapping[str, Feed], spool: Spool, *, transfers: int = 32) -> None:
         self.catalog = catalog
@@ -450,8 +450,8 @@ class Engine:
         feeds = self.feeds
         with using(*feeds.values()):
             await commit.describe_changes(feeds, self.catalog)
-            await commit.tell_ledgers(feeds, self.catalog)
-            await commit.tell_verified(feeds, self.catalog)
+            await commit.write_ledgers(feeds, self.catalog)
+            await commit.write_verified(feeds, self.catalog)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A medium's way home: fetch it, check it, put it into each store."""
+"""One medium's transfer: download it, check it, put it into each store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ..model import (
 )
 from ..ports import FetchesBatches
 from ..proof import layout
-from ..wire.recorder import Heard, overheard
+from ..wire.recorder import LastAnswer, last_answer
 from .check import checked, evidence, inspected
 from .failures import (
     MISMATCH,
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 #: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
 #: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
 #: Nor for less than such a part of its source's time-out: who sets a long one says that the recorder is slow.
-HURRIED, HURRIED_LEAST, HURRIES, HURRIED_PART = 4, 2.0, 5, 1 / 30
+PATIENCE, PATIENCE_LEAST, GAVE_WAY_MOST, PATIENCE_PART = 4, 2.0, 5, 1 / 30
 #: What a store can't take of one object is tried again no sooner.
 OBJECT_AGAIN = timedelta(hours=1)
 #: What only an operator can mend is looked at again so often.
@@ -65,7 +65,7 @@ STUCK = timedelta(minutes=15)
 
 
 async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> Download | Outcome:
-    """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
+    """Transfer one medium: download, check, put. Everything that can go wrong ends in an Outcome."""
     with span("transfer", **_about(claim)) as tell, spool.sink() as sink:
         result = await _transfer(feed, claim, catalog, spool, sink)
         tell(**_came(result))
@@ -75,12 +75,12 @@ async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> 
 async def _transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool, sink: SpoolSink) -> Download | Outcome:
     try:
         spool.demand_room()
-        with overheard() as heard:
+        with last_answer() as last:
             if (claim.error or "").startswith(MISMATCH):
                 claim = await _asked_anew(feed, claim, catalog)
-            body, found = await obtain(feed, claim, sink, catalog, heard)
+            body, found = await obtain(feed, claim, sink, catalog, last)
     except SourceError as error:
-        answer = heard.fingerprint(sink.length, sink.sha256)
+        answer = last.fingerprint(sink.length, sink.sha256)
         return replace(await explain(feed, claim, catalog, error), answer=answer)
     except SpoolDown as error:
         return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
@@ -137,24 +137,23 @@ def _came(result: Download | Outcome) -> dict[str, str | int]:
 
 
 async def _asked_anew(feed: Feed, claim: Claim, catalog: Catalog) -> Claim:
-    """The claim with what its source tells of the medium now: what it told before did not fit the bytes.
-
-    Raises SourceError; Doubtful where it is to be fetched by what is told now.
-    """
+    """The claim by a new listing of its call: what the last one said did not fit the bytes. Raises SourceError."""
     if not getattr(feed.source, "lists_by_time", True):
         return claim
     by_end = feed.source.listing_key is ListingKey.END and claim.ended_at is not None
     moment = claim.ended_at if by_end and claim.ended_at is not None else claim.started_at
     around = Window(moment - timedelta(seconds=1), moment + timedelta(seconds=1))
     listing = await feed.source.list(around)
-    told = [r for r in listing.recordings if r.recording_id == claim.medium.recording_id]
-    if told:
-        await record(feed, catalog, Listing(told), Polled(), anew=True)
+    found = [r for r in listing.recordings if r.recording_id == claim.medium.recording_id]
+    if found:
+        await record(feed, catalog, Listing(found), Polled(), anew=True)
     medium = await catalog.medium(*claim.id)
     return replace(claim, medium=medium) if medium is not None else claim
 
 
-async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, heard: Heard) -> tuple[Body, audio.Audio]:
+async def obtain(
+    feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, last: LastAnswer
+) -> tuple[Body, audio.Audio]:
     """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
     for copy in claim.copies:
         outlet = feed.outlets.get(copy.store)
@@ -172,7 +171,7 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, he
     if claim.medium.ref.get(UNDETAILED):
         raise NotReady("its details could not be read yet")
     with span("download", source=feed.name) as tell:
-        async with _giving_way(feed, claim, heard):
+        async with _giving_way(feed, claim, last):
             await feed.source.fetch(claim.medium, sink)
         body = await sink.body()
         tell(size=body.length)
@@ -180,16 +179,16 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, he
 
 
 @contextlib.asynccontextmanager
-async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[None]:
+async def _giving_way(feed: Feed, claim: Claim, last: LastAnswer) -> AsyncIterator[None]:
     """A first attempt that stands still gives way to others that wait for the recorder; the next has all its time.
 
     Raises TooSlow.
     """
     timeout = feed.options.timeout.total_seconds()
-    patience = max(HURRIED_LEAST, timeout * HURRIED_PART, feed.stillness * HURRIED)
-    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or timeout <= patience:
+    patience = max(PATIENCE_LEAST, timeout * PATIENCE_PART, feed.longest_pause * PATIENCE)
+    if claim.attempts or claim.troubled or feed.gave_way >= GAVE_WAY_MOST or timeout <= patience:
         yield
-        feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+        feed.longest_pause = max(feed.longest_pause * 0.9, last.longest_pause)
         return
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
@@ -198,9 +197,9 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
             def look() -> None:
                 nonlocal timer
-                still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
+                still = time.monotonic() - last.moved_at if last.moved_at is not None else 0.0
                 # After one that gave way the next ones get half of it.
-                if still > patience / (2 if feed.hurries else 1) and feed.gate.waiting:
+                if still > patience / (2 if feed.gave_way else 1) and feed.gate.waiting:
                     limit.reschedule(loop.time())
                 else:
                     timer = loop.call_later(patience / 8, look)
@@ -208,12 +207,12 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
             timer = loop.call_later(patience / 2, look)
             try:
                 yield
-                feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+                feed.longest_pause = max(feed.longest_pause * 0.9, last.longest_pause)
             finally:
                 if timer is not None:
                     timer.cancel()
     except TimeoutError:
-        feed.hurries += 1
+        feed.gave_way += 1
         raise TooSlow("it stood still while others waited; the next try has all its time") from None
 
 
@@ -229,11 +228,11 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
         made = [await _put(feed, missing[0], claim, catalog, body, found.ext)]
     else:
         made = await asyncio.gather(*(_put(feed, outlet, claim, catalog, body, found.ext) for outlet in missing))
-    problems = [result for result in made if isinstance(result, _Unput)]
+    problems = [result for result in made if isinstance(result, _NotPut)]
     copies |= {result.store: result for result in made if isinstance(result, Copy)}
     stuck = catalog.clock.now() + STUCK
     lost = set(claim.stores) - set(feed.outlets) - set(copies)
-    problems += [_Unput(f"store {name} is not in the config", stuck) for name in sorted(lost)]
+    problems += [_NotPut(f"store {name} is not in the config", stuck) for name in sorted(lost)]
     error = "; ".join(problem.why for problem in problems)
     due_at = max((problem.due_at for problem in problems), default=None)
     if not copies:
@@ -259,7 +258,7 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unput:
+class _NotPut:
     """Why a store did not take the bytes, and when to try again."""
 
     why: str
@@ -268,7 +267,7 @@ class _Unput:
     of_object: bool = False
 
 
-async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _Unput:
+async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _NotPut:
     key = layout.media_key(
         outlet.prefix,
         claim.source,
@@ -286,11 +285,11 @@ async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body:
         outlet.failed_puts += 1
         until = await store_failed(outlet, catalog, error, key)
         if until is not None:
-            return _Unput(f"store {outlet.name}: {error}", until)
+            return _NotPut(f"store {outlet.name}: {error}", until)
         log.error("object.refused", store=outlet.name, key=key, error=str(error))
         wait = max(OBJECT_AGAIN, next_try(claim.attempts + 1, feed.options.retry, random.random()))  # noqa: S311
-        return _Unput(f"store {outlet.name}: refused this object: {error}", catalog.clock.now() + wait, of_object=True)
-    outlet.unput.worked()
+        return _NotPut(f"store {outlet.name}: refused this object: {error}", catalog.clock.now() + wait, of_object=True)
+    outlet.refused_objects.worked()
     outlet.puts.add(time.monotonic() - began)
     outlet.bytes_put += body.length
     return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())
