@@ -40,7 +40,7 @@ from archiver.upkeep.rebuild import Rebuilt
 from archiver.wire.recorder import Client
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving
 from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
-from tests.test_http import Server, answer, serving
+from tests.wire.test_http import Server, answer, serving
 
 NOON = datetime(2024, 5, 18, 12, tzinfo=UTC)
 WINDOW = Window(NOON - HOUR, NOON)

@@ -22,7 +22,7 @@ from archiver.settings import tables as settings_tables
 from archiver.settings.config import Changes, Config, diff, find, kinds, load, warnings
 from archiver.settings.options import SourceOptions, StoreOptions
 
-EXAMPLE = Path(__file__).parents[1] / "config" / "archiver.toml"
+EXAMPLE = Path(__file__).parents[2] / "config" / "archiver.toml"
 STORE = '[stores.disk]\nkind = "file"\npath = "calls"\n'
 SOURCE = '[sources.hq]\nkind = "chronicall"\nbase_url = "http://10.0.0.1:9080"\n'
 TOKEN = 'token = "hunter2-token"\n'
