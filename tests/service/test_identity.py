@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from archiver.common.room import lacking, reserve_of
+from archiver.common.room import NoRoom, lacking, reserve_of, taken
 from archiver.simulators.chronicall import ChronicallSimulator
 from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.xivo import XivoSimulator
@@ -551,6 +551,17 @@ async def test_nothing_is_downloaded_while_the_disk_of_data_dir_is_filled_to_its
         place.config["reserve"] = "1MiB"
         await place.run("sync", "--wait", "2m")
         assert await place.held() == place.truth()
+
+
+async def test_who_writes_at_the_same_time_counts_against_the_reserve(tmp_path):
+    with a_disk(tmp_path / "disk", "8m") as disk:
+        with taken(disk, 4 << 20, 3 << 20):
+            with pytest.raises(NoRoom, match="stay free"), taken(disk / "new" / "folder", 4 << 20, 2 << 20):
+                pass
+            with taken(disk, 4 << 20, 512 << 10):
+                pass
+        with taken(disk, 4 << 20, 3 << 20):
+            pass
 
 
 async def test_a_disk_without_room_for_more_files_is_full(tmp_path):
