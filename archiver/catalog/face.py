@@ -55,21 +55,26 @@ LIMIT $9
 UNSHIPPED = """
 SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
 FROM audit
-WHERE id > coalesce((SELECT s.id FROM audit_shipped s WHERE s.store = $1), '') AND at < $2
+WHERE due AND NOT $1::text = ANY(stores)
 ORDER BY id
-LIMIT $3
+LIMIT $2
 """
-SHIPPED = """
-INSERT INTO audit_shipped (store, id) VALUES ($1, $2)
-ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE audit_shipped.id < excluded.id
-"""
+SHIPPED = "UPDATE audit SET stores = stores || $1::text WHERE id = ANY($2::text[])"
+EXPECTED = "SELECT coalesce(array_agg(store), '{}') FROM audit_stores"
+EXPECT = (
+    "UPDATE audit SET due = NOT due WHERE due = (stores @> $1::text[])",
+    "DELETE FROM audit_stores WHERE NOT store = ANY($1::text[])",
+    "INSERT INTO audit_stores (store) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
+)
+SETTLE = "UPDATE audit SET due = false WHERE due AND stores @> $1::text[]"
 TAKE_AUDIT = """
-INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
-    details)
-SELECT e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address', e->>'action',
-    e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details'
+INSERT INTO audit AS a (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
+    details, stores)
+SELECT DISTINCT ON (e->>'id') e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address',
+    e->>'action', e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details',
+    ARRAY[$2::text]
 FROM jsonb_array_elements($1::jsonb) e
-ON CONFLICT (id) DO NOTHING
+ON CONFLICT (id) DO UPDATE SET stores = a.stores || excluded.stores WHERE NOT a.stores @> excluded.stores
 """
 
 
@@ -261,22 +266,32 @@ async def all_events(
         place = rows[-1]["at"], rows[-1]["id"]
 
 
-async def unshipped(catalog: Catalog, store: str, before: datetime, limit: int) -> list[Document]:
-    """Events that a store does not hold yet, the oldest first; of those that began before then."""
+async def expect(catalog: Catalog, stores: Sequence[str]) -> None:
+    """Each of these stores is to hold every event: what one of them lacks is due."""
+    async with catalog._transaction() as c:
+        if set(await c.fetchval(EXPECTED)) == set(stores):
+            await c.execute(SETTLE, list(stores))
+            return
+        for statement in EXPECT:
+            await c.execute(statement, list(stores), timeout=7200)
+
+
+async def unshipped(catalog: Catalog, store: str, limit: int) -> list[Document]:
+    """Events that a store does not hold yet."""
     async with catalog._connection() as c:
-        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, before, limit)]
+        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, limit)]
 
 
-async def shipped(catalog: Catalog, store: str, last: str) -> None:
-    """The store holds all events up to that one."""
+async def shipped(catalog: Catalog, store: str, ids: Sequence[str]) -> None:
+    """The store holds these events."""
     async with catalog._transaction() as c:
-        await c.execute(SHIPPED, store, last)
+        await c.execute(SHIPPED, store, list(ids))
 
 
-async def take(catalog: Catalog, events: Sequence[Document]) -> None:
-    """Events that a store told; those that are here already stay."""
+async def take(catalog: Catalog, store: str, events: Sequence[Document]) -> None:
+    """Events that a store told; those that are here already stay as they are."""
     async with catalog._transaction() as c:
-        await c.execute(TAKE_AUDIT, list(events))
+        await c.execute(TAKE_AUDIT, list(events), store)
 
 
 def _row(catalog: Catalog, event: Event) -> list[Any]:
