@@ -1,4 +1,4 @@
-"""The native API below ``/api/v1``: the JSON of `archiver list`, the archived bytes, the audit.
+"""The native API below ``/api/v1``: the JSON of `archiver list` and `why`, the archived bytes, the audit.
 
 Refusals are RFC 9457 problems. What is out of scope is not found. A medium's audit event is committed before its first
 byte; its SHA-256 is compared before that, too.
@@ -27,6 +27,7 @@ _SEARCH = (
     "number", "caller", "callee", "agent", "queue", "source", "direction", "state", "flag", "text", "from", "to",
     "longer_than", "shorter_than", "order", "limit", "after",
 )  # fmt: skip
+_EVENTS = ("limit", "after")
 _AUDIT = ("who", "action", "source", "recording", "from", "to", "limit", "after")
 _TITLES = {
     400: "this can't be read",
@@ -73,6 +74,19 @@ class Api:
             return web.Response(status=304, headers={"ETag": tag})
         await self._record(request, "view", document)
         return web.json_response(document, headers={"ETag": tag})
+
+    async def events(self, request: web.Request) -> web.Response:
+        """``GET …/events``: what `why` tells, and who saw and heard it."""
+        given, limit = _given(request, _EVENTS)
+        document, _ = await self._document(request)
+        await self._record(request, "view", document, details={"what": "events"})
+        call = document["source"], document["recording_id"]
+        story = await self.desk.story(request[WHO], *call)
+        if story is None:
+            # Erased since.
+            raise web.HTTPNotFound
+        rows, next_ = await self.desk.heard_by(request[WHO], *call, after=given.get("after"), limit=limit)
+        return _page(request, "audit", rows, next_, story)
 
     async def media(self, request: web.Request) -> web.StreamResponse:
         """``GET …/media/{media_id}``: the archived bytes, or ``?as=wav``: what every browser plays."""
@@ -178,12 +192,14 @@ def _given(request: web.Request, known: tuple[str, ...]) -> tuple[dict[str, str]
     return given, int(told)
 
 
-def _page(request: web.Request, key: str, rows: list[Document], next_: str | None) -> web.Response:
+def _page(
+    request: web.Request, key: str, rows: list[Document], next_: str | None, more: Mapping[str, Any] | None = None
+) -> web.Response:
     address, headers = None, {}
     if next_ is not None:
         address = str(request.rel_url.update_query({"after": next_}))
         headers["Link"] = f'<{address}>; rel="next"'
-    return web.json_response({key: rows, "next": address}, headers=headers)
+    return web.json_response({**(more or {}), key: rows, "next": address}, headers=headers)
 
 
 @cache

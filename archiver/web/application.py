@@ -93,6 +93,7 @@ class Face:
             ("POST", "/me/sessions", self._end_session, LOGGED_IN),
             ("GET", api.PREFIX + "/recordings", self.api.recordings, "find"),
             ("GET", api.PREFIX + "/recordings/{source}/{recording_id}", self.api.recording, "find"),
+            ("GET", api.PREFIX + "/recordings/{source}/{recording_id}/events", self.api.events, "find"),
             ("GET", api.PREFIX + "/recordings/{source}/{recording_id}/media/{media_id}", self.api.media, "hear"),
             ("GET", api.PREFIX + "/audit", self.api.audit, LOGGED_IN),
             ("GET", api.PREFIX + "/openapi.json", self.api.openapi, LOGGED_IN),

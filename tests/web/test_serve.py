@@ -474,12 +474,12 @@ async def test_the_audit_shows_all_to_the_auditor_and_to_others_their_own(face):
 
 
 @contextlib.asynccontextmanager
-async def program(face, role="compliance", *, expires=None, **scope):
+async def program(face, role="compliance", *, expires=None, name="crm", **scope):
     """A client with a token."""
     secret, digest = accounts.new_token()
     made = datetime.now(UTC)
     token = accounts.Account(
-        name="crm", role=role, scope=accounts.Scope(**scope), secret=digest, made=made, expires=expires
+        name=name, role=role, scope=accounts.Scope(**scope), secret=digest, made=made, expires=expires
     )
     face.file.write(accounts.with_token(face.file.read(), token))
     async with aiohttp.ClientSession(face.url, headers={"Authorization": f"Bearer {secret}"}) as session:
@@ -521,6 +521,38 @@ async def test_a_program_finds_calls_reads_one_and_gets_its_bytes(face):
                     assert (got.status, got.headers["Content-Type"]) == (200, "audio/wav")
         status, told, _ = await answer(session, "/api/v1/audit?action=download&limit=500")
         assert {(e["who"], e["means"], e["reason"]) for e in told["events"]} == {("crm", "token", "court")}
+
+
+async def test_a_program_reads_what_happened_to_a_call_and_who_heard_it(face):
+    async with program(face, sources=("branch",)) as session:
+        _, told, _ = await answer(session, "/api/v1/recordings?limit=1")
+        call = told["recordings"][0]
+        address = f"/api/v1/recordings/branch/{call['recording_id']}"
+        for reason in ("one", "two"):
+            bytes_ = f"{address}/media/{call['media'][0]['media_id']}?as=wav"
+            async with session.get(bytes_, headers={"X-Reason": reason}) as got:
+                assert got.status == 200
+        status, told, headers = await answer(session, f"{address}/events?limit=2")
+        assert status == 200
+        story = (await face.place.json("why", "branch", call["recording_id"])) | {"audit": told["audit"]}
+        assert {**story, "next": told["next"]} == told
+        assert [event["what"] for event in told["story"]][:1] == ["first listed"]
+        assert [(e["action"], e["reason"]) for e in told["audit"]] == [("view", None), ("listen", "two")]
+        assert headers["Link"] == f'<{told["next"]}>; rel="next"'
+        assert [e["reason"] for e in (await answer(session, told["next"]))[1]["audit"]] == ["one"]
+        for query in ("limit=0", "after=damaged", "colour=red"):
+            assert (await answer(session, f"{address}/events?{query}"))[0] == 400
+    async with program(face, "supervisor", sources=("hq",)) as session:
+        assert (await answer(session, f"{address}/events"))[0] == 404
+    async with program(face, "supervisor", sources=("branch",), name="other") as session:
+        _, told, _ = await answer(session, f"{address}/events")
+        assert {event["who"] for event in told["audit"]} == {"other"}
+        assert all("listed" in window for window in told["windows"])
+    async with program(face, "supervisor", agents=("*",)) as session:
+        (call, *_) = (await answer(session, "/api/v1/recordings"))[1]["recordings"]
+        _, told, _ = await answer(session, f"/api/v1/recordings/{call['source']}/{call['recording_id']}/events")
+        assert told["windows"]
+        assert not any("listed" in window or "rejected" in window for window in told["windows"])
 
 
 async def test_the_api_refuses_in_problems(face):
@@ -603,8 +635,12 @@ async def test_the_description_names_every_route_of_the_api_and_its_parameters(f
         _, told, _ = await answer(session, "/api/v1/openapi.json")
     described = {("GET", api.PREFIX + path) for path in told["paths"]}
     assert described == {(m, p) for m, p, _ in routes(face) if p.startswith(api.PREFIX) and m != "HEAD"}
-    for path, known in (("/recordings", api._SEARCH), ("/audit", api._AUDIT)):
-        names = {p["name"] for p in told["paths"][path]["get"]["parameters"]}
+    for path, known in (
+        ("/recordings", api._SEARCH),
+        ("/recordings/{source}/{recording_id}/events", api._EVENTS),
+        ("/audit", api._AUDIT),
+    ):
+        names = {p["name"] for p in told["paths"][path]["get"]["parameters"] if p["in"] == "query"}
         assert names == set(known)
 
 
