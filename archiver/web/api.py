@@ -6,6 +6,7 @@ byte; its SHA-256 is compared before that, too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +18,7 @@ from ..errors import ArchiverError
 from . import pages_text
 from .desk import WHO, ArchiveDesk
 from .pages_call import _wanted
-from .pages_desk import Document, Filters
+from .pages_desk import Document, Filters, call_of, not_found
 from .playback import NotPlayable, Playback, Unavailable
 
 PREFIX = "/api/v1"
@@ -67,40 +68,43 @@ class Api:
         return _page(request, "recordings", list(found.rows), found.next)
 
     async def recording(self, request: web.Request) -> web.Response:
-        """``GET /recordings/{source}/{recording_id}``; its ETag is its revision."""
-        document, revision = await self._document(request)
-        tag = f'"{revision}"'
-        if request.headers.get("If-None-Match") == tag:
-            return web.Response(status=304, headers={"ETag": tag})
+        """``GET /recordings/{source}/{recording_id}``; its ETag is made of all that it tells."""
+        document = await call_of(self.desk, request, request[WHO])
         await self._record(request, "view", document)
-        return web.json_response(document, headers={"ETag": tag})
+        body = json.dumps(document).encode()
+        # The revision alone does not change when a copy is read back.
+        tag = hashlib.sha256(body).hexdigest()[:32]
+        headers = {"ETag": f'"{tag}"'}
+        if {known.value for known in request.if_none_match or ()} & {tag, "*"}:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type="application/json", charset="utf-8", headers=headers)
 
     async def events(self, request: web.Request) -> web.Response:
         """``GET …/events``: what `why` tells, and who saw and heard it."""
         given, limit = _given(request, _EVENTS)
-        document, _ = await self._document(request)
+        document = await call_of(self.desk, request, request[WHO])
         await self._record(request, "view", document, details={"what": "events"})
         call = document["source"], document["recording_id"]
         story = await self.desk.story(request[WHO], *call)
         if story is None:
             # Erased since.
-            raise web.HTTPNotFound
+            raise await not_found(self.desk, request)
         rows, next_ = await self.desk.heard_by(request[WHO], *call, after=given.get("after"), limit=limit)
         return _page(request, "audit", rows, next_, story)
 
     async def media(self, request: web.Request) -> web.StreamResponse:
         """``GET …/media/{media_id}``: the archived bytes, or ``?as=wav``: what every browser plays."""
         who = request[WHO]
-        document, _ = await self._document(request)
+        document = await call_of(self.desk, request, request[WHO])
         media_id = request.match_info["media_id"]
         medium = next((m for m in document["media"] if m["media_id"] == media_id and m["state"] == "archived"), None)
         if medium is None:
-            raise web.HTTPNotFound
+            raise await not_found(self.desk, request)
         shape = request.query.get("as")
         if shape not in (None, "wav"):
             raise ValueError('"as" knows wav; without it the archived bytes come')
         if shape is None and not self.desk.may(who, "download"):
-            await self.desk.record(request, "access.denied", details={"path": request.path}, outcome="denied")
+            await self._record(request, "access.denied", document, details={"path": request.path}, outcome="denied")
             raise web.HTTPForbidden
         reason = pages_text.clean(request.headers.get("X-Reason", "")).strip()[:500]
         if self.desk.reason(who) == "required" and not reason:
@@ -146,13 +150,6 @@ class Api:
         """``GET /openapi.json``."""
         return web.json_response(description())
 
-    async def _document(self, request: web.Request) -> tuple[Document, int]:
-        source, recording_id = request.match_info["source"], request.match_info["recording_id"]
-        found = await self.desk.catalog.call(self.desk.limits(request[WHO]), source, recording_id)
-        if found is None:
-            raise web.HTTPNotFound
-        return found
-
     async def _record(
         self,
         request: web.Request,
@@ -161,9 +158,10 @@ class Api:
         *,
         reason: str = "",
         details: Mapping[str, Any] | None = None,
+        outcome: str = "ok",
     ) -> None:
         call = {"source": document["source"], "recording_id": document["recording_id"]}
-        await self.desk.record(request, action, **call, reason=reason or None, details=details)
+        await self.desk.record(request, action, **call, reason=reason or None, details=details, outcome=outcome)
 
 
 def refused(error: Exception) -> web.Response:

@@ -22,6 +22,7 @@ from ..errors import ArchiverError, CatalogDown, ConfigError
 from . import accounts, api, pages, pages_own, pages_search
 from .desk import IDLE, LONGEST, WHO, ArchiveDesk, Who, address_of
 from .pages_call import Calls
+from .pages_desk import asked
 from .pages_text import N_, clean
 from .playback import Playback
 
@@ -162,7 +163,7 @@ class Face:
             raise web.HTTPNotFound
         request[WHO] = who
         if right != LOGGED_IN and not self.desk.may(who, right):
-            await self.desk.record(request, "access.denied", details={"path": request.path}, outcome="denied")
+            await self.desk.record(request, "access.denied", **asked(request), outcome="denied")
             raise web.HTTPForbidden
         return await handler(request)
 

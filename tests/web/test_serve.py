@@ -352,6 +352,46 @@ async def test_what_is_out_of_scope_is_nowhere(face):
             assert (await page(session, call))[0] == 404
 
 
+async def test_whoever_asks_for_a_call_that_is_not_theirs_or_nowhere_is_written_down_alike(face):
+    async with somebody(face, "ada") as session:
+        hidden = (await calls(session, "/?source=branch"))[0].removeprefix("/calls/branch/")
+        (known, *_) = await calls(session, "/?source=hq")
+    told = []
+    for recording_id in (hidden, "none"):
+        said = []
+        async with somebody(face, "bea") as session:
+            path = f"/calls/branch/{recording_id}"
+            for method, address in (("GET", path), ("POST", f"{path}/listen")):
+                async with session.request(method, address, data={"reason": "x"}) as got:
+                    shown = re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "TIME", await got.text())
+                    said.append((got.status, shown.replace(recording_id, "ID")))
+        async with program(face, "compliance", sources=("hq",)) as session:
+            path = f"/api/v1/recordings/branch/{recording_id}"
+            for more in ("", "/events", "/media/audio"):
+                async with session.get(path + more, headers={"X-Reason": "x"}) as got:
+                    said.append((got.status, await got.text()))
+        assert {status for status, _ in said} == {404}
+        rows = await events(face.place, action="access.denied", source="branch", recording_id=recording_id)
+        seen = [(row["who"], row["outcome"], row["details"].replace(recording_id, "ID")) for row in rows]
+        assert [who for who, *_ in seen] == ["bea", "bea", "crm", "crm", "crm"]
+        told.append((said, seen))
+    for one, other in zip(*told, strict=True):
+        assert one == other
+    form = {"reason": "x", "media_id": "none"}
+    async with somebody(face, "ada") as session, session.post(f"{known}/download", data=form) as got:
+        assert got.status == 404
+    (row,) = await events(face.place, action="access.denied", who="ada")
+    assert (row["source"], row["outcome"]) == ("hq", "not found")
+
+
+async def test_who_asks_for_a_call_without_the_right_is_found_at_that_call(face):
+    async with somebody(face, "emil") as session:
+        assert (await page(session, "/calls/hq/x"))[0] == 403
+        assert (await page(session, "/calls/hq/" + "x" * 3000))[0] == 403
+    rows = await events(face.place, action="access.denied", who="emil", outcome="denied")
+    assert [(row["source"], row["recording_id"]) for row in rows] == [("hq", "x"), ("hq", "x" * 500)]
+
+
 async def test_search_finds_by_number_agent_and_word_and_pages_to_the_end(face, monkeypatch):
     async with somebody(face, "ada") as session:
         everything = await calls(session)
@@ -521,6 +561,23 @@ async def test_a_program_finds_calls_reads_one_and_gets_its_bytes(face):
                     assert (got.status, got.headers["Content-Type"]) == (200, "audio/wav")
         status, told, _ = await answer(session, "/api/v1/audit?action=download&limit=500")
         assert {(e["who"], e["means"], e["reason"]) for e in told["events"]} == {("crm", "token", "court")}
+
+
+async def test_a_call_is_another_for_a_program_when_a_copy_was_read_back(face):
+    async with program(face) as session:
+        (call, *_) = (await answer(session, "/api/v1/recordings"))[1]["recordings"]
+        address = f"/api/v1/recordings/{call['source']}/{call['recording_id']}"
+        _, one, headers = await answer(session, address)
+        known = {"If-None-Match": f'"x", W/{headers["ETag"]}'}
+        async with session.get(address, headers=known) as got:
+            assert (got.status, got.headers["ETag"], await got.read()) == (304, headers["ETag"], b"")
+        # Also this is looking at a call.
+        assert len(await events(face.place, action="view", recording_id=call["recording_id"])) == 2
+        connection = await asyncpg.connect(face.place.database)
+        await connection.execute("UPDATE copies SET verified_at = now() WHERE recording_id = $1", call["recording_id"])
+        await connection.close()
+        async with session.get(address, headers=known) as got:
+            assert (got.status, await got.json() == one) == (200, False)
 
 
 async def test_a_program_reads_what_happened_to_a_call_and_who_heard_it(face):
