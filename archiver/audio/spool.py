@@ -15,6 +15,7 @@ from typing import BinaryIO, Self
 import structlog
 
 from ..common.room import lacking
+from ..common.words import reason_of
 from ..errors import SpoolDown
 from ..model import Body
 
@@ -176,4 +177,4 @@ async def _in_thread(step: Callable[[], object]) -> None:
         await asyncio.wait([task])
         raise
     except OSError as error:
-        raise SpoolDown(f"the spool in data_dir can't be written: {error.strerror or error}") from error
+        raise SpoolDown(f"the spool in data_dir can't be written: {reason_of(error)}") from error

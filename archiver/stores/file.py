@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
 
 from ..common.room import lacking
+from ..common.words import reason_of
 from ..errors import ArchiverError, ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body, Receipt
 from ..ports import Sink
@@ -358,7 +359,7 @@ class FileStore:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> StoreError:
-        said = error.strerror or str(error)
+        said = reason_of(error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return StoreFull(f"the disk under {self.options.path} is full ({said})")
         if error.errno == errno.EROFS:

@@ -28,6 +28,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring  # for writing; 
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from ..common.words import one_line, reason_of
 from ..errors import (
     ObjectFailed,
     Scope,
@@ -44,7 +45,7 @@ from ..ports import Sink
 from ..settings.options import Size, StoreOptions, Strict
 from ..wire.exchange import Answer
 from ..wire.sigv4 import Signer
-from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
+from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, read_xml
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 
 _XML_LIMIT = 16 << 20
@@ -766,7 +767,7 @@ class S3Store:
         if mode is None or until is None:
             return "not locked against deletion"
         if mode not in {lock.mode, "COMPLIANCE"}:
-            return f"locked as {printable(mode, 20)} in place of {lock.mode}"
+            return f"locked as {one_line(mode, 20)} in place of {lock.mode}"
         if wanted - until > _LOCK_SLACK:
             return f"locked until {until:%Y-%m-%d} in place of {wanted:%Y-%m-%d}"
         return None
@@ -893,7 +894,7 @@ class S3Store:
                 return None, None, None
             frozen = self._credentials.get_frozen_credentials()
         except BotoCoreError as error:
-            raise StoreRefused(f"no credentials: {printable(str(error))}") from None
+            raise StoreRefused(f"no credentials: {reason_of(error)}") from None
         return frozen.access_key, frozen.secret_key, frozen.token
 
 
@@ -1076,4 +1077,4 @@ async def _read_problem(response: Answer, signer: Signer) -> _Problem:
 
 def _problem(status: int, answer: Element, region: str | None) -> _Problem:
     code, message = answer.findtext("Code") or "", answer.findtext("Message") or ""
-    return _Problem(status, printable(code, 60), printable(message), region)
+    return _Problem(status, one_line(code, 60), one_line(message, 200), region)

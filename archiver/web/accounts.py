@@ -23,7 +23,7 @@ from typing import Any, Literal
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from ..common.words import nearest
+from ..common.words import nearest, reason_of
 from ..errors import ConfigError
 
 ROLES = ("agent", "supervisor", "compliance", "auditor", "admin")
@@ -108,7 +108,7 @@ class AccountsFile:
         except FileNotFoundError:
             self._held, self._seen = Accounts(), ()
         except OSError as error:
-            raise ConfigError([f"{self.path}: can't be read: {error.strerror}"]) from None
+            raise ConfigError([f"{self.path}: can't be read: {reason_of(error)}"]) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError([f"{self.path}: is no file of accounts: {error}"]) from None
         return self._held

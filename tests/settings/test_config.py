@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from archiver.errors import ConfigError
-from archiver.settings import config as module
+from archiver.settings import config as configuration
+from archiver.settings import loaded
+from archiver.settings import tables as settings_tables
 from archiver.settings.config import Changes, Config, diff, find, kinds, load, warnings
 from archiver.settings.options import SourceOptions, StoreOptions
 
-EXAMPLE = Path(__file__).parents[1] / "config" / "archiver.toml"
+EXAMPLE = Path(__file__).parents[2] / "config" / "archiver.toml"
 STORE = '[stores.disk]\nkind = "file"\npath = "calls"\n'
 SOURCE = '[sources.hq]\nkind = "chronicall"\nbase_url = "http://10.0.0.1:9080"\n'
 TOKEN = 'token = "hunter2-token"\n'
@@ -189,9 +191,9 @@ def test_a_working_directory_that_may_not_be_looked_into_is_passed_over(write, t
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", refuse)
-    monkeypatch.setattr(module, "_PLACES", ("archiver.toml", str(usual)))
+    monkeypatch.setattr(configuration, "_PLACES", ("archiver.toml", str(usual)))
     assert find() == usual
-    monkeypatch.setattr(module, "_PLACES", ("archiver.toml", str(closed / "archiver.toml")))
+    monkeypatch.setattr(configuration, "_PLACES", ("archiver.toml", str(closed / "archiver.toml")))
     with pytest.raises(ConfigError, match="you may not look there; run as root or as the service's user"):
         find()
 
@@ -199,7 +201,7 @@ def test_a_working_directory_that_may_not_be_looked_into_is_passed_over(write, t
 def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("ARCHIVER_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_PLACES", ("archiver.toml",))
+    monkeypatch.setattr(configuration, "_PLACES", ("archiver.toml",))
     with pytest.raises(
         ConfigError,
         match=r"^there is no config file \(archiver\.toml\): `archiver init` writes one; --config names another$",
@@ -497,14 +499,14 @@ class Wrong:
 @pytest.fixture
 def third_party(monkeypatch):
     monkeypatch.setitem(sys.modules, "third_party_kinds", sys.modules[__name__])
-    ours = module.entry_points
+    ours = loaded.entry_points
 
     def entry_points(group: str) -> list[EntryPoint]:
         names = {"third": "ThirdParty", "wrong": "Wrong", "absent": "Absent"}
         theirs = [EntryPoint(name, f"third_party_kinds:{cls}", group) for name, cls in names.items()]
         return [*ours(group=group), *theirs, EntryPoint("broken", "no.such.module:X", group)]
 
-    monkeypatch.setattr(module, "entry_points", entry_points)
+    monkeypatch.setattr(loaded, "entry_points", entry_points)
 
 
 def test_the_five_sources_and_three_stores_are_found():
@@ -544,9 +546,16 @@ def test_a_reload_names_what_was_added_removed_and_changed(write):
     assert not diff(old, old)
     # The defaults, spelt out, change nothing.
     assert not diff(old, load(write('transfers = 32\nlog_level = "info"\n' + VALID + 'poll = "5m"\n' + second)))
-    new = load(write("transfers = 3\n" + VALID.replace("hunter2", "hunter3") + SOURCE.replace("hq", "c") + TOKEN))
+    new = load(
+        write(
+            'transfers = 3\nreserve = "1GiB"\n'
+            + VALID.replace("hunter2", "hunter3")
+            + SOURCE.replace("hq", "c")
+            + TOKEN
+        )
+    )
     assert diff(old, new) == Changes(
-        sources_added=("c",), sources_removed=("b",), sources_changed=("hq",), settings_changed=("transfers",)
+        sources_added=("c",), sources_removed=("b",), sources_changed=("hq",), settings_changed=("transfers", "reserve")
     )
 
 
@@ -627,10 +636,10 @@ def test_the_example_holds_no_line_that_is_neither_option_nor_prose():
 
 def test_the_example_shows_every_option_of_every_installed_kind():
     document = tomllib.loads(uncommented(EXAMPLE.read_text()))
-    assert document.keys() == module._Top.model_fields.keys() | {"stores", "sources"}
-    assert document["database"].keys() == module._Database.model_fields.keys()
-    assert document["http"].keys() == module._Http.model_fields.keys()
-    assert document["web"].keys() == module.Web.model_fields.keys()
+    assert document.keys() == settings_tables.Top.model_fields.keys() | {"stores", "sources"}
+    assert document["database"].keys() == settings_tables.Database.model_fields.keys()
+    assert document["http"].keys() == settings_tables.Http.model_fields.keys()
+    assert document["web"].keys() == settings_tables.Web.model_fields.keys()
     for section, base in (("sources", SourceOptions), ("stores", StoreOptions)):
         tables = list(document[section].values())
         everywhere = set().union(*tables)

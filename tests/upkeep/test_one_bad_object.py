@@ -63,7 +63,7 @@ async def check(rig: Rig, store: str, **how):
     engine = rig.archive.engine()
     reader = wiring.verifier(rig.archive, engine, store)
     reader.even_if_empty = how.pop("even_if_empty", False)
-    async with engine.sharing():
+    async with engine.shares.sharing():
         return await reader.stalest(**how)
 
 
@@ -181,7 +181,7 @@ async def test_the_daemons_cycle_goes_on_behind_a_copy_that_cant_be_read_and_com
 
         async def due():
             engine = rig.archive.engine()
-            async with engine.sharing():
+            async with engine.shares.sharing():
                 return await wiring.verifier(rig.archive, engine, "cloud").due(VerifyOptions(cycle=8 * DAY))
 
         rig.advance(100 * DAY)
@@ -282,7 +282,7 @@ async def test_the_daemon_tells_a_store_again_what_it_lost_and_searches_all_mani
         async def due_after(hours: int):
             rig.advance(timedelta(hours=hours))
             engine = rig.archive.engine()
-            async with engine.sharing():
+            async with engine.shares.sharing():
                 found = await wiring.verifier(rig.archive, engine, "disk").due(VerifyOptions(cycle=timedelta(hours=8)))
             assert found.read == 12
             return found.undescribed, found.described
@@ -618,7 +618,7 @@ HOURS = Window(NOON - timedelta(hours=6), NOON - timedelta(minutes=2))
 
 async def compared(rig: Rig, wanted: Window = HOURS, **how) -> Reconciled:
     engine = rig.archive.engine()
-    async with engine.sharing(), engine.lending("pbx"):
+    async with engine.shares.sharing(), engine.shares.lending("pbx"):
         return await reconcile(rig.feed, rig.catalog, wanted, pause=0.001, **{"dry_run": True, **how})
 
 

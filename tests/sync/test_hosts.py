@@ -35,8 +35,8 @@ DAEMON = """
 import sys
 from datetime import timedelta
 from archiver.catalog import database
-from archiver.sync import engine
-engine.LEASE, engine.SHARE = timedelta(seconds=6), timedelta(seconds=4)
+from archiver.sync import engine, shares
+engine.LEASE, shares.SHARE = timedelta(seconds=6), timedelta(seconds=4)
 database.KEEPALIVES = {name: str(max(int(value) // 5, 1)) for name, value in database.KEEPALIVES.items()}
 from archiver.cli import main
 sys.argv = ["archiver", *sys.argv[1:]]

@@ -225,7 +225,7 @@ def holder(spool):
     """Another process with a file in the same spool."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(spool.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.readline()

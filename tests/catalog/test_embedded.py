@@ -72,7 +72,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
 
@@ -463,7 +463,7 @@ def test_all_of_this_holds_for_an_ordinary_user():
              "--ambient-caps", "+dac_read_search",
              sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
              "--basetemp", f"{home}/pytest", __file__],
-            cwd=Path(__file__).parents[1], env={"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": "/tmp"},
+            cwd=Path(__file__).parents[2], env={"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": "/tmp"},
             capture_output=True, text=True, timeout=230, check=False,
         )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]

@@ -9,7 +9,7 @@ import pytest
 from archiver.settings.config import kinds
 from archiver.settings.options import duration, rate
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "sources.md").read_text("utf-8")
 PACKAGE = DOCS.parent / "archiver"
 #: What the options need beside what a row names.

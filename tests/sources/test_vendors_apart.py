@@ -7,7 +7,7 @@ import pytest
 
 from archiver.settings.config import kinds
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = sorted(kinds("archiver.sources"))
 #: Where each vendor's own files lie; tests, docs and the example config name vendors too.
 OWN = [ROOT / "archiver" / folder for folder in ("sources", "simulators")]

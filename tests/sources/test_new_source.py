@@ -13,7 +13,7 @@ import pytest
 from archiver.ports import Store
 from archiver.testing.stores import StoreContract
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "acme"
 DOCUMENT = (ROOT / "docs" / "new-source.md").read_text("utf-8")
 

@@ -16,7 +16,7 @@ from archiver.simulators.imagicle import ImagicleSimulator
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from tests.engine import HOUR, MINUTE, archiving, assert_archived, kinds
-from tests.test_week import TickingClock
+from tests.sync.test_week import TickingClock
 
 YEAR = 2024
 #: Not a divisor of an hour, so that windows end anywhere in it.

@@ -14,9 +14,10 @@ from archiver.model import State
 from archiver.proof import manifests
 from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
-from archiver.sync import engine, transfer
+from archiver.sync import engine, shares, transfer
 from archiver.sync.commit import describe_changes
 from archiver.sync.engine import Engine
+from archiver.sync.lane import Lane
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving, assert_archived, audio_requests, eventually
 from tests.factories import NOON
 
@@ -85,7 +86,7 @@ def killed(at_work: Engine, run: asyncio.Task) -> None:
 @pytest.fixture
 def _short_shares(monkeypatch):
     """A newcomer's share comes after half a second, not after five."""
-    monkeypatch.setattr(engine, "SHARE", 2 * SECOND)
+    monkeypatch.setattr(shares, "SHARE", 2 * SECOND)
 
 
 @pytest.mark.usefixtures("_short_shares")
@@ -115,8 +116,8 @@ async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew
     tmp_path, database, monkeypatch
 ):
     """Also where nobody heard of it, as while the connection that listens is made anew."""
-    monkeypatch.setattr(engine, "SHARE", HOUR)
-    monkeypatch.setattr(Engine, "_unsettle", lambda self, name: None)
+    monkeypatch.setattr(shares, "SHARE", HOUR)
+    monkeypatch.setattr(shares.Shares, "take_soon", lambda self, name: None)
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
     async with processes(2, tmp_path, database, sim, concurrency=4, timeout="60s") as (one, other), one.running():
@@ -133,7 +134,7 @@ async def test_a_newcomer_gets_its_share_without_waiting_for_the_others_to_renew
 
 
 async def test_shares_are_settled_at_once_when_one_comes_and_when_it_leaves(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(engine, "SHARE", HOUR)
+    monkeypatch.setattr(shares, "SHARE", HOUR)
     monkeypatch.setattr(engine, "ALIVE", HOUR.total_seconds())
     sim = a_recorder(Watched, 400, live=True, longest=2.0)
     sim.open.clear()
@@ -161,8 +162,8 @@ async def test_what_may_begin_while_a_share_is_asked_for_is_nobody_else_s(tmp_pa
     sim = a_recorder(Watched, 1)
     async with processes(2, tmp_path, database, sim, concurrency=4) as (one, other):
         asking, newcomer = (rig.archive.engine() for rig in (one, other))
-        await asking._share(["pbx"])
-        await newcomer._share(["pbx"])
+        await asking.shares.take(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (4, 0)
         answered, go_on, share = asyncio.Event(), asyncio.Event(), asking.catalog.share
 
@@ -173,16 +174,16 @@ async def test_what_may_begin_while_a_share_is_asked_for_is_nobody_else_s(tmp_pa
             return shares
 
         monkeypatch.setattr(asking.catalog, "share", slowly)
-        task = asyncio.create_task(asking._share(["pbx"]))
+        task = asyncio.create_task(asking.shares.take(["pbx"]))
         await answered.wait()
-        await newcomer._share(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert one.feed.gate.limit + other.feed.gate.limit == 4
         go_on.set()
         await task
-        await newcomer._share(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 0)
-        await asking._share(["pbx"])
-        await newcomer._share(["pbx"])
+        await asking.shares.take(["pbx"])
+        await newcomer.shares.take(["pbx"])
         assert (one.feed.gate.limit, other.feed.gate.limit) == (2, 2)
 
 
@@ -212,14 +213,14 @@ async def test_a_source_that_leaves_while_claims_are_prepared_ends_nothing(tmp_p
     sim = a_recorder(Watched, 1)
     async with processes(1, tmp_path, database, sim, concurrency=4) as (one,):
         at_work = one.archive.engine()
-        await at_work._share(["pbx"])
-        at_work.lanes = {name: engine.Lane(one.feed, due_at=NOON) for name in ("pbx", "branch")}
+        await at_work.shares.take(["pbx"])
+        at_work.lanes |= {name: Lane(one.feed, due_at=NOON) for name in ("pbx", "branch")}
 
         async def share(names):
             assert names == ["branch"]
             await at_work.remove("pbx")
 
-        monkeypatch.setattr(at_work, "_share", share)
+        monkeypatch.setattr(at_work.shares, "take", share)
         assert await at_work._claim() == 0
         assert list(at_work.lanes) == ["branch"]
 
@@ -266,10 +267,10 @@ async def test_what_a_killed_process_had_in_hand_comes_back_after_its_lease(tmp_
         sim.open.set()
 
         # Its share of the source goes first, its media later.
-        clock.advance(engine.SHARE + SECOND)
+        clock.advance(shares.SHARE + SECOND)
         await other.transfer()
         assert await other.states() == {"archived": 40 - in_hand, "pending": in_hand}
-        clock.advance(engine.LEASE - engine.SHARE - 2 * SECOND)
+        clock.advance(engine.LEASE - shares.SHARE - 2 * SECOND)
         await other.transfer()
         assert (await other.states())["pending"] == in_hand
         clock.advance(2 * SECOND)
@@ -368,7 +369,7 @@ async def test_a_process_without_a_share_does_not_hold_the_listing_up(tmp_path, 
     async with (
         asyncio.timeout(10),
         processes(2, tmp_path, database, sim, clock, concurrency=1) as (first, second),
-        first.archive.engine().polling("pbx"),
+        first.archive.engine().shares.polling("pbx"),
     ):
         assert first.feed.gate.limit == 1
         report = await second.poll()
@@ -406,7 +407,7 @@ async def test_the_lock_of_a_process_that_dies_while_it_lists_is_free_at_once(tm
         sim.fault("stall", "list")
         listing = asyncio.create_task(dying.poll())
         await eventually(lambda: _truly(sim.running == 1))
-        clock.advance(engine.SHARE + SECOND)
+        clock.advance(shares.SHARE + SECOND)
         assert (await other.poll()).busy
         assert other.feed.gate.limit > 0
         # As the kernel does it for a killed process: its connections are closed.

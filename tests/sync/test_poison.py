@@ -92,7 +92,7 @@ async def test_recordings_that_can_t_be_had_keep_no_other_waiting(fault, value, 
 
 
 async def test_a_recorder_that_is_slow_is_learnt_and_loses_few_first_attempts(tmp_path, database, monkeypatch):
-    monkeypatch.setattr("archiver.sync.transfer.HURRIED_LEAST", 0.1)
+    monkeypatch.setattr("archiver.sync.transfer.PATIENCE_LEAST", 0.1)
     sim = ImagicleSimulator()
     sim.add_calls(sim.clock.now() - DAY, sim.clock.now() - HOUR, 16)
     sim.fault("drip", "audio", times=-1, value=0.2)
@@ -102,7 +102,7 @@ async def test_a_recorder_that_is_slow_is_learnt_and_loses_few_first_attempts(tm
         # Five give way, and three beside them, before it counts as slow; with the first that comes its pace is known.
         requests = sum(seen.on == "audio" for seen in sim.seen)
         assert 16 < requests <= 16 + 8
-        assert rig.feed.stillness > 0.15
+        assert rig.feed.longest_pause > 0.15
 
 
 async def _archived(rig: Rig, count: int) -> bool:

@@ -17,7 +17,7 @@ from archiver.stores.webdav import WebDavOptions, WebDavStore
 from archiver.wire.recorder import Client
 from archiver.wire.tls import BadFile
 from tests.certificates import a_house
-from tests.test_http import answer, get, old_server, serving
+from tests.wire.test_http import answer, get, old_server, serving
 
 
 @pytest.fixture(scope="module")

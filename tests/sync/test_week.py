@@ -116,7 +116,7 @@ class Week:
 
     async def look(self) -> None:
         async def polled(name: str) -> None:
-            async with self.engine.polling(name):
+            async with self.engine.shares.polling(name):
                 await poll.poll(self.rig.archive.feeds[name], self.rig.catalog, pause=0.001)
 
         async with asyncio.TaskGroup() as group:

@@ -37,7 +37,7 @@ async def check(rig: Rig, store: str, *, even_if_empty: bool = False, **how):
     engine = rig.archive.engine()
     reader = wiring.verifier(rig.archive, engine, store)
     reader.even_if_empty = even_if_empty
-    async with engine.sharing():
+    async with engine.shares.sharing():
         return await reader.stalest(**how)
 
 
@@ -306,7 +306,7 @@ async def test_gone_and_metadata_changes_survive_a_rebuild(tmp_path, database):
 async def test_when_copies_were_verified_survives_a_rebuild_from_any_store(tmp_path, database):
     async with archived(tmp_path, database, stores=two(tmp_path)) as rig:
         await check(rig, "one")
-        await commit.tell_verified(rig.archive.feeds, rig.catalog)
+        await commit.write_verified(rig.archive.feeds, rig.catalog)
         before, after, *_ = await remade(rig, database, "two")
         assert before == after
         copies = [c for row in after for m in json.loads(row)["media"] for c in m["copies"]]

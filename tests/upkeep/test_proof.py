@@ -67,7 +67,7 @@ async def archived(folder, database, calls=6, clock=None, **how):
 async def due(rig: Rig, store: str = "disk", **options):
     """One beat of the daemon's verify job."""
     engine = rig.archive.engine()
-    async with engine.sharing():
+    async with engine.shares.sharing():
         return await wiring.verifier(rig.archive, engine, store).due(VerifyOptions(**options))
 
 
@@ -125,7 +125,7 @@ async def test_a_lost_or_short_object_lock_is_found_and_set_again(tmp_path, data
             await other.close()
         assert isinstance(outlet.store, Locks)
         engine = rig.archive.engine()
-        async with engine.sharing():
+        async with engine.shares.sharing():
             found = await wiring.verifier(rig.archive, engine, "vault").stalest()
         assert (found.read, found.good, found.bad, found.repaired) == (3, 1, 2, 2)
         status = await rig.status()
@@ -194,7 +194,7 @@ async def test_a_repair_from_the_source_waits_for_a_share_of_its_concurrency(tmp
         other = await Catalog.open(database)
         assert await other.share({"pbx": (1, 1)}, DAY) == {"pbx": 1}
         engine = rig.archive.engine()
-        async with engine.sharing():
+        async with engine.shares.sharing():
             reading = asyncio.create_task(wiring.verifier(rig.archive, engine, "disk").stalest())
             await eventually(lambda: waiting(rig), every=0.2)
             assert rig.sim.count("audio") == 1

@@ -20,7 +20,7 @@ from tests.certificates import a_house, presenting
 from tests.proxy import ForwardProxy
 from tests.servers import free_ports
 from tests.stores.rude import RudeDav
-from tests.test_http import answer, get, serving
+from tests.wire.test_http import answer, get, serving
 
 
 @pytest.fixture(autouse=True)

@@ -374,7 +374,7 @@ class Host:
 
     async def describe(self) -> None:
         await commit.describe_changes({"pbx": self.feed}, self.catalog)
-        await commit.tell_ledgers({"pbx": self.feed}, self.catalog)
+        await commit.write_ledgers({"pbx": self.feed}, self.catalog)
 
 
 class _Counted:
