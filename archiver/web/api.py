@@ -143,6 +143,7 @@ class Api:
         """``GET /audit``: of all for who may see that, else one's own."""
         given, limit = _given(request, _AUDIT)
         after = given.pop("after", None)
+        await self.desk.record(request, "audit.read", details=given)
         rows, next_ = await self.desk.events(request[WHO], Filters(values=given, after=after), limit)
         return _page(request, "events", rows, next_)
 

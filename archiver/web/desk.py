@@ -218,10 +218,12 @@ class ArchiveDesk:
         return Found(rows=rows, next=next_)
 
     async def events(self, who: Reader, filters: Filters, limit: int = PAGE) -> tuple[list[Document], str | None]:
-        """What was written down, of all for who may see that, else one's own; and where the next page begins."""
+        """What was written down, of all in scope for who may see that, else one's own; where the next page begins."""
         told = filters.values
+        every = self.may(who, "audit")
         return await self.catalog.audit(
-            who=told.get("who") if self.may(who, "audit") else who.name,
+            who=told.get("who") if every else who.name,
+            seen_by=(self.limits(who), who.name) if every else None,
             action=told.get("action"),
             start=_moment(told, "from"),
             end=_moment(told, "to"),
@@ -238,6 +240,8 @@ class ArchiveDesk:
                 "name": t.name,
                 "role": t.role,
                 "sources": t.scope.sources,
+                "queues": t.scope.queues,
+                "agents": t.scope.agents,
                 "made": t.made,
                 "expires": t.expires,
                 "used": None,
