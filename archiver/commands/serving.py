@@ -130,7 +130,7 @@ def _me() -> str:
 _role = click.option("--role", required=True, help="agent, supervisor, compliance, auditor or admin.")
 _sources = click.option("--source", "sources", type=SOURCE, multiple=True, help="Only calls of this source.")
 _queues = click.option("--queue", "queues", multiple=True, help="Only calls of this queue; * is a wildcard.")
-_agents = click.option("--agent", "agents", multiple=True, help="Only calls of this agent: number, name or user, * allowed.")
+_agents = click.option("--agent", "agents", multiple=True, help="Only calls of this agent: number, name or user.")
 _password_file = click.option("--password-file", type=click.File("r"), help="Its first line; - for a pipe.")
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import ArchiverError
 from . import pages_text
@@ -30,6 +31,8 @@ _SEARCH = (
 )  # fmt: skip
 _EVENTS = ("limit", "after")
 _AUDIT = ("who", "action", "source", "recording", "from", "to", "limit", "after")
+#: An empty text or time is as none; but these are a number or one of some words.
+_NEVER_EMPTY = ("limit", "order", "direction", "state", "flag")
 _TITLES = {
     400: "this can't be read",
     401: "not authenticated: Authorization: Bearer TOKEN (archiver token add)",
@@ -43,12 +46,19 @@ _TITLES = {
 }
 
 
-def problem(status: int, detail: str = "") -> web.Response:
-    """A refusal, as RFC 9457 has it."""
+class _WhileItIsThere(web.FileResponse):
+    """A file that is gone when the handler has returned: aiohttp prepares each answer once more then."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None if self.prepared else await super().prepare(request)
+
+
+def problem(status: int, detail: str = "", allow: str | None = None) -> web.Response:
+    """A refusal, as RFC 9457 has it. ``allow``: the methods that there are."""
     told: Document = {"type": "about:blank", "title": _TITLES.get(status, "that did not work"), "status": status}
     if detail:
         told["detail"] = detail
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Allow": allow} if allow else None
     return web.json_response(told, status=status, content_type="application/problem+json", headers=headers)
 
 
@@ -118,15 +128,14 @@ class Api:
                     if body.path is None:
                         return web.Response(body=body.read(), content_type="application/octet-stream")
                     kind = medium.get("content_type") or "application/octet-stream"
-                    response = web.FileResponse(body.path, headers={"Content-Type": kind})
-                    # Sent while the file is there.
+                    response = _WhileItIsThere(body.path, headers={"Content-Type": kind})
                     await response.prepare(request)
                     return response
             clear = self.desk.clear(document, media_id)
             if clear is not None:
                 playable = await self.playback.private(wanted, reads, clear)
                 try:
-                    response = web.FileResponse(playable.path, headers={"Content-Type": playable.content_type})
+                    response = _WhileItIsThere(playable.path, headers={"Content-Type": playable.content_type})
                     await response.prepare(request)
                     return response
                 finally:
@@ -168,7 +177,7 @@ class Api:
 def refused(error: Exception) -> web.Response:
     """What a handler raised, as a problem."""
     if isinstance(error, web.HTTPException):
-        return problem(error.status)
+        return problem(error.status, allow=error.headers.get("Allow"))
     if isinstance(error, ValueError):
         return problem(400, str(error))
     return problem(503 if isinstance(error, ArchiverError) else 500)
@@ -179,6 +188,8 @@ def _given(request: web.Request, known: tuple[str, ...]) -> tuple[dict[str, str]
     for name in request.query:
         if name not in known:
             raise ValueError(f'there is no parameter "{name}"; there are {", ".join(known)}')
+        if name in _NEVER_EMPTY and not request.query[name]:
+            raise ValueError(f"{name} is empty")
     given = {name: request.query[name] for name in known if request.query.get(name)}
     told = given.pop("limit", str(PAGE))
     if not told.isascii() or not told.isdigit() or not 1 <= int(told[:9]) <= MOST:

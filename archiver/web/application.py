@@ -121,7 +121,10 @@ class Face:
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return self._problem(request, error.status, (error.text or "") if error.status == 503 else "")
+            response = self._problem(request, error.status, (error.text or "") if error.status == 503 else "")
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
         except CatalogDown as error:
             log.warning("face.no_database", error=str(error))
             said = N_("The database of the archive can't be reached.")

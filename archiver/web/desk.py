@@ -208,8 +208,7 @@ class ArchiveDesk:
         Raises ValueError for a bad place.
         """
         mine = None if who.role in ("compliance", "auditor") else who.name
-        call = {"source": source, "recording_id": recording_id}
-        return await self.catalog.audit(**call, who=mine, after=after, limit=limit)
+        return await self.catalog.audit(source=source, recording_id=recording_id, who=mine, after=after, limit=limit)
 
     async def audit(self, who: Reader, filters: Filters) -> Found:
         rows, next_ = await self.events(who, filters)
