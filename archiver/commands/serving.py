@@ -46,7 +46,7 @@ def serve(listen: str | None) -> None:
         where = listen_address(listen) if listen else None
     except ValueError as error:
         raise click.UsageError(f"--listen: {listen} {error}") from None
-    config = load(quiet=False)
+    config = load(quiet=False, asks_recorders=False)
     run(serving.serve(config, where, lambda address: click.echo(f"open {address}", err=True)), code=0)
 
 
@@ -60,7 +60,7 @@ def _file() -> tuple[AccountsFile, Any]:
     _need()
     from ..web.desk import accounts_file
 
-    config = load()
+    config = load(asks_recorders=False)
     return accounts_file(config), config
 
 
@@ -283,7 +283,7 @@ def token_revoke(name: str) -> None:
 @as_json
 def audit(as_json: bool, as_csv: bool, **filters: Any) -> None:
     """Who searched, saw, heard, took and changed what, newest first; --json: one event a line."""
-    config = load()
+    config = load(asks_recorders=False)
     filters["recording_id"] = filters.pop("recording")
     given = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in filters.items() if v is not None}
 

@@ -917,6 +917,28 @@ async def test_serve_says_where_it_is_and_ends_when_asked(place):
     assert (await running.end(signal.SIGTERM)).code == 0
 
 
+async def test_serve_needs_no_secret_of_a_recorder_nor_of_an_alert(place):
+    place.config["sources"]["hq"] |= {"token": {"credential": "hq"}}
+    place.config["sources"]["branch"] |= {"token": {"env": "NOT_SET"}}
+    place.config["alerts"] = {
+        "webhook": {"file": "none"},
+        "email": {"to": ["ops@example.com"], "from": "archiver@example.com", "server": "smtp.example.com:587"}
+        | {"username": "archiver", "password": {"credential": "mail"}},
+    }
+    place.config["heartbeat_url"] = {"credential": "heartbeat"}
+    assert "no credential hq" in (await place.run("sync", code=2)).err
+    await place.run("user", "add", "ada", "--role", "admin", "--password-file", "-", stdin=b"long enough it is")
+    running = await place.start("serve", "--listen", "127.0.0.1:0")
+    await running.said("open http://127.0.0.1:")
+    address = re.search(r"open (\S+)", running.err)[1]
+    async with anybody(address) as session:
+        assert (await log_in(session, "ada", "long enough it is"))[0] == 200
+    assert (await running.end(signal.SIGTERM)).code == 0
+    assert "withheld" not in running.err
+    place.config["stores"]["disk"]["path"] = {"env": "NOT_SET"}
+    assert "NOT_SET" in (await place.run("serve", code=2)).err
+
+
 async def test_serve_without_an_address_or_reachable_by_others_without_an_origin_says_what_to_write(place):
     place.config["web"] = {}
     assert "web.listen" in (await place.run("serve", code=2)).err
