@@ -66,8 +66,8 @@ class Face:
         if url is None:
             self.listening(listen[1])
         self._failed: dict[tuple[str, ...], deque[float]] = defaultdict(deque)
-        # 64 MiB each.
-        self._hashing = asyncio.Semaphore(2)
+        # 64 MiB each, and four threads: two at once are hardly faster, and the most memory that the pages ever need.
+        self._hashing = asyncio.Semaphore(1)
 
     def listening(self, port: int) -> None:
         """Where no origin is configured: the loopback addresses at this port are."""

@@ -213,6 +213,24 @@ async def test_many_wrong_passwords_at_once_are_tried_no_more_often_than_one_aft
     assert len(tried) == application.TRIES
 
 
+async def test_one_password_is_compared_at_a_time_for_each_takes_64_mb(face, monkeypatch):
+    under_way, most, fits = 0, 0, accounts.fits
+
+    def counted(account, password):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return fits(account, password)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(accounts, "fits", counted)
+    async with anybody(face.url) as session:
+        said = await asyncio.gather(*(log_in(session, name) for name in ROLES))
+    assert ([status for status, _ in said], most) == ([200] * 5, 1)
+
+
 async def test_right_passwords_use_up_no_tries(face, monkeypatch):
     monkeypatch.setattr(application, "TRIES_OF_ADDRESS", 2)
     for _ in range(4):
