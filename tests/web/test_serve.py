@@ -567,6 +567,19 @@ async def test_who_reads_the_audit_is_in_it(face):
     ]
 
 
+async def test_the_audit_is_read_on_a_standby_too_which_takes_no_entry(place):
+    await place.run("token", "add", "crm", "--role", "auditor")
+    name = place.database.partition("?")[0].rpartition("/")[2]
+    connection = await asyncpg.connect(place.database)
+    try:
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        assert [row["action"] for row in (await place.run("audit", "--json")).rows] == ["token.made"]
+    finally:
+        await connection.execute("SET default_transaction_read_only = off")
+        await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await connection.close()
+
+
 async def test_the_csv_of_the_audit_has_every_page_of_it(face, monkeypatch):
     monkeypatch.setattr(pages_own, "MOST", 2)
     async with somebody(face, "dora") as session:
