@@ -966,8 +966,10 @@ async def test_serve_needs_no_secret_of_a_recorder_nor_of_an_alert(place):
         assert (await log_in(session, "ada", "long enough it is"))[0] == 200
     assert (await running.end(signal.SIGTERM)).code == 0
     assert "withheld" not in running.err
-    place.config["stores"]["disk"]["path"] = {"env": "NOT_SET"}
-    assert "NOT_SET" in (await place.run("serve", code=2)).err
+    # Those of the stores it does need.
+    keys = {"access_key_id": "archiver", "secret_access_key": {"credential": "s3"}}
+    place.config["stores"]["cloud"] = {"kind": "s3", "bucket": "calls", **keys}
+    assert "no credential s3" in (await place.run("serve", code=2)).err
 
 
 async def test_serve_without_an_address_or_reachable_by_others_without_an_origin_says_what_to_write(place):
