@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import cases
+from bench import cases, listening
 from bench.lab import EARLIER, TRANSFERS, Place, place
 
 
@@ -55,6 +55,7 @@ def main() -> None:
             "large": lambda p: cases.copying(p, "s3", "large", large, lab.nginx.recorder("large", large, 6250), 0.9),
             "verify": lambda p: cases.verify(p, "large", large, 100_000_000),
             "quiet": lambda p: cases.quiet(p, 100 if quick else 1000, 60),
+            "listeners": lambda p: listening.listeners(p, 50),
             "growth": lambda p: cases.growth(p, 100_000, count),
         }
         chosen = given.only.split(",") if given.only else list(every)

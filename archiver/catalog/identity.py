@@ -59,6 +59,9 @@ WHERE store = $1 ON CONFLICT (store, day) DO UPDATE SET read = v.read + excluded
 GROUP BY source, store""",
     "INSERT INTO stores SELECT $2, marker FROM stores WHERE name = $1 ON CONFLICT (name) DO NOTHING",
     "DELETE FROM stores WHERE name = $1 AND name <> $2",
+    """UPDATE audit SET stores = array(SELECT DISTINCT unnest(array_replace(stores, $1, $2)))
+WHERE $1 = ANY(stores)""",
+    "UPDATE audit_stores SET store = $2 WHERE store = $1 AND NOT EXISTS (SELECT FROM audit_stores WHERE store = $2)",
     "UPDATE sources SET told = NULL WHERE $1::text <> $2::text",
 )
 

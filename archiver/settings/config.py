@@ -96,12 +96,13 @@ def find(explicit: str | None = None) -> Path:
     raise ConfigError([f"there is no config file ({places}): `archiver init` writes one; --config names another"])
 
 
-def load(path: Path, files: dict[Path, Stamp] | None = None) -> Config:
+def load(path: Path, files: dict[Path, Stamp] | None = None, *, asks_recorders: bool = True) -> Config:
     """Read the config file, and what it refers to. Raises ConfigError with every problem found.
 
-    ``files`` gets every file that was looked at, also where that raises.
+    ``files`` gets every file that was looked at, also where that raises. Without ``asks_recorders`` the secrets that
+    recorders and alerts need may be out of sight; what is loaded is good for neither then.
     """
-    return Reader(path, {} if files is None else files).read()
+    return Reader(path, {} if files is None else files, asks_recorders=asks_recorders).read()
 
 
 def data_dir_of(path: Path) -> Path | None:

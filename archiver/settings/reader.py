@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
@@ -31,14 +31,25 @@ _RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audi
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
+#: Tables and keys that tell how to ask recorders, and whom to tell of trouble.
+_OF_THE_DAEMON = {"sources", "alerts", "heartbeat_url", "traces"}
 #: What archiver makes in its data_dir.
 OWN_FOLDERS = ("postgres", "spool", "run", "web")
+
+
+@dataclass(frozen=True, slots=True)
+class _Withheld:
+    """A value that this process may do without, and why it can't be had."""
+
+    why: str
 
 
 class Reader:
     """Reads one file; gathers problems, secrets and what could not be resolved on the way."""
 
-    def __init__(self, path: Path, files: dict[Path, Stamp]) -> None:
+    def __init__(self, path: Path, files: dict[Path, Stamp], *, asks_recorders: bool = True) -> None:
+        """Where nobody ``asks_recorders``, nor alerts, the secrets for that may be out of this process's sight."""
+        self._asks_recorders = asks_recorders
         self._path = path
         self._files = files
         self._sha256 = ""
@@ -252,6 +263,7 @@ class Reader:
     def _validated(self, model: type[_M], table: dict[str, Any], where: Where) -> _M | None:
         plain = {key: self._resolve(value, (*where, key)) for key, value in table.items()}
         self._keep_secrets(model, plain, where)
+        self._do_without(model, plain, where)
         broken = [place for place in self._broken if place[: len(where)] == where]
         try:
             options = model.model_validate(plain)
@@ -281,19 +293,20 @@ class Reader:
             return self._broke(place, "holds a NUL character")
         return value
 
-    def _referred(self, how: str, name: str, place: Where) -> str | None:
+    def _referred(self, how: str, name: str, place: Where) -> str | _Withheld | None:
         if not name or "\0" in name:
             return self._broke(place, f"names no {how}")
         try:
             if how == "env":
                 text = os.environ.get(name)
                 if text is None:
-                    return self._broke(place, f"environment variable {name} is not set; set it where archiver runs")
+                    return self._not_had(place, f"environment variable {name} is not set; set it where archiver runs")
                 what = f"environment variable {name}"
             elif how == "credential":
                 folder = os.environ.get("CREDENTIALS_DIRECTORY")
                 if not folder:
-                    return self._broke(place, f"no credential {name}: $CREDENTIALS_DIRECTORY is not set (systemd does)")
+                    why = f"no credential {name}: $CREDENTIALS_DIRECTORY is not set (systemd does)"
+                    return self._not_had(place, why)
                 if "/" in name or name in {".", ".."}:
                     return self._broke(place, f"{name} is no credential's name")
                 text, what = self._content(Path(folder) / name), f"credential {name}"
@@ -303,7 +316,7 @@ class Reader:
             said = f"{reason_of(error)}; make it, readable by this user"
             if isinstance(error, UnicodeError):
                 said = "is not UTF-8"
-            return self._broke(place, f"{how} {name} can't be read: {said}")
+            return self._not_had(place, f"{how} {name} can't be read: {said}")
         if not text or "\0" in text:
             return self._broke(place, f"{what} {'holds a NUL character' if text else 'is empty'}")
         self._secrets.add(text)
@@ -315,6 +328,26 @@ class Reader:
         with path.open("rb") as file:
             text = file.read(LARGEST).decode("utf-8")
         return text.removesuffix("\n").removesuffix("\r")
+
+    def _not_had(self, place: Where, problem: str) -> _Withheld | None:
+        if not self._asks_recorders and place[0] in _OF_THE_DAEMON:
+            return _Withheld(problem)
+        self._broke(place, problem)
+        return None
+
+    def _do_without(self, model: type[BaseModel], table: dict[str, Any], where: Where) -> None:
+        """Leave out what is withheld; what must be there becomes a text that is no secret."""
+        for name, about in model.model_fields.items():
+            key = about.alias or name
+            value, inner = table.get(key), inner_model(about.annotation)
+            if inner is not None and isinstance(value, dict):
+                self._do_without(inner, value, (*where, key))
+            elif isinstance(value, _Withheld) and not about.is_required():
+                del table[key]
+            elif isinstance(value, _Withheld):
+                table[key] = "withheld"
+                if not _mentions(about.annotation, SecretStr):
+                    self._broke((*where, key), value.why)
 
     def _broke(self, place: Where, problem: str) -> str | None:
         self._broken.add(place)

@@ -21,6 +21,8 @@ _OPENTELEMETRY = {
 }
 #: Hosts that nobody but this machine reaches.
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: The port that an address of this scheme leaves out.
+PORTS = {"http": ":80", "https": ":443"}
 
 
 def listen_address(value: Any) -> tuple[str, int] | None:
@@ -76,7 +78,11 @@ def _database(value: Any) -> Any:
 def _origin(value: Any) -> Any:
     if _is_text(value) and not re.fullmatch(r"https?://[^\s/?#@]+", value):
         raise ValueError('is no origin; write it without a path, like "https://calls.example.com"')
-    return value.lower() if _is_text(value) else value
+    if not _is_text(value):
+        return value
+    # As browsers write it.
+    scheme, _, host = value.lower().partition("://")
+    return f"{scheme}://{host.removesuffix(PORTS[scheme])}"
 
 
 def _is_text(value: Any) -> bool:

@@ -183,6 +183,14 @@ def checked(name: str, role: str, scope: Scope) -> None:
         raise ConfigError(["an agent's own calls are found by --agent: the number or the name that the recorder tells"])
 
 
+def free(accounts: Accounts, name: str) -> None:
+    """Raises ConfigError where somebody has the name: the audit tells who it was by the name alone."""
+    if name in accounts.users:
+        raise ConfigError([f'there is an account "{name}": remove it first (user remove), or take another name'])
+    if name in accounts.tokens:
+        raise ConfigError([f'there is a token "{name}": revoke it first (token revoke), or take another name'])
+
+
 def with_user(accounts: Accounts, account: Account) -> Accounts:
     """The same with this user, new or in place of the one with the name."""
     return replace(accounts, users={**accounts.users, account.name: account})
