@@ -177,7 +177,7 @@ async def test_seconds_of_audio_for_a_long_call_are_asked_again_for_a_day_and_th
 async def test_nothing_for_a_long_call_is_empty_after_a_day_and_flagged(tmp_path, database, clock):
     sim = Odd(b"", lasting=TOLD)
     async with archiving(tmp_path, database, sim, clock=clock, lookback="30m") as rig:
-        for _ in range(30):
+        for _ in range(36):
             await rig.sync()
             rig.advance(HOUR)
         medium = await rig.medium()
