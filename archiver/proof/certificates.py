@@ -230,11 +230,6 @@ class Issued:
         return sha256(self.entry).hexdigest()
 
 
-def day_name(source: str, day: date, stamp: str, end: str) -> str:
-    """``days/{source}/{YYYY}/{MM}/{DD}/{ulid}.{end}``, below ``{prefix}_proof/``."""
-    return f"days/{safe(source)}/{day:%Y/%m/%d}/{stamp}.{end}"
-
-
 def issue(
     leaves: Leaves,
     *,
@@ -254,7 +249,7 @@ def issue(
     folders: Collection[str],
     stamp: str,
 ) -> Issued:
-    """The certificate over a finished list. ``stamp``: a ULID; all objects of one certificate are named by it.
+    """The certificate over a finished list. Its objects are ``days/{source}/{YYYY}/{MM}/{DD}/{stamp}.…``; stamp: a ULID.
 
     ``covered`` is the UTC day, on a source's first from the moment on that its archive starts with; ``previous`` the
     SHA-256 of this source's last certificate, of whatever day; ``folders`` those in which its media lie, prefix and
@@ -269,7 +264,7 @@ def issue(
     )
     open_ = leaves.counts["failed"] + leaves.counts["pending"] + listings.unreadable
     complete = whole and not gaps and not open_ if basis == "window" else None
-    leaves_name = day_name(source, day, stamp, "leaves.jsonl") if leaves.size else None
+    stem = f"days/{safe(source)}/{day:%Y/%m/%d}/{stamp}"
     coverage: dict[str, Any] = {"from": utc_text(covered[0]), "to": utc_text(covered[1])}
     objects = []
 
@@ -277,6 +272,7 @@ def issue(
         return _json(
             {
                 "type": TYPE,
+                "name": stem,
                 "source": source,
                 "kind": kind,
                 "day": day.isoformat(),
@@ -300,7 +296,7 @@ def issue(
                 "bytes": leaves.bytes,
                 "flags": dict(sorted(leaves.flags.items())),
                 "folders": sorted(set(folders)),
-                "leaves": {"name": leaves_name, "size": leaves.size, "root": leaves.root.hex()},
+                "leaves": {"size": leaves.size, "root": leaves.root.hex()},
                 "complete": complete,
             }
         )
@@ -309,15 +305,14 @@ def issue(
     made = entry(told)
     if len(made) > LONGEST_ENTRY:
         lines = b"".join(_json(gap) + b"\n" for gap in told)
-        name = day_name(source, day, stamp, "gaps.jsonl")
-        objects.append((name, lines))
-        made = entry({"name": name, "size": len(told), "sha256": sha256(lines).hexdigest()})
+        objects.append((f"{stem}.gaps.jsonl", lines))
+        made = entry({"size": len(told), "sha256": sha256(lines).hexdigest()})
         if len(made) > LONGEST_ENTRY:
             raise ValueError(
                 f"the certificate of {source} for {day} has {len(made)} bytes; it may have {LONGEST_ENTRY}"
             )
-    objects.append((day_name(source, day, stamp, "certificate.json"), made + b"\n"))
-    return Issued(made, leaves_name, objects, complete)
+    objects.append((f"{stem}.certificate.json", made + b"\n"))
+    return Issued(made, f"{stem}.leaves.jsonl" if leaves.size else None, objects, complete)
 
 
 def key_entry(vkey: str, at: datetime) -> bytes:

@@ -114,7 +114,8 @@ def test_a_certificate_says_what_was_listed_and_its_counts_add_up():
     assert (told["media"], told["bytes"]) == (1, 100)
     root = tree.root(tree.leaf_hash(line) for line in lines)
     name = "days/hq/2024/05/17/01HY0000000000000000000000.leaves.jsonl"
-    assert told["leaves"] == {"name": name, "size": 9, "root": root.hex()}
+    assert told["leaves"] == {"size": 9, "root": root.hex()}
+    assert f"{told['name']}.leaves.jsonl" == name
     assert issued.leaves_name == name
     assert issued.objects == [(name.replace("leaves.jsonl", "certificate.json"), issued.entry + b"\n")]
     assert issued.sha256 == sha256(issued.entry).hexdigest()
@@ -124,7 +125,7 @@ def test_a_day_without_a_call_has_a_certificate_and_no_list():
     issued = certify(listed()[0])
     assert issued.complete is True
     assert issued.leaves_name is None
-    assert json.loads(issued.entry)["leaves"] == {"name": None, "size": 0, "root": sha256(b"").hexdigest()}
+    assert json.loads(issued.entry)["leaves"] == {"size": 0, "root": sha256(b"").hexdigest()}
 
 
 HOUR = timedelta(hours=1)
@@ -162,7 +163,7 @@ def test_many_gaps_lie_beside_the_certificate_which_fits_into_the_log():
     assert len(many.entry) <= LONGEST_ENTRY
     told = json.loads(many.entry)["coverage"]["gaps"]
     (name, lines), (_, entry) = many.objects
-    assert told == {"name": name, "size": 10_000, "sha256": sha256(lines).hexdigest()}
+    assert told == {"size": 10_000, "sha256": sha256(lines).hexdigest()}
     assert name.endswith(".gaps.jsonl")
     assert json.loads(lines.splitlines()[-1])["why"] == "no answer"
     assert entry == many.entry + b"\n"
