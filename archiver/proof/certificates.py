@@ -249,7 +249,7 @@ def issue(
     folders: Collection[str],
     stamp: str,
 ) -> Issued:
-    """The certificate over a finished list. Its objects are ``days/{source}/{YYYY}/{MM}/{DD}/{stamp}.…``; stamp: a ULID.
+    """The certificate over a finished list; its objects are ``days/{source}/{YYYY}/{MM}/{DD}/{stamp}.…`` (a ULID).
 
     ``covered`` is the UTC day, on a source's first from the moment on that its archive starts with; ``previous`` the
     SHA-256 of this source's last certificate, of whatever day; ``folders`` those in which its media lie, prefix and
