@@ -210,7 +210,7 @@ class Check:
         self.issued, self.size, self.problems = "none", 0, 0
         self.recordings = self.with_audio = self.bytes = self.found = self.moved = self.others = 0
         self.sources: dict[str, Days] = {}
-        #: Of each entry the place of the certificate that it replaces, else 0.
+        #: Of each entry the place of the certificate that it replaces, else 0; -1 where nobody can read it.
         self.replaced = array("q")
         self.new_keys: list[tuple[int, tuple[str, str, bytes]]] = []
         #: By folder how many files have this SHA-256; by the SHA-256 in its name a file that has another.
@@ -224,37 +224,32 @@ class Check:
     # -- 1. the log ----------------------------------------------------------------------------------------------------
 
     def log(self, expected: list[str]) -> None:
-        folder, notes = "log/checkpoint/", []
-        own = [name for name in os.listdir(os.path.join(self.proof, folder)) if re.match("^[0-9]{12,}$", name)]
-        for name in own + expected:  # beside our own lie .sig and .tsr
+        notes, folder = [], "log/checkpoint/"
+        names = [name for name in os.listdir(os.path.join(self.proof, folder)) if re.match("^[0-9]{12,}$", name)]
+        for own, name in [(True, name) for name in names] + [(False, name) for name in expected]:
             try:
-                note = (
-                    read(*os.path.split(os.path.realpath(name)))
-                    if name in expected
-                    else read(self.proof, folder + name)
-                )
-                notes.append((int(note.split(b"\n")[1]), name, note))
-                if name in own and notes[-1][0] != int(name):
-                    raise ValueError(f"it tells of {notes.pop()[0]} entries")
+                note = read(self.proof, folder + name) if own else read(*os.path.split(os.path.realpath(name)))
+                size = int(note.split(b"\n")[1])
+                if own and size != int(name):
+                    raise ValueError(f"it tells of {size} entries")
+                notes.append((size, own, name, note))
             except UNREADABLE as error:
                 self.say("checkpoint " + name, error)
-        if not own:
+        if not names:
             self.say("there is no checkpoint: nothing in this copy is signed")
-        self.size = max((size for size, name, _ in notes if name in own), default=0)
-        roots = self.walk({size for size, _, _ in notes})
+        self.size = max((size for size, own, _, _ in notes if own), default=0)
+        roots = self.walk({size for size, _, _, _ in notes})
         good, broken = 0, False
-        for size, name, note in sorted(notes):
+        for size, own, name, note in sorted(notes):
             try:
                 root = opened(note, self.keys)[1]
                 if size > self.size:
-                    raise ValueError(
-                        f"the log was cut back: it had {size} entries then, it has {self.size} in this copy"
-                    )
-                if size in roots and roots[size] != root and not (broken and name in own):
-                    broken, first = broken or name in own, good + 1 if name in own else 1
+                    raise ValueError(f"the log was cut back: it had {size} entries then, here it has {self.size}")
+                if size in roots and roots[size] != root and not (own and broken):
+                    broken, first = broken or own, good + 1 if own else 1
                     raise ValueError(f"another log was signed than is in this copy: entries {first} to {size} differ")
                 if roots.get(size) == root:
-                    good = size if name in own else good
+                    good = size if own else good
                     self.keys += [key for at, key in self.new_keys if at <= size and key not in self.keys]
             except UNREADABLE as error:
                 self.say("checkpoint " + name, error)
@@ -271,6 +266,7 @@ class Check:
                 try:
                     self.entry(tree.size, entry, json.loads(entry))
                 except UNREADABLE as error:
+                    self.replaced[-1] = -1
                     self.say(f"entry {tree.size} of the log can't be read", repr(error))
         except UNREADABLE as error:
             self.say("the log", error)
@@ -290,6 +286,8 @@ class Check:
                 if not length or at > len(bundle):
                     raise ValueError(f"log/tile/entries/{name} is cut")
                 yield bundle[at - length : at]
+            if at != len(bundle):
+                raise ValueError(f"log/tile/entries/{name} holds more than its entries")
 
     def entry(self, number: int, entry: bytes, told: Any) -> None:
         if told["type"] != CERTIFICATE:
@@ -297,9 +295,10 @@ class Check:
             if told["type"] == KEY and key_of(told["vkey"])[0] == self.keys[0][0]:
                 self.new_keys.append((number, key_of(told["vkey"])))
             return
-        where, days = f"{told['source']} {told['day']}", self.sources.get(told["source"], Days())
+        source, where = str(told["source"]), f"{told['source']} {told['day']}"
+        days = self.sources.get(source, Days())
         at = days.at(told["day"])
-        self.sources[told["source"]] = days
+        self.sources[source] = days
         if told["previous"] != days.previous:
             self.say(where, "the certificate is not chained to the one before it")
         if told["revision"] != days.revisions[at] + 1:
@@ -312,15 +311,15 @@ class Check:
 
     def certificates(self) -> None:
         for source, days in sorted(self.sources.items()):
-            missing = [days.day(at) for at, number in enumerate(days.entries) if not number]
-            if missing:
-                self.say(source, f"no certificate for {len(missing)} days", ", ".join(missing[:10]))
+            if 0 in days.entries:
+                first = days.day(days.entries.index(0))
+                self.say(source, f"days without a certificate: {days.entries.count(0)}, the first is {first}")
         try:
             for number, entry in enumerate(self.entries(0), 1):
                 try:
-                    told = json.loads(entry)
-                    if told["type"] == CERTIFICATE:
-                        self.certificate(number, entry, told, self.sources[told["source"]])
+                    told = json.loads(entry) if self.replaced[number - 1] >= 0 else None
+                    if told is not None and told["type"] == CERTIFICATE:
+                        self.certificate(number, entry, told, self.sources[str(told["source"])])
                 except UNREADABLE as error:
                     self.say(f"entry {number} of the log can't be read", repr(error))
         except UNREADABLE:
@@ -342,10 +341,10 @@ class Check:
             self.say(where, "the counts do not add up")
         midnight, end = (f"{days.day(at + n)}T00:00:00.000Z" for n in (0, 1))
         whole = cover["to"] == end and (cover["from"] == midnight or (at == 0 and midnight < cover["from"] < end))
-        left = [f"{len(gaps)} gaps ({gaps[0]['why']}, …)"] if gaps else []
+        left = [f"gaps {len(gaps)} ({gaps[0]['why']})"] if gaps else []
         left += [] if whole else ["part of the day was not covered"]
-        left += [f"{counts[state]} {state}" for state in ("failed", "pending") if counts[state]]
-        left += [f"{told['listings']['unreadable']} unreadable"] if told["listings"]["unreadable"] else []
+        left += [f"{state} {counts[state]}" for state in ("failed", "pending") if counts[state]]
+        left += [f"unreadable rows {told['listings']['unreadable']}"] if told["listings"]["unreadable"] else []
         if told["complete"] is not (None if told["basis"] == "ids" else not left):
             self.say(where, f"it says complete: {told['complete']}, which its own numbers do not", ", ".join(left))
         elif left and newest:
@@ -407,7 +406,7 @@ class Check:
                         self.medium(f"{where}: recording {recording}", medium, folders)
         lost += 0 if before is None else 1 + sum(1 for _ in earlier)
         if lost:
-            self.say(where, f"{lost} recordings are missing that an earlier certificate of this day told of")
+            self.say(where, f"recordings missing that an earlier certificate of this day told of: {lost}")
         want = dict(told["counts"], media=told["media"], bytes=told["bytes"])
         other = [f"{name} {have[name]}, signed {want[name]}" for name in have if have[name] != want[name]]
         other += [] if flags == told["flags"] else [f"flags {flags}, signed {told['flags']}"]
@@ -446,11 +445,15 @@ class Check:
                 if os.path.islink(path) or not os.path.isfile(path):
                     continue
                 found = sha256()
-                with open(path, "rb", buffering=0) as file:
-                    count = file.readinto(buffer)
-                    while count:
-                        found.update(buffer[:count])
+                try:
+                    with open(path, "rb", buffering=0) as file:
                         count = file.readinto(buffer)
+                        while count:
+                            found.update(buffer[:count])
+                            count = file.readinto(buffer)
+                except OSError as error:
+                    self.say(error)
+                    continue
                 files[found.digest()] = files.get(found.digest(), 0) + 1
                 named = re.search("-([0-9a-f]{12})[.][^.]*$", path)
                 if named and not found.hexdigest().startswith(named.group(1)):
@@ -467,13 +470,14 @@ class Check:
         audio = f"{self.found} found as signed" if self.media else "not read without --media"
         show(f"{self.recordings} recordings listed, {self.with_audio} media with {self.bytes} bytes: {audio}")
         if self.moved or self.others:
-            show(f"{self.moved} recordings moved to other days, {self.others} entries of other kinds (not looked at)")
-        show(f"vouches for {self.keys[0][0]} up to entry {self.size}, certificates up to {self.issued}")
+            show(f"moved to other days: {self.moved}; entries of other kinds, not looked at: {self.others}")
+        what = "checked" if self.problems else "vouches for"
+        show(f"{what} {self.keys[0][0]} up to entry {self.size}, certificates up to {self.issued}")
         if not expected:
             show(
                 "a log that was cut back looks the same: keep the newest checkpoint, name it next time: --expect-since"
             )
-        show(f"{self.problems} problems" if self.problems else "good")
+        show(f"problems: {self.problems}" if self.problems else "good")
 
 
 def main() -> int:
