@@ -278,16 +278,16 @@ class Check:
             digits = str(n).zfill((len(str(n)) + 2) // 3 * 3)
             width = min(256, self.size - n * 256)
             name = "".join("x" + digits[at : at + 3] + "/" for at in range(0, len(digits) - 3, 3)) + digits[-3:]
-            bundle = read(self.proof, f"log/tile/entries/{name}" + (f".p/{width}" if width < 256 else ""))
-            at = 0
+            name = f"log/tile/entries/{name}" + (f".p/{width}" if width < 256 else "")
+            bundle, at = read(self.proof, name), 0
             for _ in range(width):
                 length = int.from_bytes(bundle[at : at + 2], "big")
                 at += 2 + length
                 if not length or at > len(bundle):
-                    raise ValueError(f"log/tile/entries/{name} is cut")
+                    raise ValueError(name + " is cut")
                 yield bundle[at - length : at]
             if at != len(bundle):
-                raise ValueError(f"log/tile/entries/{name} holds more than its entries")
+                raise ValueError(name + " holds more than its entries")
 
     def entry(self, number: int, entry: bytes, told: Any) -> None:
         if told["type"] != CERTIFICATE:

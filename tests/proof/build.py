@@ -67,6 +67,7 @@ class Archive:
         self.told: dict[tuple[str, date], tuple[int, list[str]]] = {}
         self.entries: list[bytes] = []
         self.stamp = 0
+        self.leaves = Leaves
         #: Changes a certificate before it is signed: what a dishonest owner of the key could do.
         self.forge: Callable[[dict[str, Any]], None] = lambda told: None
         self.put_proof("verify.py", handout.script())
@@ -99,7 +100,7 @@ class Archive:
     ) -> None:
         """One certificate; what an earlier one of the day told of stays in its list."""
         revision, earlier = self.told.get((source, day), (0, []))
-        leaves, lines = Leaves(earlier), b""
+        leaves, lines = self.leaves(earlier), b""
         for call in sorted(calls, key=lambda call: call.handle):
             lines += leaves.add(call.leaf(stores or ["main"]))
             for n, body in enumerate(call.bodies if put_media else []):

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from archiver.proof import certificates, handout, note, verify
-from archiver.proof.certificates import Gap
+from archiver.proof.certificates import Gap, Leaf, Leaves
+from archiver.proof.note import Checkpoint
 from tests.commands import ROOT
 from tests.proof.build import FIRST, HOUR, SOURCES, Archive, Call, build, calls_of, key_of, midnight, night
 
@@ -218,6 +219,17 @@ def _(archive: Archive) -> None:
 
 
 @tampering(
+    "of two recordings with the same audio one file is deleted",
+    "hq 2024-05-14: recording {}: {} bytes are missing, those with SHA-256 {}",
+)
+def _(archive: Archive) -> None:
+    calls = [Call("hq", FIRST, 1), Call("hq", FIRST, 2)]
+    calls[1].bodies = calls[0].bodies
+    again(archive, lambda fresh: fresh.certify("hq", FIRST, calls))
+    archive.audio_of(calls[1]).unlink()
+
+
+@tampering(
     "a line is removed from a list",
     "hq 2024-05-17: the list is not the one that was signed: 4 lines, signed 5; archived 2, signed 3; {}",
 )
@@ -291,6 +303,15 @@ def _(archive: Archive) -> None:
     edit(archive.files("_proof/log/tile/entries/000.p/41")[0], entry, entry.replace(b'"times":48', b'"times":49'))
 
 
+@tampering(
+    "something is put behind the entries of the log",
+    "the log: log/tile/entries/000.p/41 holds more than its entries",
+)
+def _(archive: Archive) -> None:
+    path = archive.files("_proof/log/tile/entries/000.p/41")[0]
+    path.write_bytes(path.read_bytes() + b"\0\2{}")
+
+
 @tampering("the entries of the log are deleted", "the log: log/tile/entries/000.p/41 is missing")
 def _(archive: Archive) -> None:
     archive.files("_proof/log/tile/entries/000.p/41")[0].unlink()
@@ -303,6 +324,16 @@ def _(archive: Archive) -> None:
 def _(archive: Archive) -> None:
     shutil.rmtree(archive.folder)
     build(archive.folder, key_of(2))
+
+
+@tampering(
+    "the same key signs for another archive, and that is put in its place",
+    "checkpoint 000000000041: it is not signed by calls.example.com/archive with this key",
+)
+def _(archive: Archive) -> None:
+    text = Checkpoint("calls.example.com/other", archive.log.size, archive.log.root).text()
+    path = archive.files("_proof/log/checkpoint/000000000041")[0]
+    path.write_bytes(note.sign(text, "calls.example.com/archive", archive.signers))
 
 
 @tampering("the root in a checkpoint is changed", "checkpoint 000000000041: the signature is wrong")
@@ -358,22 +389,69 @@ def _(archive: Archive) -> None:
     again(archive, without)
 
 
+def left_out(archive: Archive, of: slice) -> None:
+    calls = sorted(calls_of("hq", FIRST), key=lambda call: call.handle)
+
+    def twice(fresh: Archive) -> None:
+        fresh.certify("hq", FIRST, calls)
+        fresh.told["hq", FIRST] = (1, [])
+        fresh.certify("hq", FIRST, calls[of])
+
+    again(archive, twice)
+
+
 @tampering(
     "the owner leaves a recording out when a day is certified again",
     "hq 2024-05-14: recordings missing that an earlier certificate of this day told of: 1",
 )
 def _(archive: Archive) -> None:
+    left_out(archive, slice(1, None))
+
+
+@tampering(
+    "the owner leaves out the last two of a list",
+    "hq 2024-05-14: recordings missing that an earlier certificate of this day told of: 2",
+)
+def _(archive: Archive) -> None:
+    left_out(archive, slice(0, -2))
+
+
+@tampering(
+    "the owner counts a recording twice",
+    "hq 2024-05-14: the list is out of order, or holds recording {} twice",
+)
+def _(archive: Archive) -> None:
     def twice(fresh: Archive) -> None:
-        fresh.certify("hq", FIRST, calls_of("hq", FIRST))
-        fresh.told["hq", FIRST] = (1, [])
-        fresh.certify("hq", FIRST, calls_of("hq", FIRST)[1:])
+        fresh.leaves = Unordered
+        fresh.certify("hq", FIRST, [*calls_of("hq", FIRST), Call("hq", FIRST, 1)])
 
     again(archive, twice)
+
+
+class Unordered(Leaves):
+    """Takes any order."""
+
+    def add(self, leaf: Leaf) -> bytes:
+        self._last = ""
+        return super().add(leaf)
 
 
 @tampering("the owner signs counts that do not add up", "hq 2024-05-15: the counts do not add up")
 def _(archive: Archive) -> None:
     forged(archive, lambda told: told["counts"].update(gone=0))
+
+
+@tampering("the owner signs another length of the list", "hq 2024-05-15: the counts do not add up")
+def _(archive: Archive) -> None:
+    forged(archive, lambda told: told["leaves"].update(size=6))
+
+
+@tampering(
+    "the owner keeps quiet about what is odd",
+    "hq 2024-05-15: the counts are not those of the list: flags {'unchecked': 1}, signed {}",
+)
+def _(archive: Archive) -> None:
+    forged(archive, lambda told: told.update(flags={}))
 
 
 @tampering(
@@ -567,6 +645,14 @@ def test_what_is_printed_holds_no_control_characters(tmp_path: Path):
     archive.certify("hq", FIRST, [])
     archive.checkpoint()
     assert "\x1b" not in "".join(run(tmp_path, archive.vkey)[1])
+
+
+def test_a_day_that_was_not_complete_and_is_now_is_no_problem(tmp_path: Path):
+    archive = Archive(tmp_path)
+    archive.certify("hq", FIRST, [Call("hq", FIRST, 1, "pending")])
+    archive.certify("hq", FIRST, [Call("hq", FIRST, 1)])
+    archive.checkpoint()
+    assert problems(tmp_path, archive.vkey, "--media") == []
 
 
 def test_many_gaps_beside_a_certificate_are_checked_too(tmp_path: Path):
