@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -144,6 +144,14 @@ class Locks(Protocol):
 
     async def lock(self, key: str, since: datetime) -> None:
         """Lock an object for as long as one put then should be. Raises StoreError."""
+
+
+@runtime_checkable
+class LocksApart(Protocol):
+    """A store that locks recordings, and leaves what describes them so that a person's data can be erased."""
+
+    #: Asks for the folders, as sources' names are written in keys, of those whose manifests and ledgers are locked too.
+    worm: Callable[[], Collection[str]]
 
 
 class Store(Protocol):

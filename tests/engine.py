@@ -196,13 +196,16 @@ class Rig:
         return [key for key in await self.objects(store) if key.startswith(own)]
 
     async def manifest_lines(self, store: str, name: str = "pbx") -> dict[str, list[Document]]:
-        """By recording_id its lines in the store's manifests, oldest first."""
+        """By recording_id its lines in the store's manifests, oldest first, each without its SHA-256 (checked here)."""
         outlet = self.archive.outlets[store]
         lines: dict[str, list[Document]] = defaultdict(list)
         for key in sorted(await self.objects(store)):
             if key.startswith(f"{outlet.prefix}_manifests/{name}/"):
                 for row in (await read(outlet.store, key)).splitlines():
                     document = json.loads(row)
+                    of_line = document.pop("sha256")
+                    bare = row.replace(f',"sha256":"{of_line}"'.encode(), b"")
+                    assert hashlib.sha256(bare + b"\n").hexdigest() == of_line
                     lines[document["recording_id"]].append(document)
         return dict(lines)
 

@@ -147,6 +147,8 @@ def recording_document(row: Any, media: list[Document]) -> Document:
         "attributes": row["attributes"],
         "flags": list(row["flags"]),
         "missing_since": utc_text(row["missing_since"]) if row["missing_since"] else None,
+        "handle": row["handle"].hex() if row["handle"] is not None else None,
+        "salt": row["salt"].hex() if row["salt"] is not None else None,
         "media": media,
         "raw": row["raw"],
     }

@@ -39,22 +39,24 @@ ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, start_at = least(sources.
 
 REBUILD_RECORDINGS = """
 INSERT INTO recordings AS r (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller,
-    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed)
+    callee, agent, queue, parties, events, attributes, raw, flags, digest, first_listed_at, missing_since, undescribed,
+    handle, salt)
 SELECT t.source, t.recording_id, t.key_at::timestamptz, t.started_at::timestamptz, t.ended_at::timestamptz,
     t.duration::interval, t.call_id, t.direction, t.caller, t.callee, t.agent, t.queue, t.parties::jsonb,
     t.events::jsonb, t.attributes::jsonb, t.raw::json, t.flags::text[], t.digest::bytea, t.now::timestamptz,
-    t.missing_since::timestamptz, t.undescribed::bool
+    t.missing_since::timestamptz, t.undescribed::bool, t.handle::bytea, t.salt::bytea
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
-    $19::text[], $20::text[], $21::text[])
+    $19::text[], $20::text[], $21::text[], $22::text[], $23::text[])
     AS t (source, recording_id, key_at, started_at, ended_at, duration, call_id, direction, caller, callee, agent,
-          queue, parties, events, attributes, raw, flags, digest, now, missing_since, undescribed)
+          queue, parties, events, attributes, raw, flags, digest, now, missing_since, undescribed, handle, salt)
 ON CONFLICT (source, recording_id) DO UPDATE SET
     key_at = excluded.key_at, started_at = excluded.started_at, ended_at = excluded.ended_at,
     duration = excluded.duration, call_id = excluded.call_id, direction = excluded.direction, caller = excluded.caller,
     callee = excluded.callee, agent = excluded.agent, queue = excluded.queue, parties = excluded.parties,
     events = excluded.events, attributes = excluded.attributes, raw = excluded.raw, flags = excluded.flags,
-    missing_since = excluded.missing_since"""
+    missing_since = excluded.missing_since, handle = coalesce(excluded.handle, r.handle),
+    salt = CASE WHEN excluded.handle IS NULL THEN r.salt ELSE excluded.salt END"""
 
 REBUILD_MEDIA = """
 INSERT INTO media AS m (source, recording_id, media_id, state, due_at, attempts, error, stores, held, size, sha256,

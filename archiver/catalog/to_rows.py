@@ -95,7 +95,7 @@ MEDIUM_COLUMNS = [
     "stores",
 ]
 _RAW = RECORDING_COLUMNS.index("raw")
-REBUILT_RECORDING_COLUMNS = [*RECORDING_COLUMNS[:-1], "missing_since", "undescribed"]
+REBUILT_RECORDING_COLUMNS = [*RECORDING_COLUMNS[:-1], "missing_since", "undescribed", "handle", "salt"]
 REBUILT_MEDIUM_COLUMNS = [
     "source",
     "recording_id",
@@ -331,7 +331,12 @@ class Retold:
     """
 
     def __init__(self, told: Iterable[manifests.Recording], keys: Mapping[str, ListingKey], now: datetime) -> None:
-        self.told = {(r.source, r.recording_id): r for r in told}
+        self.told: dict[tuple[str, str], manifests.Recording] = {}
+        for r in told:
+            if r.handle is None and (earlier := self.told.get((r.source, r.recording_id))) is not None:
+                # An earlier version wrote this line: what has a handle keeps it.
+                r.handle, r.salt = earlier.handle, earlier.salt
+            self.told[r.source, r.recording_id] = r
         #: By source its kind and the first call that is told of it.
         self.sources: dict[str, tuple[str, str]] = {}
         self._by_end = {name for name, key in keys.items() if key is ListingKey.END}
@@ -383,7 +388,14 @@ def _retold_recording(r: manifests.Recording, key_at: str, now: str) -> Row:
         now,
         r.missing_since,
         "f",
+        _bytea(r.handle),
+        _bytea(r.salt),
     )
+
+
+def _bytea(digits: str | None) -> str | None:
+    """Hexadecimal digits as PostgreSQL reads bytes."""
+    return None if digits is None else "\\x" + digits
 
 
 def _retold_medium(r: manifests.Recording, m: manifests.Medium, now: str) -> Row:

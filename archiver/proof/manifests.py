@@ -51,7 +51,7 @@ async def write(
     store: Store, prefix: str, source: str, documents: Sequence[Mapping[str, Any]], now: datetime, stamp: str
 ) -> str:
     """One manifest of these recordings, all of one source; its key. ``stamp``: its ULID. Raises StoreError."""
-    lines = b"".join(line(document) for document in documents)
+    lines = b"".join(sealed(document) for document in documents)
     key = manifest_key(prefix, source, now, stamp)
     await store.put(key, Body.of(lines))
     return key
@@ -61,7 +61,7 @@ def line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _sealed(document: Mapping[str, Any]) -> bytes:
+def sealed(document: Mapping[str, Any]) -> bytes:
     """The line with the SHA-256 of what it would be without: no changed digit may make more of it than there was."""
     return line({**document, "sha256": hashlib.sha256(line(document)).hexdigest()})
 
@@ -69,7 +69,7 @@ def _sealed(document: Mapping[str, Any]) -> bytes:
 async def write_ledger(store: Store, prefix: str, ledger: Mapping[str, Any], now: datetime) -> str:
     """What of a source was listed, beside the manifests that describe what was found; its key. Raises StoreError."""
     key = ledger_key(prefix, ledger["source"], now)
-    await store.put(key, Body.of(_sealed(ledger)))
+    await store.put(key, Body.of(sealed(ledger)))
     return key
 
 
@@ -81,7 +81,7 @@ async def write_verified(
     A line for all that were found at one moment, far shorter than the recordings' own.
     """
     lines = [
-        _sealed({"source": source, "store": of, "verified_at": utc_text(at), "keys": [key for _, key, _ in found]})
+        sealed({"source": source, "store": of, "verified_at": utc_text(at), "keys": [key for _, key, _ in found]})
         for (of, at), found in itertools.groupby(copies, key=lambda copy: (copy[0], copy[2]))
     ]
     key = verified_key(prefix, source, now)
@@ -94,7 +94,7 @@ async def write_renamed(
 ) -> str:
     """That what was written before ``stamp`` (a ULID) calls ``old`` what is ``new`` now; its key. Raises StoreError."""
     key = renamed_key(prefix, stamp)
-    await store.put(key, Body.of(_sealed({"what": what, "old": old, "new": new})))
+    await store.put(key, Body.of(sealed({"what": what, "old": old, "new": new})))
     return key
 
 
@@ -345,6 +345,8 @@ _Id = Annotated[str, Meta(min_length=1)]
 _Seconds = Annotated[float, Meta(ge=-1e13, le=1e13)]
 _Size = Annotated[int, Meta(ge=0, lt=1 << 44)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Handle = Annotated[str, Meta(pattern=r"^[0-9a-f]{24}\Z")]
+_Salt = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 _Flags = list[Annotated[str, Meta(pattern=r"^[a-z_]+\Z")]]
 
 
@@ -410,6 +412,10 @@ class Recording(Struct, gc=False):
     raw: Raw
     flags: _Flags = []
     missing_since: str | None = None
+    #: First versions wrote none of these: 96 random bits, 128 more, and the line's own SHA-256.
+    handle: _Handle | None = None
+    salt: _Salt | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         _name(self.source)
@@ -524,6 +530,7 @@ def _recording(folder: str, row: bytes, folders: Mapping[str, Collection[str]] |
         told = _read_at_once(row)
     except (ValueError, RecursionError, msgspec.MsgspecError):
         told = _read_with_care(row)
+    _whole(told, row)
     _of(folder, told.source)
     if len(told.media) > 1 and len({medium.media_id for medium in told.media}) < len(told.media):
         raise ValueError("a medium is told twice")
@@ -540,6 +547,24 @@ def _recording(folder: str, row: bytes, folders: Mapping[str, Collection[str]] |
         if medium.state == State.ARCHIVED and not any(copy.sha256 == medium.sha256 for copy in medium.copies):
             raise ValueError("a medium is archived, and no copy holds it")
     return told
+
+
+#: A line's own SHA-256 as :func:`sealed` writes it, at the end, and what is in its place in the bytes that it is of.
+_SEAL, _SEALED = re.compile(rb',"sha256":"([^"]*)"}\Z'), b"}\n"
+
+
+def _whole(told: Recording, row: bytes) -> None:
+    """Of the bytes as they lie there: nothing is written again to be compared.
+
+    Raises ValueError where a line is not the one that was written. First versions wrote no SHA-256, and no handle.
+    """
+    seal = _SEAL.search(row, max(0, len(row) - 100))
+    if seal is None:
+        if told.sha256 is not None or told.handle is not None or told.salt is not None:
+            raise ValueError("its SHA-256 is missing at its end")
+        return
+    if seal[1] != hashlib.sha256(row[: seal.start()] + _SEALED).hexdigest().encode():
+        raise ValueError("its SHA-256 is another")
 
 
 def _read_at_once(row: bytes) -> Recording:
@@ -611,7 +636,7 @@ def _ledger(folder: str, row: bytes) -> dict[str, Any]:
 
 
 def _unsealed(row: bytes) -> dict[str, Any]:
-    """The line as it was before :func:`_sealed`; first versions wrote none."""
+    """The line as it was before :func:`sealed`; first versions wrote none."""
     value = _object(row)
     bare = {name: told for name, told in value.items() if name != "sha256"}
     if "sha256" in value and value["sha256"] != hashlib.sha256(line(bare)).hexdigest():

@@ -17,7 +17,8 @@ from ..catalog.embedded import Embedded
 from ..common.journal import notify
 from ..common.traces import exporting
 from ..errors import ConfigError, StoreError
-from ..ports import Marked
+from ..ports import LocksApart, Marked
+from ..proof.layout import safe
 from ..settings.config import Config, SourceConfig, StoreConfig
 from ..sync.commit import describe_changes, write_ledgers
 from ..sync.engine import Engine
@@ -53,6 +54,9 @@ class Archive:
         """A store, not asked yet, until :meth:`close`."""
         stack = AsyncExitStack()
         outlet = make_outlet(store, stack, self.catalog)
+        if isinstance(outlet.store, LocksApart):
+            # Of the config as it is when something is put.
+            outlet.store.worm = lambda: worm(self.config)
         self._closers[id(outlet)] = stack
         return outlet
 
@@ -121,7 +125,16 @@ async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) 
 
 def open_outlets(config: Config, stack: AsyncExitStack, catalog: Catalog | None = None) -> dict[str, Outlet]:
     """The stores, not asked yet, until the stack ends. ``catalog``: knows the disks of those that are folders."""
-    return {name: make_outlet(store, stack, catalog) for name, store in config.stores.items()}
+    outlets = {name: make_outlet(store, stack, catalog) for name, store in config.stores.items()}
+    for outlet in outlets.values():
+        if isinstance(outlet.store, LocksApart):
+            outlet.store.worm = partial(worm, config)
+    return outlets
+
+
+def worm(config: Config) -> frozenset[str]:
+    """The folders, as names are written in keys, of the sources whose manifests are locked like their recordings."""
+    return frozenset(safe(name) for name, source in config.sources.items() if source.options.policy == "worm")
 
 
 def make_outlet(store: StoreConfig, stack: AsyncExitStack, catalog: Catalog | None = None) -> Outlet:

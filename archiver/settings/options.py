@@ -229,6 +229,8 @@ class SourceOptions(Strict):
     longest_call: Duration = timedelta(hours=8)
     #: The source deletes its recordings when they are so old; None: nobody says.
     retention: Duration | None = None
+    #: plain: manifests and ledgers can be erased; worm: a store's object_lock locks them like the recordings.
+    policy: Literal["plain", "worm"] = "plain"
     #: Concurrent requests to this source, over all hosts together.
     concurrency: int = Field(default=4, ge=1, le=1000)
     #: Requests to this source, like 10/s or 1/3s; none: no limit.

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,6 +78,8 @@ _CONTENT_TYPES = {
 
 #: Where archiver keeps what describes the recordings.
 _OURS = ("_audit/", "_ledger/", "_manifests/", "_proof/", "_verified/")
+#: Of these what tells of people: phone numbers, names, and keys with the ids that a recorder gave.
+_PERSONAL = ("_audit/", "_ledger/", "_manifests/", "_verified/")
 #: Classes whose objects must be restored before they can be read.
 _COLD = {"DEEP_ARCHIVE", "GLACIER"}
 #: What a server says of one object only, whatever its status: of its size, its name, its class.
@@ -253,6 +255,10 @@ class S3Store:
         self._sorted: bool | None = None
         #: Whether a put in one request keeps its lock, once that is known.
         self._keeps_lock: bool | None = None
+        #: The bucket locks by itself what is put without a lock.
+        self._default_lock = False
+        #: See :class:`..ports.LocksApart`.
+        self.worm: Callable[[], Collection[str]] = frozenset
 
     def location(self, key: str) -> dict[str, str]:
         return {"kind": "s3", "bucket": self.options.bucket, "key": key}
@@ -303,7 +309,7 @@ class S3Store:
     async def put(self, key: str, body: Body) -> Receipt:
         """One request where the body is short and the server is good; see :class:`..ports.Store`."""
         traits = self._traits or await self._known()
-        lock = self.options.object_lock
+        lock = self.options.object_lock if self._locks(key) else None
         until = datetime.now(UTC) + timedelta(days=lock.days) if lock is not None else None
         # From a cold class nothing can be read, and these archiver reads again itself.
         ours = key.removeprefix(self.options.prefix).startswith(_OURS)
@@ -311,6 +317,14 @@ class S3Store:
         if body.length > self.options.multipart_threshold:
             return await self._put_parts(key, body, traits, how)
         return await self._put_whole(key, body, traits, how)
+
+    def _locks(self, key: str) -> bool:
+        """Is it to be locked, where anything is? What tells of people only where their source's policy is worm."""
+        told, _, rest = key.removeprefix(self.options.prefix).partition("/")
+        if f"{told}/" not in _PERSONAL:
+            return True
+        # Below _audit/ the folders are years: no source's.
+        return told != "_audit" and rest.partition("/")[0] in self.worm()
 
     async def stat(self, key: str) -> Receipt | None:
         # Who takes no checksum takes no question for one either; nothing is put to find that out.
@@ -739,6 +753,7 @@ class S3Store:
             raise problem.error("can't read the bucket's object lock") from None
         if answer.findtext("ObjectLockEnabled") != "Enabled":
             raise StoreRefused(f"object lock is not enabled on bucket {self.options.bucket}")
+        self._default_lock = answer.find("Rule/DefaultRetention") is not None
 
     async def _locked(self, key: str, until: datetime, *, any_end: bool = False) -> bool:
         """See to it that an object is locked until then (``any_end``: locked at all).
@@ -919,6 +934,15 @@ class _Rehearsal:
             notes.append(note)
         if options.object_lock is not None:
             notes.append(f"object lock on, {options.object_lock.mode} {options.object_lock.days} days")
+            worm = sorted(self._store.worm())
+            notes.append(
+                f"manifests and ledgers are locked of {', '.join(worm)}" if worm else "manifests are not locked"
+            )
+            if self._store._default_lock:
+                notes.append(
+                    "WARNING: the bucket's default retention locks whatever is put, manifests too: nobody can erase a "
+                    "person's data before its end; take the default retention off the bucket"
+                )
             if self._store._keeps_lock is False:
                 notes.append("it drops the lock of a put: each is locked by a second request")
             else:

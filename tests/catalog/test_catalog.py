@@ -1608,6 +1608,7 @@ class TestDocument:
         await settle(hq, download)
         await mark(db, "7", "pcm_s16le")
         told = await document(hq, "7")
+        assert (len(told["handle"]), len(told["salt"])) == (24, 32)
         assert told == {
             "source": HQ, "kind": "chronicall", "recording_id": "7", "call_id": None, "state": "archived",
             "started_at": "2024-05-17T11:45:32.000Z", "ended_at": "2024-05-17T11:46:21.000Z", "duration": 48.974,
@@ -1616,6 +1617,7 @@ class TestDocument:
             "parties": [{"number": "+14103585834", "name": "N", "user": "U", "role": "agent"}],
             "events": [{"at": "2024-05-17T11:46:00.000Z", "event": "left", "party": "+14103585834"}],
             "attributes": {"color": "green"}, "flags": [], "missing_since": None,
+            "handle": told["handle"], "salt": told["salt"],
             "media": [
                 {
                     "media_id": "m1", "state": "archived", "content_type": "audio/wav", "size": 960_044,

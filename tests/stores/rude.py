@@ -97,6 +97,8 @@ class RudeS3(Rude):
         #: Locks that are asked for in a put are kept: in whole puts, in uploads in parts.
         self.locks = {"whole", "parts"}
         self.knows_retention = True
+        #: The bucket has a default retention.
+        self.default_retention = False
         #: No lock is shorter.
         self.shortest_lock = timedelta()
         self.wants_md5 = False
@@ -123,8 +125,10 @@ class RudeS3(Rude):
                 self.about[path] |= {"x-amz-object-lock-mode": mode, "x-amz-object-lock-retain-until-date": until}
             return web.Response()
         if "object-lock" in query and self.knows_retention:
+            rule = "<Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule>"
             return document(
-                "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>"
+                "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>"
+                f"{rule if self.default_retention else ''}</ObjectLockConfiguration>"
             )
         if "uploads" in query or "uploadId" in query:
             return self.parts(request, path, body)

@@ -63,6 +63,12 @@ def bucket(seaweed) -> str:
     return seaweed.make_bucket("calls")
 
 
+@pytest.fixture(scope="session")
+def locking(seaweed) -> str:
+    """A bucket with object lock."""
+    return seaweed.make_bucket("locked", object_lock=True)
+
+
 @pytest_asyncio.fixture
 async def store(seaweed, bucket):
     store = a_store(seaweed)
@@ -201,21 +207,44 @@ async def test_anothers_object_without_our_hash_is_compared_byte_by_byte(store, 
         await store.put("foreign/a", Body.of(b"diff bytes"))
 
 
-async def test_object_lock_is_set_and_checked(seaweed, tmp_path):
-    seaweed.make_bucket("locked", object_lock=True)
+async def test_object_lock_is_set_and_checked(seaweed, locking, tmp_path):
     lock = {"mode": "GOVERNANCE", "days": 2}
-    store = a_store(seaweed, bucket="locked", object_lock=lock, multipart_threshold="5MiB", part_size="5MiB")
+    store = a_store(seaweed, bucket=locking, object_lock=lock, multipart_threshold="5MiB", part_size="5MiB")
     assert "object lock on" in await store.check()
     await store.put("a/short.wav", Body.of(b"x"))
     await store.put("a/long.wav", spooled(tmp_path, os.urandom(6 << 20)))
     client = a_client(seaweed)
     for key in ("a/short.wav", "a/long.wav"):
-        head = client.head_object(Bucket="locked", Key=key)
+        head = client.head_object(Bucket=locking, Key=key)
         assert head["ObjectLockMode"] == "GOVERNANCE"
         left = head["ObjectLockRetainUntilDate"] - datetime.now(UTC)
         assert timedelta(days=1.9) < left <= timedelta(days=2)
     client.close()
     await store.close()
+
+
+async def test_what_tells_of_people_is_not_locked_unless_its_source_is_worm(seaweed, locking):
+    store = a_store(seaweed, bucket=locking, prefix="in/", object_lock={"mode": "GOVERNANCE", "days": 2})
+    assert "manifests are not locked" in await store.check()
+    store.worm = lambda: {"kept"}
+    assert "manifests and ledgers are locked of kept" in await store.check()
+    locked = {"in/pbx/a.wav", "in/_proof/log/a", "in/_renamed/a.jsonl", "in/_manifests/kept/a.jsonl"}
+    locked |= {f"in/{folder}/kept/a.json" for folder in ("_ledger", "_verified")}
+    free = {f"in/{folder}/pbx/a.jsonl" for folder in ("_manifests", "_ledger", "_verified")}
+    free |= {"in/_manifests/kept2/a.jsonl", "in/_audit/2026/01/01/a.jsonl"}
+    client = a_client(seaweed)
+    for key in locked | free:
+        await store.put(key, Body.of(b"x"))
+        assert ("ObjectLockMode" in client.head_object(Bucket=locking, Key=key)) == (key in locked), key
+    client.close()
+    await store.close()
+
+
+async def test_a_bucket_that_locks_by_itself_is_warned_of():
+    async with rude(changes={"object_lock": LOCK}) as (server, store):
+        assert "default retention" not in await store.check()
+        server.default_retention = True
+        assert "WARNING: the bucket's default retention locks whatever is put" in await store.check()
 
 
 async def test_object_lock_on_a_bucket_without_it_is_refused(seaweed, bucket):

@@ -109,11 +109,37 @@ async def test_flipped_deleted_and_cut_copies_in_each_kind_of_store_are_mended_b
             assert f"{store}: verify found 3 spoilt copies, 3 of them repaired" in told(status)
 
 
-async def test_a_lost_or_short_object_lock_is_found_and_set_again(tmp_path, database, seaweed):
+@pytest.fixture(scope="module")
+def locking(seaweed) -> dict[str, object]:
+    """A store in a bucket with object lock, as the config has it."""
     seaweed.make_bucket("vault", object_lock=True)
-    table = {**s3_table(seaweed, "unused"), "bucket": "vault"}
-    locked = {**table, "object_lock": {"mode": "GOVERNANCE", "days": 3}}
-    async with archived(tmp_path, database, calls=3, stores={"vault": locked}) as rig:
+    return {**s3_table(seaweed, "unused"), "bucket": "vault", "object_lock": {"mode": "GOVERNANCE", "days": 3}}
+
+
+async def test_manifests_are_locked_of_a_worm_source_only_also_after_the_config_changed(tmp_path, database, locking):
+    async with archived(tmp_path, database, calls=2, stores={"vault": locking | {"prefix": "zones/"}}) as rig:
+        outlet = rig.archive.outlets["vault"]
+        now = rig.catalog.clock.now()
+
+        async def problems(below: str) -> set[str | None]:
+            keys = [found.key async for found in outlet.store.list(outlet.prefix + below)]
+            assert keys
+            return {await outlet.store.lock_problem(key, now) for key in keys}
+
+        for below in ("_manifests/", "_ledger/"):
+            assert await problems(below) == {"not locked against deletion"}
+        assert await problems("pbx/") == {None}
+        opened = rig.archive.open_outlet(rig.archive.config.stores["vault"])
+        assert opened.store.worm() == frozenset()
+        source = rig.archive.config.sources["pbx"]
+        worm = replace(source, options=source.options.model_copy(update={"policy": "worm"}))
+        rig.archive.config = replace(rig.archive.config, sources={"pbx": worm})
+        assert opened.store.worm() == {"pbx"}
+        await rig.archive.close(opened)
+
+
+async def test_a_lost_or_short_object_lock_is_found_and_set_again(tmp_path, database, locking):
+    async with archived(tmp_path, database, calls=3, stores={"vault": locking}) as rig:
         outlet = rig.archive.outlets["vault"]
         first, second, third = await rig.media_keys("vault")
         cls, options = type(outlet.store), outlet.store.options

@@ -349,6 +349,55 @@ async def test_lines_of_the_first_version_are_kept(made):
     assert found["flags"] == []
 
 
+def sealed(recording_id: str, **fields: Any) -> bytes:
+    """As it is written today: with handle and salt, and its own SHA-256."""
+    return manifests.sealed(json.loads(told(recording_id, handle="ab" * 12, salt="cd" * 16, **fields)))
+
+
+async def test_handle_and_salt_come_back_as_they_were(made):
+    assert (await made(Held(sealed("1", agent="é\u2028") + told("2")))).damaged == []
+    found = await made.documents()
+    assert [(found[i]["handle"], found[i]["salt"]) for i in "12"] == [("ab" * 12, "cd" * 16), (None, None)]
+    # A later line of an earlier version takes them away from nobody.
+    await made.again(Held(sealed("1"), told("1", agent="Ann")))
+    found = await made.documents()
+    assert (found["1"]["handle"], found["1"]["agent"]) == ("ab" * 12, "Ann")
+
+
+@pytest.mark.parametrize(
+    ("written", "changed", "why"),
+    [
+        (b'"duration":7', b'"duration":8', "its SHA-256 is another"),
+        (b'"caller":"100"', b'"caller":"101"', "its SHA-256 is another"),
+        (b'"handle":"ab', b'"handle":"bb', "its SHA-256 is another"),
+        (b'"raw":{}', b'"raw":{ }', "its SHA-256 is another"),
+        (b'cd","sha256":"', b'cd","sha257":"', "its SHA-256 is missing at its end"),
+        (b'cd","sha256":"', b'cd","sha256" :"', "its SHA-256 is missing at its end"),
+        (b'cd","sha256":"', b'cd","sha256":"x', "its SHA-256 is another"),
+        (b'"handle":"ab', b'"handle":"AB', "handle: Expected `str` matching regex"),
+    ],
+)
+async def test_a_changed_byte_of_a_line_is_found(made, written, changed, why):
+    line = sealed("1", duration=7, caller="100")
+    assert line.count(written) == 1
+    (damage,) = (await made(Held(sealed("0") + line.replace(written, changed) + sealed("2")))).damaged
+    assert damage.endswith(f"line 2: {why}")
+    assert sorted(await made.documents()) == ["0", "2"]
+
+
+async def test_every_digit_of_a_line_that_changes_is_found(made):
+    line = sealed("1", archived=True, duration=7, caller="100")
+    for at in [n for n, byte in enumerate(line) if chr(byte).isdigit()]:
+        digit = str((int(chr(line[at])) + 1) % 10).encode()
+        with pytest.raises((ValueError, manifests.msgspec.MsgspecError)):
+            manifests._recording("pbx", line[:at] + digit + line[at + 1 : -1])
+
+
+async def test_a_sha256_that_the_vendor_told_last_is_not_taken_for_the_line_s_own(made):
+    odd = manifests.line(LINE | {"recording_id": "1", "raw": {"size": 1, "sha256": "ab" * 32}})
+    assert (await made(Held(odd + sealed("2", raw={"sha256": "ab" * 32})))).damaged == []
+
+
 async def test_what_is_odd_about_a_medium_comes_back_also_where_a_later_line_tells_it(made, monkeypatch):
     monkeypatch.setattr(rebuild, "BATCH", 1)
     odd = {"coding": "ulaw", "flags": ["short", "not_heard_of_yet"], "note": "it is\ttold\nso"}

@@ -1,0 +1,51 @@
+-- The proof: what a certificate calls a recording, and the log of certificates as the stores hold it.
+
+-- What a certificate calls a recording without telling whose it is: 96 random bits; and 128 that hide what is committed
+-- to. Both are made at first sight and told by the manifests, so that a rebuilt catalog has the same. NULL: known from
+-- before, and in no certificate yet. (gen_random_uuid has 122 random bits.)
+ALTER TABLE recordings ADD COLUMN handle bytea CHECK (octet_length(handle) = 12),
+    ADD COLUMN salt bytea CHECK (octet_length(salt) = 16);
+ALTER TABLE recordings
+    ALTER COLUMN handle SET DEFAULT substring(sha256(uuid_send(gen_random_uuid())) FROM 1 FOR 12),
+    ALTER COLUMN salt SET DEFAULT
+        substring(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())) FROM 1 FOR 16);
+
+-- The log's entries, as far as this catalog has read or written them. The stores hold the log; this is a copy of it.
+CREATE TABLE certificates (
+    -- Its place in the log: 0, 1, 2, ...
+    position  bigint PRIMARY KEY,
+    entry     bytea NOT NULL,
+    -- NULL: the entry is no certificate.
+    source    text,
+    day       date,
+    revision  integer,
+    -- NULL: its source is listed by ids, and nothing is claimed.
+    complete  boolean,
+    issued_at timestamptz,
+    -- Of what may change: the list's root, coverage, counts. A day with the same needs no revision.
+    content   bytea,
+    -- A later one of the same day is there.
+    replaced  boolean NOT NULL DEFAULT false
+);
+CREATE UNIQUE INDEX certificates_by_day ON certificates (source, day, revision) WHERE source IS NOT NULL;
+CREATE INDEX certificates_incomplete ON certificates (source, day) WHERE NOT complete AND NOT replaced;
+
+-- Days with a certificate of which something was described since.
+CREATE TABLE certify_again (
+    source text NOT NULL,
+    day    date NOT NULL,
+    PRIMARY KEY (source, day)
+);
+
+-- The newest checkpoint that was put; entries at and behind its size wait for the next.
+CREATE TABLE checkpoint (
+    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
+    size     bigint NOT NULL DEFAULT 0,
+    note     bytea,
+    -- The catalog was made again, or restored: what the stores hold is taken as it is.
+    adopt    boolean NOT NULL DEFAULT false,
+    -- When certificates were issued last, and why that failed.
+    run_at   timestamptz,
+    error    text
+);
+INSERT INTO checkpoint DEFAULT VALUES;
