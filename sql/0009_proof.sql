@@ -11,6 +11,7 @@ ALTER TABLE recordings
         substring(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())) FROM 1 FOR 16);
 
 -- The log's entries, as far as this catalog has read or written them. The stores hold the log; this is a copy of it.
+-- Those at and behind the size of the checkpoint wait for the next one.
 CREATE TABLE certificates (
     -- Its place in the log: 0, 1, 2, ...
     position  bigint PRIMARY KEY,
@@ -21,8 +22,7 @@ CREATE TABLE certificates (
     revision  integer,
     -- NULL: its source is listed by ids, and nothing is claimed.
     complete  boolean,
-    issued_at timestamptz,
-    -- Of what may change: the list's root, coverage, counts. A day with the same needs no revision.
+    -- SHA-256 of what may change: list, coverage, counts. A day with the same one needs no revision.
     content   bytea,
     -- A later one of the same day is there.
     replaced  boolean NOT NULL DEFAULT false
@@ -37,15 +37,14 @@ CREATE TABLE certify_again (
     PRIMARY KEY (source, day)
 );
 
--- The newest checkpoint that was put; entries at and behind its size wait for the next.
+-- One row, once there is a log: the newest checkpoint that was put.
 CREATE TABLE checkpoint (
-    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
-    size     bigint NOT NULL DEFAULT 0,
-    note     bytea,
-    -- The catalog was made again, or restored: what the stores hold is taken as it is.
-    adopt    boolean NOT NULL DEFAULT false,
-    -- When certificates were issued last, and why that failed.
-    run_at   timestamptz,
-    error    text
+    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
+    size   bigint NOT NULL DEFAULT 0,
+    note   bytea,
+    -- The catalog was made again from a store: what the stores hold of the log is taken as it is.
+    adopt  boolean NOT NULL DEFAULT false,
+    -- When all days were looked at last; why the last run failed.
+    run_at timestamptz,
+    error  text
 );
-INSERT INTO checkpoint DEFAULT VALUES;

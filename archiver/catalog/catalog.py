@@ -6,6 +6,7 @@ chapter: a module with its statements and the methods that send them. This one p
 
 from __future__ import annotations
 
+from .certificates import Certificates, Entry, Heard, LogState
 from .claims import Claims
 from .clock_set_back import LONGEST_PAUSE
 from .copying import Copying
@@ -36,7 +37,10 @@ __all__ = [
     "Catalog",
     "Document",
     "Drill",
+    "Entry",
+    "Heard",
     "Ledger",
+    "LogState",
     "Need",
     "Numbers",
     "Query",
@@ -53,6 +57,7 @@ __all__ = [
 
 
 class Catalog(
+    Certificates,
     Drills,
     Locks,
     Shares,

@@ -60,6 +60,16 @@ WHERE (r.source, r.recording_id) = (t.source, t.recording_id)
 RETURNING NOT r.undescribed"""
 
 
+#: A day that has a certificate is looked at again where something of it was described anew.
+MARK = """
+INSERT INTO certify_again (source, day)
+SELECT DISTINCT r.source, (r.key_at AT TIME ZONE 'UTC')::date
+FROM unnest($1::text[], $2::text[]) AS t (source, recording_id)
+JOIN recordings r ON (r.source, r.recording_id) = (t.source, t.recording_id)
+JOIN certificates c ON (c.source, c.day) = (r.source, (r.key_at AT TIME ZONE 'UTC')::date)
+ON CONFLICT DO NOTHING"""
+
+
 class Descriptions(Database):
     """What is described, and what is not yet."""
 
@@ -142,6 +152,7 @@ async def mark_described(c: Any, revisions: Mapping[tuple[str, str], int], *, st
     Of how many that is still the newest. ``step``: added to what the catalog has.
     """
     keys = sorted(revisions)
+    await c.execute(MARK, [k[0] for k in keys], [k[1] for k in keys])
     rows = await c.fetch(
         DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
     )

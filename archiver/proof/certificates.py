@@ -315,6 +315,17 @@ def issue(
     return Issued(made, f"{stem}.leaves.jsonl" if leaves.size else None, objects, complete)
 
 
+def objects_of(entry: bytes) -> list[tuple[str, bool]]:
+    """The names of what lies beside an entry in a store; False: it is the certificate, whose bytes the entry has."""
+    told = json.loads(entry)
+    if told.get("type") != TYPE:
+        return []
+    gaps = told["coverage"]["gaps"]
+    found = [(f"{told['name']}.leaves.jsonl", True)] if told["leaves"]["size"] else []
+    found += [(f"{told['name']}.gaps.jsonl", True)] if isinstance(gaps, dict) else []
+    return [*found, (f"{told['name']}.certificate.json", False)]
+
+
 def key_entry(vkey: str, at: datetime) -> bytes:
     """The log's entry that makes another key known; the first checkpoint that covers it is signed by both keys."""
     return _json({"type": KEY_TYPE, "vkey": vkey, "at": utc_text(at)})

@@ -24,13 +24,14 @@ from ..catalog.catalog import LONGEST_PAUSE, newest, other_version
 from ..common import log as logs
 from ..common.journal import notify
 from ..common.words import reason_of
-from ..errors import CatalogDown, ConfigError, Refused, SourceError
+from ..errors import CatalogDown, ConfigError, Refused, SourceError, SpoolDown
 from ..model import utc_text
+from ..proof.note import ProofError
 from ..settings import config
 from ..settings.config import Stamp
 from ..sync import commit, poll
 from ..sync.feeds import Feed, Outlet, using
-from ..upkeep import audit
+from ..upkeep import audit, certify
 from . import conditions, identity, live, reload, report, wiring
 from .schedule import next_poll, period, trigger
 from .watch import Watch
@@ -118,6 +119,7 @@ class Daemon:
                 self._ring(self._beat, "30s")
                 self._ring(_give_memory_back, "60s")
                 self._ring(self._ship_audit, "5m")
+                self._ring(self._certify, "1h")
                 self._scheduler.start()
                 notify("READY=1")
                 await self._say_who_is_who()
@@ -143,6 +145,19 @@ class Daemon:
         """What the face wrote down goes to every store: it is not to be lost with the database."""
         with contextlib.suppress(CatalogDown):
             await audit.ship(self.archive.catalog, dict(self.archive.outlets))
+
+    async def _certify(self) -> None:
+        """Days whose lookback has passed get their certificates; each night those that were not complete, again."""
+        archive = self.archive
+        # What fails is in `status`, and tried again.
+        with contextlib.suppress(CatalogDown, SpoolDown, ProofError):
+            state = await archive.catalog.log_state()
+            now = archive.catalog.clock.now()
+            nightly = state.run_at is None or state.error is not None or now - state.run_at > certify.NIGHTLY
+            feeds = dict(archive.feeds)
+            if nightly or any([await certify.due(archive.catalog, feed, thorough=False) for feed in feeds.values()]):
+                how = archive.config, archive.catalog, archive.spool, dict(archive.outlets), feeds
+                await certify.certify(*how, thorough=nightly)
 
     def _end_waits(self) -> None:
         """No source is paused for longer than one that is paused now."""

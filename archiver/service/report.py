@@ -13,7 +13,7 @@ from ..model import Flag, Window, utc_text
 from ..settings.config import Config
 from ..sync.windows import merge, subtract
 from ..upkeep.verify import owed
-from . import conditions, identity, live
+from . import conditions, identity, live, proof
 from .alarms import Watched, watch
 from .conditions import Found, Level
 from .facts import Seen, Survey, source_view, store_view
@@ -82,7 +82,7 @@ async def status(config: Config, catalog: Catalog) -> Document:
         counts_of = [(totals.get((of, ""), (0, 0))[0], totals.get((of, name), (0, 0))[0]) for of in using]
         stores[name]["lacking"] = sum(max(0, archived - copies) for archived, copies in counts_of)
     daemon = _daemon(config)
-    who = await identity.problems(config, catalog)
+    who = [*await identity.problems(config, catalog), *await proof.problems(config, catalog)]
     for name, source in sources.items():
         source["asked"] = any((p["condition"], p["of"]) == ("SourceChanged", name) for p in who)
     document: Document = {"at": utc_text(now), "daemon": daemon, "sources": sources, "stores": stores, "identity": who}

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import SecretStr
 
 from .options import SourceOptions, StoreOptions, VerifyOptions
-from .tables import Alerts, Web
+from .tables import Alerts, Proof, Web
 
 #: What tells one state of a file from another: device, inode, size, mtime; or why it can't be had.
 Stamp: TypeAlias = tuple[int, ...]
@@ -51,6 +51,7 @@ class Config:
     #: None: nothing is served.
     http_listen: tuple[str, int] | None
     web: Web
+    proof: Proof
     heartbeat_url: SecretStr | None
     alerts: Alerts
     #: Where OpenTelemetry traces go, by OTLP over HTTP.

@@ -27,14 +27,14 @@ _M = TypeVar("_M", bound=Strict)
 LARGEST = 1 << 20
 _DEEPEST = 16
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audit"}
+_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audit", "_proof"}
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")
 #: Tables and keys that tell how to ask recorders, and whom to tell of trouble.
 _OF_THE_DAEMON = {"sources", "alerts", "heartbeat_url", "traces"}
 #: What archiver makes in its data_dir.
-OWN_FOLDERS = ("postgres", "spool", "run", "web")
+OWN_FOLDERS = ("postgres", "spool", "run", "web", "proof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class Reader:
             database_url=top.database.url,
             http_listen=top.http.listen,
             web=top.web,
+            proof=top.proof,
             heartbeat_url=top.heartbeat_url,
             alerts=top.alerts,
             traces_endpoint=top.traces.endpoint,

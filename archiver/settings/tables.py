@@ -122,6 +122,15 @@ class Web(Strict):
         return self
 
 
+class Proof(Strict):
+    """The log of certificates."""
+
+    #: The log's name for ever; None: made once, kept in data_dir/proof.
+    origin: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")] | None = None
+    #: An OpenSSH or PEM private key (Ed25519, without a passphrase); None: made once, kept in data_dir/proof.
+    key: SecretStr | None = None
+
+
 class Email(Strict):
     """Where mails go, and through which server."""
 
@@ -171,5 +180,6 @@ class Top(Strict):
     database: Database = Database()
     http: Http = Http()
     web: Web = Web()
+    proof: Proof = Proof()
     alerts: Alerts = Alerts()
     traces: Traces = Traces()

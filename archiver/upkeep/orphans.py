@@ -29,7 +29,7 @@ log = structlog.get_logger()
 PAGE = 500
 LEASE = timedelta(minutes=15)
 #: Folders of our own beside the sources'.
-_OURS = ("_manifests/", "_ledger/", "_verified/", "_renamed/", "_canary/")
+_OURS = ("_manifests/", "_ledger/", "_verified/", "_renamed/", "_canary/", "_audit/", "_proof/")
 
 
 @dataclass(slots=True)

@@ -102,6 +102,8 @@ async def rebuild(
         report = await _fill(catalog, outlet, keys, spool, begun, None, on_lines)
         report.resumed = begun is not None
         report.damaged += await audit.read_back(catalog, outlet, spool)
+        # The log of certificates goes on as the stores hold it.
+        await catalog.adopt_log()
         report.untold = await _untold(outlet, keys)
         return report
 
