@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from archiver.proof import certificates, handout, note, verify
+from archiver.proof import certificates, handout, log, note, verify
 from archiver.proof.certificates import Gap, Leaf, Leaves
 from archiver.proof.note import Checkpoint
 from tests.commands import ROOT
@@ -815,3 +815,18 @@ def test_the_check_by_hand_works_as_the_page_shows_it(store: Archive):
     edit(store.list_of("hq", ONCE), '"state":"empty"', '"state":"gone"')
     edit(store.files("_proof/log/checkpoint/000000000041")[0], b"\n41\no", b"\n41\np")
     assert [line for line in by_hand() if "good" in line.lower()] == ["certificate: good"]
+
+
+def test_bundles_are_named_as_the_log_names_them_beyond_a_thousand_too(made: Archive, monkeypatch: pytest.MonkeyPatch):
+    size, asked = 256 * 1001 + 5, []
+
+    def read(folder: str, name: str) -> bytes:
+        asked.append(name)
+        return b"\0\1x" * (5 if name.endswith(".p/5") else 256)
+
+    monkeypatch.setattr(verify, "read", read)
+    check = verify.Check(str(made.folder), [verify.key_of(made.vkey)], set(), media=False)
+    check.size = size
+    assert sum(1 for _ in check.entries(0)) == size
+    assert asked == log.entry_names(0, size, size)
+    assert asked[-1] == "log/tile/entries/x001/001.p/5"
