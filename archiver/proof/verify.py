@@ -21,7 +21,7 @@ A copy can't show that its newest days were taken away, log and all. Keep the ne
 each time, and name it the next time with --expect-since.
 """
 
-# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH116, PTH118, PTH123, PTH202, PTH208, T201
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH116, PTH118, PTH119, PTH123, PTH202, PTH208, T201
 from __future__ import annotations
 
 import argparse
@@ -202,7 +202,12 @@ class Days:
 class Check:
     def __init__(self, copy: str, keys: list[tuple[str, str, bytes]], stores: set[str], media: bool) -> None:
         self.copy = os.path.realpath(copy)
-        self.proof = os.path.join(self.copy, *([] if os.path.isdir(os.path.join(self.copy, "log")) else ["_proof"]))
+        # A store's prefix that does not end in a slash is part of the names in it.
+        names = [name for name in sorted(os.listdir(copy)) if re.match("^log$|.*_proof$", name)]
+        folders = [os.path.join(self.copy, name) if name != "log" else self.copy for name in names]
+        folders = [folder for folder in folders if os.path.isdir(os.path.join(folder, "log/checkpoint"))]
+        self.proof = folders[0] if folders else os.path.join(self.copy, "_proof")
+        self.prefix = os.path.basename(self.proof)[: -len("_proof")]
         self.keys, self.stores, self.media = keys, stores, media
         self.issued, self.size, self.problems = "none", 0, 0
         self.recordings = self.with_audio = self.bytes = self.found = self.moved = self.others = 0
@@ -434,7 +439,7 @@ class Check:
         files: dict[bytes, int] = {}
         buffer = memoryview(bytearray(1 << 20))
         try:
-            top = inside(self.copy, name)
+            top = inside(self.copy, self.prefix + name)
         except ValueError:
             return files  # what should lie there is missing, and is told as such
         for folder, _, names in os.walk(top):

@@ -122,6 +122,14 @@ def test_the_folder_of_proofs_alone_is_enough_without_the_audio(made: Archive):
     assert (code, "needs a copy of the whole store" in lines[-1]) == (2, True)
 
 
+def test_a_prefix_without_a_slash_is_a_part_of_the_names(made: Archive, tmp_path: Path):
+    for path in made.folder.iterdir():
+        shutil.copytree(path, tmp_path / f"calls-{path.name}")
+    assert WHOLE in run(tmp_path, made.vkey, "--media")[1]
+    (tmp_path / "old_proof").mkdir()
+    assert problems(tmp_path, made.vkey, "--media") == []
+
+
 def test_only_the_audio_of_one_store_is_expected_where_it_is_named(tmp_path: Path):
     archive = Archive(tmp_path)
     archive.certify("hq", FIRST, calls_of("hq", FIRST), stores=["main"])
