@@ -22,7 +22,6 @@ from archiver.stores import disk as module
 from archiver.stores.file import FileOptions, FileStore
 from archiver.stores.names import temporary_name
 from archiver.testing.stores import StoreContract, keys, read, spooled
-from tests.commands import until
 from tests.stores import canaries
 
 
@@ -487,7 +486,7 @@ async def test_a_killed_put_leaves_nothing_under_its_key(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store")], stdout=subprocess.PIPE)
     assert process.stdout is not None
     await asyncio.to_thread(process.stdout.readline)
-    await until(lambda: any((tmp_path / "store").glob("a/0*")))
+    await asyncio.to_thread(until, lambda: any((tmp_path / "store").glob("a/0*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
