@@ -111,7 +111,7 @@ _TO_DO = {
 
 def _fail(error: BaseException) -> None:
     from .common.log import redact
-    from .common.words import plain
+    from .common.words import plain, reason_of
 
     if isinstance(error, ConfigError):
         click.echo(str(error), err=True)
@@ -119,7 +119,7 @@ def _fail(error: BaseException) -> None:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         todo = f" → {_TO_DO[error.errno]}" if error.errno in _TO_DO else ""
-        click.echo(plain(redact(f"archiver: {error.strerror or error}{where}{todo}")), err=True)
+        click.echo(plain(redact(f"archiver: {reason_of(error)}{where}{todo}")), err=True)
         sys.exit(INCOMPLETE)
     if isinstance(error, ArchiverError):
         click.echo(plain(redact(f"archiver: {with_advice(error)}")), err=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import cases, proof
+from bench import cases, listening, proof
 from bench.lab import EARLIER, TRANSFERS, Place, place
 
 
@@ -56,6 +56,7 @@ def main() -> None:
             "verify": lambda p: cases.verify(p, "large", large, 100_000_000),
             "proof": lambda p: [proof.lists(p, count), proof.media(p, files, 200_000)],
             "quiet": lambda p: cases.quiet(p, 100 if quick else 1000, 60),
+            "listeners": lambda p: listening.listeners(p, 50),
             "growth": lambda p: cases.growth(p, 100_000, count),
         }
         chosen = given.only.split(",") if given.only else list(every)

@@ -38,7 +38,7 @@ async def describe(archive: Archive, _: str) -> dict[str, float]:
     """Manifests for every recording."""
     began = time.monotonic()
     done = await commit.describe_changes(archive.feeds, archive.catalog, limit=1000)
-    await commit.tell_ledgers(archive.feeds, archive.catalog)
+    await commit.write_ledgers(archive.feeds, archive.catalog)
     return {"recordings": done, "seconds": time.monotonic() - began}
 
 

@@ -110,7 +110,7 @@ uninstall() {
     rm -rf "$DESTDIR$PREFIX"/*-*Z "$DESTDIR$PREFIX/current"
     rmdir "$DESTDIR$PREFIX" 2>/dev/null || true
     if live; then systemctl daemon-reload; fi
-    say "left as they are: $ETC, $DESTDIR/var/lib/archiver (database, spool) and the user archiver"
+    say "left as they are: $ETC, $DESTDIR/var/lib/archiver (database, spool) and the users archiver, archiver-web"
 }
 
 case ${1:-} in

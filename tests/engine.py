@@ -119,7 +119,7 @@ class Rig:
     async def poll(self, name: str = "pbx", **how: Any) -> Polled:
         """List only; a listing that fails is tried again at once."""
         try:
-            async with self.archive.engine([name]).polling(name):
+            async with self.archive.engine([name]).shares.polling(name):
                 return await poll.poll(self.archive.feeds[name], self.catalog, pause=0.001, **how)
         finally:
             await self.catalog.unshare([name])

@@ -73,3 +73,23 @@ def test_every_file_and_function_that_the_page_names_is_there():
         if function:
             name = function.rpartition(".")[2]
             assert re.search(rf"^\s*(async def|def|class) {name}\b", path.read_text("utf-8"), re.MULTILINE), function
+
+
+def test_the_algorithm_names_only_functions_that_are_there():
+    told = (PACKAGE / "sync" / "__init__.py").read_text("utf-8")
+    named = re.findall(r"``(\w+)\.([\w.]+)``", told)
+    assert len(named) > 10
+    for module, function in named:
+        text = (PACKAGE / "sync" / f"{module}.py").read_text("utf-8")
+        assert re.search(rf"^\s*(async def|def|class) {function.rpartition('.')[2]}\b", text, re.MULTILINE), function
+
+
+#: Modules that are still to be divided.
+TOO_LONG = {"catalog/catalog.py", "proof/manifests.py", "simulators/genesys.py", "stores/s3.py", "wire/recorder.py"}
+
+
+def test_no_module_is_long_without_saying_why():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        lines = file.read_text("utf-8").splitlines()
+        if len(lines) > 500 and str(file.relative_to(PACKAGE)) not in TOO_LONG:
+            assert any("500 lines" in line for line in lines[:15]), f"{file.relative_to(PACKAGE)}: {len(lines)} lines"

@@ -40,7 +40,7 @@ from archiver.upkeep.rebuild import Rebuilt
 from archiver.wire.recorder import Client
 from tests.engine import HOUR, MINUTE, Rig, a_recorder, archiving
 from tests.factories import MANIFEST_LINE, MANIFEST_MEDIUM
-from tests.test_http import Server, answer, serving
+from tests.wire.test_http import Server, answer, serving
 
 NOON = datetime(2024, 5, 18, 12, tzinfo=UTC)
 WINDOW = Window(NOON - HOUR, NOON)
@@ -376,9 +376,9 @@ async def told(folder: Path, database: str) -> AsyncIterator[Told]:
         await rig.sync()
         sims["pbx"].add_calls(sims["pbx"].clock.now() - 10 * MINUTE, sims["pbx"].clock.now() - 5 * MINUTE, 2, longest=3)
         await rig.sync()
-        async with rig.archive.engine().sharing():
+        async with rig.archive.engine().shares.sharing():
             await wiring.verifier(rig.archive, rig.archive.engine(), "disk").stalest()
-        await commit.tell_verified(rig.archive.feeds, rig.catalog)
+        await commit.write_verified(rig.archive.feeds, rig.catalog)
         for sim in sims.values():
             await sim.stop()
         opened = Told(rig, folder / "disk")

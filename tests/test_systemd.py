@@ -109,6 +109,25 @@ def test_the_drop_in_for_containers_leaves_out_what_needs_a_namespace_and_nothin
     assert not [line for line in (said.stdout + said.stderr).splitlines() if "archiver" in line]
 
 
+def test_the_pages_can_have_a_user_of_their_own_who_gets_nothing_of_the_daemons(units, tmp_path):
+    unit = tmp_path / "archiver-web.service"
+    unit.write_text((units / unit.name).read_text())
+    (tmp_path / "archiver-web.service.d").mkdir()
+    drop_in = ROOT / "systemd/archiver-web-user.conf"
+    (tmp_path / "archiver-web.service.d/user.conf").write_text(drop_in.read_text("utf-8"))
+    said = analyze("verify", "--man=no", str(unit))
+    assert not [line for line in (said.stdout + said.stderr).splitlines() if "archiver" in line]
+    # systemd gives a state directory to the unit's user, with all that lies in it: the daemon's is taken off the list.
+    told = directives(drop_in)
+    assert told == ["User=archiver-web", "Group=archiver-web", "StateDirectory=", "StateDirectory=archiver/web"]
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    subprocess.run(["systemd-sysusers", f"--root={root}", str(ROOT / "systemd/archiver.sysusers")], check=True)
+    groups = dict(line.split(":", 1) for line in (root / "etc/group").read_text().splitlines())
+    assert groups["archiver"].endswith(":archiver-web")
+    assert groups["archiver-web"].endswith(":")
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_a_unit_waits_for_the_clock_to_be_right_but_does_not_pull_that_in(unit):
     after = [line for line in directives(unit) if line.startswith("After=")]

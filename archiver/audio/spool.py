@@ -8,13 +8,14 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import structlog
 
-from ..common.room import lacking
+from ..common.room import NoRoom, lacking, taken
+from ..common.words import reason_of
 from ..errors import SpoolDown
 from ..model import Body
 
@@ -46,15 +47,28 @@ class Spool:
 
     def demand_room(self) -> None:
         """Raises SpoolDown where its disk, and that of an embedded database, is filled to the reserve."""
-        why = lacking(self.folder, self.reserve)
+        self._said(why := lacking(self.folder, self.reserve))
+        if why is not None:
+            raise SpoolDown(why)
+
+    @contextlib.contextmanager
+    def room(self, wanted: int) -> Iterator[None]:
+        """As :meth:`demand_room`, for so many bytes, until they are written."""
+        try:
+            with taken(self.folder, self.reserve, wanted):
+                yield
+        except NoRoom as error:
+            self._said(str(error))
+            raise SpoolDown(str(error)) from None
+
+    def _said(self, why: str | None) -> None:
+        """Log where it changed."""
         if (why is not None) != self._lacked:
             self._lacked = why is not None
             if why is not None:
                 log.error("disk.reserve", error=f"{why}; nothing is downloaded until there is room")
             else:
                 log.info("disk.room", path=str(self.folder))
-        if why is not None:
-            raise SpoolDown(why)
 
     def sink(self) -> SpoolSink:
         return SpoolSink(self)
@@ -128,9 +142,11 @@ class SpoolSink:
 
     def _spill(self) -> None:
         """What is hashed already moves from memory to a new file."""
-        self._spool.demand_room()
-        self._file, self._path = _new_file(self._spool.folder)
-        self._file.write(b"".join(self._chunks))
+        joined = b"".join(self._chunks)
+        with self._spool.room(len(joined)):
+            self._file, self._path = _new_file(self._spool.folder)
+            self._file.write(joined)
+            self._file.flush()
         self._give_back()
 
     def _append(self) -> None:
@@ -138,8 +154,9 @@ class SpoolSink:
         self._chunks, self._waiting = [], 0
         self._hash.update(joined)
         if self._file is not None:
-            self._spool.demand_room()
-            self._file.write(joined)
+            with self._spool.room(len(joined)):
+                self._file.write(joined)
+                self._file.flush()
 
     def _give_back(self) -> None:
         self._spool.used -= self._taken
@@ -176,4 +193,4 @@ async def _in_thread(step: Callable[[], object]) -> None:
         await asyncio.wait([task])
         raise
     except OSError as error:
-        raise SpoolDown(f"the spool in data_dir can't be written: {error.strerror or error}") from error
+        raise SpoolDown(f"the spool in data_dir can't be written: {reason_of(error)}") from error

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..common.words import reason_of
 from ..errors import CatalogDown, CatalogForbidden, CatalogFull
 
 __all__ = ["Embedded"]
@@ -138,7 +139,7 @@ class Embedded:
                     return
                 await self._end()
         except OSError as error:
-            raise CatalogDown(f"the database in {self._folder} can't be stopped: {error.strerror or error}") from None
+            raise CatalogDown(f"the database in {self._folder} can't be stopped: {reason_of(error)}") from None
         finally:
             os.close(users)
 
@@ -274,7 +275,7 @@ class Embedded:
     async def _ask(self, programs: Path) -> str | None:
         """Make sure that our database is there; says what is wrong where it can't be asked (yet)."""
         where = ("-h", str(self._sockets), "-p", str(_PORT), "-U", _USER)
-        known = f"SELECT count(*) FROM pg_database WHERE datname = '{_DATABASE}'"  # noqa: S608 - our own constant
+        known = f"SELECT count(*) FROM pg_database WHERE datname = '{_DATABASE}'"
         code, said = await _run(programs / "psql", *where, "-XAtc", known, "postgres", timeout=_ASK)
         if code == 0 and said.strip() == "0":
             code, said = await _run(programs / "createdb", *where, _DATABASE, timeout=_ASK)
@@ -450,7 +451,7 @@ def _quoted(value: str) -> str:
 
 
 def _no_database(folder: Path, error: OSError) -> CatalogDown:
-    why = f"{folder} can't hold a database: {error.strerror or error}"
+    why = f"{folder} can't hold a database: {reason_of(error)}"
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return CatalogFull(why, "make room on that disk; it goes on by itself")
     if error.errno in {errno.EACCES, errno.EPERM, errno.ENOTDIR}:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,8 @@ import asyncpg
 from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
-from .catalog import Catalog, Document, Query, _conditions, agent_is, like
+from .catalog import Catalog, Document, Query
+from .query import like, where_of
 
 #: Of a statement, in milliseconds.
 PATIENCE = 3000
@@ -40,35 +41,38 @@ INSERT INTO audit (id, at, who, role, means, address, action, source, recording_
     details)
 VALUES ($1, clock_timestamp(), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
-AUDIT = """
+_AUDIT = """
 SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
-FROM audit
+FROM audit a
 WHERE ($1::text IS NULL OR who = $1) AND ($2::text IS NULL OR action = $2)
     AND ($3::timestamptz IS NULL OR at >= $3) AND ($4::timestamptz IS NULL OR at < $4)
     AND ($5::text IS NULL OR recording_id = $5) AND ($6::text IS NULL OR source = $6)
     AND ($7::timestamptz IS NULL OR (at, id) < ($7, $8))
-ORDER BY at DESC, id DESC
-LIMIT $9
 """
 
 UNSHIPPED = """
 SELECT id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome, details
 FROM audit
-WHERE id > coalesce((SELECT s.id FROM audit_shipped s WHERE s.store = $1), '') AND at < $2
+WHERE due AND NOT $1::text = ANY(stores)
 ORDER BY id
-LIMIT $3
+LIMIT $2
 """
-SHIPPED = """
-INSERT INTO audit_shipped (store, id) VALUES ($1, $2)
-ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE audit_shipped.id < excluded.id
-"""
+SHIPPED = "UPDATE audit SET stores = stores || $1::text WHERE id = ANY($2::text[])"
+EXPECTED = "SELECT coalesce(array_agg(store), '{}') FROM audit_stores"
+EXPECT = (
+    "UPDATE audit SET due = NOT due WHERE due = (stores @> $1::text[])",
+    "DELETE FROM audit_stores WHERE NOT store = ANY($1::text[])",
+    "INSERT INTO audit_stores (store) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
+)
+SETTLE = "UPDATE audit SET due = false WHERE due AND stores @> $1::text[]"
 TAKE_AUDIT = """
-INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
-    details)
-SELECT e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address', e->>'action',
-    e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details'
+INSERT INTO audit AS a (id, at, who, role, means, address, action, source, recording_id, reason, case_number, outcome,
+    details, stores)
+SELECT DISTINCT ON (e->>'id') e->>'id', (e->>'at')::timestamptz, e->>'who', e->>'role', e->>'means', e->>'address',
+    e->>'action', e->>'source', e->>'recording_id', e->>'reason', e->>'case', e->>'outcome', e->'details',
+    ARRAY[$2::text]
 FROM jsonb_array_elements($1::jsonb) e
-ON CONFLICT (id) DO NOTHING
+ON CONFLICT (id) DO UPDATE SET stores = a.stores || excluded.stores WHERE NOT a.stores @> excluded.stores
 """
 
 
@@ -76,8 +80,7 @@ ON CONFLICT (id) DO NOTHING
 class Limits:
     """The one predicate of scope: calls of one of these sources and queues and agents; an empty part limits nothing.
 
-    A call without queue or agent is in no scope of queues or agents. Agents are looked for among all parties too, by
-    number, name and user. ``*`` is a wildcard; case does not matter.
+    A call without queue or agent is in no scope of queues or agents. ``*`` is a wildcard; case does not matter.
     """
 
     sources: tuple[str, ...] = ()
@@ -97,8 +100,35 @@ class Limits:
         if self.queues:
             where.append(f"r.queue ILIKE ANY({value([like(queue) for queue in self.queues])}::text[])")
         if self.agents:
-            where.append(agent_is(value([like(agent) for agent in self.agents])))
+            where.append(self._of_agents(value))
         return where
+
+    def _of_agents(self, value: Callable[[Any], str]) -> str:
+        """An agent of the call is one of these, by number, name or user; or a whole number is any party's.
+
+        Some recorders tell no agent, and of an internal call the other one. A name says nothing of other parties, nor
+        does a part of a number: customers have both.
+        """
+        likes = value([like(agent) for agent in self.agents])
+        numbers = value([holdable(agent) for agent in self.agents if "*" not in agent])
+        agent = " OR ".join(f"p->>'{key}' ILIKE ANY({likes}::text[])" for key in ("number", "name", "user"))
+        party = f"p->>'number' = ANY({numbers}::text[]) OR (p->>'role' = 'agent' AND ({agent}))"
+        parties = f"SELECT FROM jsonb_array_elements(r.parties) p WHERE {party}"
+        return f"(r.agent ILIKE ANY({likes}::text[]) OR EXISTS ({parties}))"
+
+    def of_events(self, values: list[Any], name: str) -> list[str]:
+        """SQL over ``audit a``: events about calls in scope, and the account's own; its arguments are added."""
+        if not (self.sources or self.queues or self.agents):
+            return []
+        calls = Limits(queues=self.queues, agents=self.agents).conditions(values)
+        if calls:
+            of = "r.source = a.source AND r.recording_id = a.recording_id"
+            calls = [f"EXISTS (SELECT FROM recordings r WHERE {of} AND {' AND '.join(calls)})"]
+        if self.sources:
+            values.append(list(self.sources))
+            calls.append(f"a.source = ANY(${len(values)}::text[])")
+        values.append(name)
+        return [f"(a.who = ${len(values)} OR ({' AND '.join(calls)}))"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +170,7 @@ class FaceCatalog(Catalog):
 
         Raises ValueError for a bad place, and where it takes longer than three seconds.
         """
-        where, values = _conditions(query)
+        where, values = where_of(query)
         where += limits.conditions(values)
         order, compared = (" DESC", "<") if query.newest else ("", ">")
         if after is not None:
@@ -150,7 +180,7 @@ class FaceCatalog(Catalog):
             values += place
         # Only column names of ours are put together here; every value is an argument.
         statement = (
-            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"  # noqa: S608
+            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
             + (" WHERE " + " AND ".join(where) if where else "")
             + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {limit + 1}"
         )
@@ -171,7 +201,7 @@ class FaceCatalog(Catalog):
         values: list[Any] = [holdable(source), holdable(recording_id)]
         where = ["r.source = $1", "r.recording_id = $2", *limits.conditions(values)]
         async with self._connection() as c:
-            if await c.fetchval(f"SELECT true FROM recordings r WHERE {' AND '.join(where)}", *values) is None:  # noqa: S608
+            if await c.fetchval(f"SELECT true FROM recordings r WHERE {' AND '.join(where)}", *values) is None:
                 return None
             found = await self._documents(c, [(source, recording_id)])
         told = found.get((values[0], values[1]))
@@ -220,13 +250,19 @@ class FaceCatalog(Catalog):
         end: datetime | None = None,
         source: str | None = None,
         recording_id: str | None = None,
+        seen_by: tuple[Limits, str] | None = None,
         after: str | None = None,
         limit: int = PAGE,
     ) -> tuple[list[Document], str | None]:
-        """A page of events, newest first, and where the next one begins. Raises ValueError for a bad place."""
+        """A page of events, newest first, and where the next one begins. Raises ValueError for a bad place.
+
+        ``seen_by``: limits to events about calls in this scope, and those of this account itself.
+        """
         place = _place(after, 2) if after is not None else (None, None)
+        values = [*_filters(who, action, start, end, recording_id, source), *place]
+        where = seen_by[0].of_events(values, seen_by[1]) if seen_by is not None else []
         async with self._connection() as c:
-            rows = await c.fetch(AUDIT, *_filters(who, action, start, end, recording_id, source), *place, limit + 1)
+            rows = await c.fetch(_newest(where, limit + 1), *values)
         last = rows[limit - 1] if len(rows) > limit else None
         next_ = _as_place(utc_text(last["at"]), last["id"]) if last is not None else None
         return [_event_document(row) for row in rows[:limit]], next_
@@ -252,7 +288,7 @@ async def all_events(
     place: tuple[Any, Any] = (None, None)
     while True:
         async with catalog._connection() as c:
-            rows = await c.fetch(AUDIT, *_filters(who, action, start, end, recording_id, source), *place, 500)
+            rows = await c.fetch(_newest([], 500), *_filters(who, action, start, end, recording_id, source), *place)
         for row in rows:
             yield _event_document(row)
         if len(rows) < 500:
@@ -260,22 +296,32 @@ async def all_events(
         place = rows[-1]["at"], rows[-1]["id"]
 
 
-async def unshipped(catalog: Catalog, store: str, before: datetime, limit: int) -> list[Document]:
-    """Events that a store does not hold yet, the oldest first; of those that began before then."""
+async def expect(catalog: Catalog, stores: Sequence[str]) -> None:
+    """Each of these stores is to hold every event: what one of them lacks is due."""
+    async with catalog._transaction() as c:
+        if set(await c.fetchval(EXPECTED)) == set(stores):
+            await c.execute(SETTLE, list(stores))
+            return
+        for statement in EXPECT:
+            await c.execute(statement, list(stores), timeout=7200)
+
+
+async def unshipped(catalog: Catalog, store: str, limit: int) -> list[Document]:
+    """Events that a store does not hold yet."""
     async with catalog._connection() as c:
-        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, before, limit)]
+        return [_event_document(row) for row in await c.fetch(UNSHIPPED, store, limit)]
 
 
-async def shipped(catalog: Catalog, store: str, last: str) -> None:
-    """The store holds all events up to that one."""
+async def shipped(catalog: Catalog, store: str, ids: Sequence[str]) -> None:
+    """The store holds these events."""
     async with catalog._transaction() as c:
-        await c.execute(SHIPPED, store, last)
+        await c.execute(SHIPPED, store, list(ids))
 
 
-async def take(catalog: Catalog, events: Sequence[Document]) -> None:
-    """Events that a store told; those that are here already stay."""
+async def take(catalog: Catalog, store: str, events: Sequence[Document]) -> None:
+    """Events that a store told; those that are here already stay as they are."""
     async with catalog._transaction() as c:
-        await c.execute(TAKE_AUDIT, list(events))
+        await c.execute(TAKE_AUDIT, list(events), store)
 
 
 def _row(catalog: Catalog, event: Event) -> list[Any]:
@@ -287,6 +333,10 @@ def _row(catalog: Catalog, event: Event) -> list[Any]:
         event.outcome,
         holdable_tree(dict(event.details)),
     ]
+
+
+def _newest(where: list[str], limit: int) -> str:
+    return f"{_AUDIT}{''.join(f' AND {each}' for each in where)} ORDER BY at DESC, id DESC LIMIT {limit}"
 
 
 def _filters(*given: Any) -> list[Any]:

@@ -59,13 +59,16 @@ as_json = click.option("--json", "as_json", is_flag=True, help="One JSON documen
 wait = click.option("--wait", type=Span(), default="0s", help="Also wait for retries that fall due within this time.")
 
 
-def load(*, quiet: bool = True) -> Config:
-    """The config, with logging set up by it; ``quiet`` commands log warnings only. Raises ConfigError."""
+def load(*, quiet: bool = True, asks_recorders: bool = True) -> Config:
+    """The config, with logging set up by it; ``quiet`` commands log warnings only. Raises ConfigError.
+
+    ``asks_recorders``: as for config.load.
+    """
     from ..common import log
     from ..settings import config
 
     given = click.get_current_context().obj
-    loaded = config.load(config.find(given["config"]))
+    loaded = config.load(config.find(given["config"]), asks_recorders=asks_recorders)
     level = given["level"] or ("warning" if quiet else loaded.log_level)
     log.configure(level=level, json=None, secrets=loaded.secrets)
     for warning in config.warnings(loaded):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from ..common.words import reason_of
 from ..errors import ConfigError
 from .common import UNREACHABLE, run
 
@@ -100,8 +101,7 @@ def _read(path: Path) -> _Table:
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise click.UsageError(f"--answers {path} can't be read: {why}; write it like a config") from None
+        raise click.UsageError(f"--answers {path} can't be read: {reason_of(error)}; write it like a config") from None
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------

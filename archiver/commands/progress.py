@@ -111,6 +111,8 @@ async def _look(shown: Bar, engine: Engine, names: Sequence[str], wanted: Window
         with contextlib.suppress(CatalogDown):
             counts = await engine.catalog.counts(list(names), wanted if len(names) == 1 else None)
             left = sum(states["pending"][0] for states in counts.values() if "pending" in states)
-            shown.says("listing, archived" if engine.listing else "archived", left + sum(engine.tally.states.values()))
+            shown.says(
+                "listing, archived" if engine.shares.listing else "archived", left + sum(engine.tally.states.values())
+            )
         # A large catalog is not asked all the time.
         await asyncio.sleep(max(EVERY, 5 * (time.monotonic() - began)))

@@ -35,7 +35,7 @@ def verify(
     from ..catalog.catalog import Need
     from ..service import identity, wiring
     from ..settings.options import size as parsed
-    from ..sync.commit import tell_ledgers, tell_verified
+    from ..sync.commit import write_ledgers, write_verified
     from . import render
 
     config = load(quiet=sys.stderr.isatty())
@@ -60,14 +60,14 @@ def verify(
             totals = (await archive.catalog.totals()).items()
             held = sum(size for (of, name), (_, size) in totals if name in outlets and source in {None, of})
             with progress.bar("read", of_bytes=True, total=min(held, limit or held)) as shown:
-                async with engine.sharing():
+                async with engine.shares.sharing():
                     for name in outlets:
                         reader = wiring.verifier(archive, engine, name)
                         reader.source, reader.even_if_empty, reader.on_read = source, even_if_empty, shown.advance
                         found[name] = await reader.stalest(budget=left)
                         left = max(left - found[name].bytes, 0) if left is not None else None
-                    await tell_verified(archive.feeds, archive.catalog)
-                    await tell_ledgers(archive.feeds, archive.catalog)
+                    await write_verified(archive.feeds, archive.catalog)
+                    await write_ledgers(archive.feeds, archive.catalog)
             away.append(await identity.elsewhere(config, archive.catalog))
             return found
 
@@ -311,7 +311,7 @@ def reconcile(source: str, start: datetime, end: datetime, dry_run: bool, as_jso
             engine, options = archive.engine([source]), config.sources[source].options
             default = archive.catalog.clock.now() - timedelta(hours=24)
             await archive.catalog.source(source, options.kind, default_start=default, start=options.start)
-            async with engine.sharing(), engine.lending(source):
+            async with engine.shares.sharing(), engine.shares.lending(source):
                 return await compare(archive.feeds[source], archive.catalog, Window(start, end), dry_run=dry_run)
 
     report = run(work(), "interrupted; run it again")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import getpass
-import io
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common import cells
 from ..errors import ConfigError
 from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, load, run
 from .completing import SOURCE
 
 if TYPE_CHECKING:
+    from ..catalog.face import Event
     from ..web.accounts import Account, AccountsFile, Scope
 
 _NEEDED = ("argon2", "av", "babel", "jinja2", "phonenumbers")
@@ -45,7 +46,7 @@ def serve(listen: str | None) -> None:
         where = listen_address(listen) if listen else None
     except ValueError as error:
         raise click.UsageError(f"--listen: {listen} {error}") from None
-    config = load(quiet=False)
+    config = load(quiet=False, asks_recorders=False)
     run(serving.serve(config, where, lambda address: click.echo(f"open {address}", err=True)), code=0)
 
 
@@ -59,7 +60,7 @@ def _file() -> tuple[AccountsFile, Any]:
     _need()
     from ..web.desk import accounts_file
 
-    config = load()
+    config = load(asks_recorders=False)
     return accounts_file(config), config
 
 
@@ -104,15 +105,19 @@ def _listed(accounts: list[Account], as_json_: bool) -> None:
 
 def _record(config: Any, action: str, name: str) -> None:
     """Changes of accounts are in the audit too. Raises CatalogDown."""
-    from ..catalog.face import Event, write_down
-
-    told = Event(who=_me(), role="", means="command", address="", action=action, details={"name": name})
+    from ..catalog.face import write_down
 
     async def work() -> None:
         async with catalog_of(config, "MIGRATED") as catalog:
-            await write_down(catalog, told)
+            await write_down(catalog, _mine(action, {"name": name}))
 
     run(work())
+
+
+def _mine(action: str, details: dict[str, Any]) -> Event:
+    from ..catalog.face import Event
+
+    return Event(who=_me(), role="", means="command", address="", action=action, details=details)
 
 
 def _me() -> str:
@@ -125,7 +130,7 @@ def _me() -> str:
 _role = click.option("--role", required=True, help="agent, supervisor, compliance, auditor or admin.")
 _sources = click.option("--source", "sources", type=SOURCE, multiple=True, help="Only calls of this source.")
 _queues = click.option("--queue", "queues", multiple=True, help="Only calls of this queue; * is a wildcard.")
-_agents = click.option("--agent", "agents", multiple=True, help="Only calls of this agent: number or name, * allowed.")
+_agents = click.option("--agent", "agents", multiple=True, help="Only calls of this agent: number, name or user.")
 _password_file = click.option("--password-file", type=click.File("r"), help="Its first line; - for a pipe.")
 
 
@@ -156,8 +161,7 @@ def user_add(
     scope = _scope(sources, queues, agents)
     accounts.checked(name, role, scope)
     held = file.read()
-    if name in held.users:
-        raise ConfigError([f'there is an account "{name}": remove it first, or give it another password (user passwd)'])
+    accounts.free(held, name)
     secret = accounts.hashed(_password(password_file))
     made = accounts.Account(name=name, role=role, scope=scope, secret=secret, made=datetime.now(UTC))
     _record(config, "account.made", name)
@@ -219,17 +223,25 @@ def token() -> None:
 @click.argument("name")
 @_role
 @_sources
+@_queues
+@_agents
 @click.option("--expires", type=Span(), help="It is good for so long, like 90d; else until it is revoked.")
-def token_add(name: str, role: str, sources: tuple[str, ...], expires: timedelta | None) -> None:
+def token_add(
+    name: str,
+    role: str,
+    sources: tuple[str, ...],
+    queues: tuple[str, ...],
+    agents: tuple[str, ...],
+    expires: timedelta | None,
+) -> None:
     """Make a token. It is printed once; only a hash of it is kept."""
     file, config = _file()
     from ..web import accounts
 
-    scope = _scope(sources, (), ())
+    scope = _scope(sources, queues, agents)
     accounts.checked(name, role, scope)
     held = file.read()
-    if name in held.tokens:
-        raise ConfigError([f'there is a token "{name}": revoke it first, or take another name'])
+    accounts.free(held, name)
     now = datetime.now(UTC)
     secret, digest = accounts.new_token()
     end = now + expires if expires is not None else None
@@ -271,19 +283,24 @@ def token_revoke(name: str) -> None:
 @as_json
 def audit(as_json: bool, as_csv: bool, **filters: Any) -> None:
     """Who searched, saw, heard, took and changed what, newest first; --json: one event a line."""
-    config = load()
+    config = load(asks_recorders=False)
     filters["recording_id"] = filters.pop("recording")
+    given = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in filters.items() if v is not None}
 
     async def work() -> int:
-        from ..catalog.face import all_events
+        from ..catalog.face import all_events, write_down
+        from ..errors import CatalogReadOnly
 
         shown = 0
         async with catalog_of(config) as catalog:
+            # A standby takes no entries; the database that it copies is where people are let in.
+            with suppress(CatalogReadOnly):
+                await write_down(catalog, _mine("audit.read", given))
             async for event in all_events(catalog, **filters):
                 if as_json:
                     click.echo(as_text(event))
                 elif as_csv:
-                    click.echo(_row(event, heading=not shown), nl=False)
+                    click.echo(("" if shown else cells.heading()) + cells.row(event), nl=False)
                 else:
                     click.echo(_line(event))
                 shown += 1
@@ -301,21 +318,3 @@ def _line(event: dict[str, Any]) -> str:
     why = event["reason"] or ""
     parts = (event["at"], event["who"] or "-", event["action"], event["outcome"], call, why, event["address"])
     return plain("  ".join(part for part in parts if part))
-
-
-_COLUMNS = ("at", "who", "role", "means", "address", "action", "outcome", "source", "recording_id", "reason", "case")
-
-
-def _row(event: dict[str, Any], *, heading: bool) -> str:
-    made = io.StringIO()
-    writer = csv.writer(made, lineterminator="\n")
-    if heading:
-        writer.writerow(_COLUMNS)
-    writer.writerow([_cell(event[column]) for column in _COLUMNS])
-    return made.getvalue()
-
-
-def _cell(value: Any) -> str:
-    """A text that a spreadsheet takes for a formula is told to be a text."""
-    text = "" if value is None else str(value)
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -37,6 +38,23 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> list[str]:
 def plain(text: object) -> str:
     """Vendor text for a terminal: no control characters, one line."""
     return "".join(c if c.isprintable() else " " for c in str(text if text is not None else "–"))
+
+
+def one_line(text: str, most: int = 160) -> str:
+    """A server's own words for a message: one line of at most so many characters."""
+    return plain(" ".join(text.split()))[:most]
+
+
+def visible(text: str, most: int = 500) -> str:
+    """What somebody wrote, on one line, with what can't be printed as ``\\u001b``, so that a mistake can be seen."""
+    flat = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in re.sub(r"[\r\n\t]+", " ", text[: 2 * most]))
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says for a message: one line, without its number and without the library's own brackets."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return plain(re.sub(r"^(\[[^\]]*\] )+", "", str(said)))[:1000]
 
 
 def number(count: int, one: str, many: str = "") -> str:

@@ -12,7 +12,7 @@ from yarl import URL
 
 from ..catalog.catalog import Catalog, newest
 from ..common.log import redact
-from ..common.words import number, plain
+from ..common.words import number, plain, reason_of
 from ..errors import ArchiverError, CatalogDown, WrongZone, with_advice
 from ..settings.config import Config, SourceConfig, StoreConfig
 from ..sync.feeds import Outlet
@@ -145,5 +145,5 @@ async def _source(
     except ArchiverError as error:
         return Result(f"source {name}", False, with_advice(error))
     except BadFile as error:
-        line = f"{error.strerror or error} → name a PEM file that this user may read"
+        line = f"{reason_of(error)} → name a PEM file that this user may read"
         return Result(f"source {name}", False, line)

@@ -23,6 +23,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from ..catalog.catalog import LONGEST_PAUSE, newest, other_version
 from ..common import log as logs
 from ..common.journal import notify
+from ..common.words import reason_of
 from ..errors import CatalogDown, ConfigError, Refused, SourceError
 from ..model import utc_text
 from ..settings import config
@@ -199,7 +200,7 @@ class Daemon:
             for request in answered:
                 request.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("beacon.failed", error=f"{self._beacon.folder}: {error.strerror or error}")
+            log.warning("beacon.failed", error=f"{self._beacon.folder}: {reason_of(error)}")
 
     async def _reload(self, group: asyncio.TaskGroup, watch: reload.Watch) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
@@ -324,8 +325,8 @@ class Daemon:
             return False
         began = time.monotonic()
         with using(feed):
-            async with self.engine.polling(name):
-                await self.engine.admitted(name)
+            async with self.engine.shares.polling(name):
+                await self.engine.shares.admitted(name)
                 with self.watch.working(f"poll {name}"):
                     polled = await poll.poll(feed, self.archive.catalog, budget=period(feed.options.poll))
         if polled.busy:
@@ -369,7 +370,7 @@ class Daemon:
                                 continue
                             found = await verifier.due(options)
                             await catalog.verify_ended(name, found.error)
-                            await commit.tell_verified(feeds, catalog)
+                            await commit.write_verified(feeds, catalog)
                             if found.read or found.error:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:

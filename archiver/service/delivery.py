@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from .. import __version__
+from ..common.words import reason_of
 from ..errors import ArchiverError
 from ..settings.config import Email
 from ..wire import tls
@@ -83,7 +84,7 @@ async def send_mail(email: Email, subject: str, text: str) -> None:
     try:
         trusted = await asyncio.to_thread(tls.context, email.ca_file) if email.tls != "none" else None
     except tls.BadFile as error:
-        raise Undelivered(f"the mail was not sent: {error.strerror or error}") from None
+        raise Undelivered(f"the mail was not sent: {reason_of(error)}") from None
     client = SMTP(
         hostname=host,
         port=port,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from aiohttp import web
 
+from ..common.words import reason_of
 from . import metrics
 from .conditions import unready
 from .survey import Surveyor
@@ -56,7 +57,7 @@ class Server:
                 await web.TCPSite(runner, host, port).start()
             except OSError as error:
                 if not said:
-                    why = (error.strerror or str(error)).rpartition(": ")[2]
+                    why = reason_of(error).rpartition(": ")[2]
                     log.error(
                         "http.failed",
                         listen=f"{host}:{port}",

@@ -20,8 +20,9 @@ from .. import __version__
 from ..common.tally import BOUNDS, Timings
 from ..model import Flag, State
 from ..settings.config import Alerts
-from ..sync.engine import Engine, Tally
+from ..sync.engine import Engine
 from ..sync.feeds import Feed, Outlet
+from ..sync.lane import Tally
 from .alarms import KINDS
 from .conditions import CONDITIONS, Of, found
 from .facts import SourceView, StoreView, Survey, places

@@ -87,8 +87,8 @@ async def run_once(
         feed = archive.feeds[name]
         while True:
             before = feed.gate.started
-            async with engine.polling(name):
-                await engine.admitted(name)
+            async with engine.shares.polling(name):
+                await engine.shares.admitted(name)
                 try:
                     if call_ids is not None:
                         polled = await lookups.look_up(feed, catalog, call_ids)

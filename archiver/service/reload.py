@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from ..common.log import redact
+from ..common.words import reason_of
 from ..errors import ArchiverError, CatalogDown, ConfigError
 from ..settings import config as configs
 from ..settings.config import Changes, Config, Stamp
@@ -172,7 +173,7 @@ def _feeds(
         try:
             feeds[name] = archive.open_feed(source, outlets)
         except BadFile as error:
-            raise ConfigError([f"{new.path.name}: sources.{name}: {error.strerror or error}"]) from None
+            raise ConfigError([f"{new.path.name}: sources.{name}: {reason_of(error)}"]) from None
         except Exception as error:
             log.exception("source.unusable", source=name)
             raise ConfigError([f"{new.path.name}: sources.{name}: can't be opened ({type(error).__name__})"]) from None

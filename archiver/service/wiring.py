@@ -19,7 +19,7 @@ from ..common.traces import exporting
 from ..errors import ConfigError, StoreError
 from ..ports import Marked
 from ..settings.config import Config, SourceConfig, StoreConfig
-from ..sync.commit import describe_changes, tell_ledgers
+from ..sync.commit import describe_changes, write_ledgers
 from ..sync.engine import Engine
 from ..sync.feeds import Feed, Outlet
 from ..upkeep.verify import Verifier
@@ -94,7 +94,7 @@ def verifier(archive: Archive, engine: Engine, store: str) -> Verifier:
         outlets=dict(archive.outlets),
         feeds=dict(archive.feeds),
         spool=archive.spool,
-        lend=engine.lending,
+        lend=engine.shares.lending,
     )
 
 
@@ -104,7 +104,7 @@ async def describe_all(archive: Archive, store: str, names: Sequence[str]) -> No
         await archive.catalog.widen(name, store)
     feeds = {name: archive.feeds[name] for name in names if name in archive.feeds}
     await describe_changes(feeds, archive.catalog)
-    await tell_ledgers(feeds, archive.catalog)
+    await write_ledgers(feeds, archive.catalog)
 
 
 async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) -> tuple[Catalog, Embedded | None]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr
 
+from ..common.words import one_line
 from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
 from ..settings.options import Strict
 from ..wire.recorder import Client, basic
@@ -58,7 +59,7 @@ def judged(answer: Any, secret: str = "") -> Mapping[str, Any]:
         return answer
     said = (text(answer.get("statusMessage")) or "")[:1000].replace(secret or "\0", "***")[:160]
     told = f"statusCode {str(code)[:20]}" + (f": {said}" if said else "")
-    raise _MEANING.get(str(code), TryAgain)("".join(c if c.isprintable() else " " for c in told))
+    raise _MEANING.get(str(code), TryAgain)(one_line(told))
 
 
 def moment_text(at: datetime) -> str:

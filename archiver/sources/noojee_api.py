@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+from ..common.words import one_line
 from ..errors import BadData, Gone, NotReady, Refused, SourceError, TryAgain
 from ..ports import Sink
 from ..wire.recorder import Client, Gate
@@ -61,7 +62,7 @@ def message(body: bytes) -> str:
         told = None
     if isinstance(told, dict):
         text = str(told.get("Message") or told.get("message") or text)
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
+    return one_line(text)
 
 
 def unwrapped(answer: Any, nothing: str) -> Sequence[Any]:

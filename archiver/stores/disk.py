@@ -23,6 +23,7 @@ from io import FileIO
 from pathlib import Path
 from threading import Lock
 
+from ..common.words import reason_of
 from ..errors import ObjectFailed, StoreConflict, StoreMissing, StoreRefused
 from .names import fault_of, temporary_name
 from .syncfs import stands_for_fsync, syncfs
@@ -320,7 +321,7 @@ def readable(key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise ObjectFailed(f"{key} can't be read ({error.strerror})") from None
+        raise ObjectFailed(f"{key} can't be read ({reason_of(error)})") from None
 
 
 def _above(folder: str) -> str:

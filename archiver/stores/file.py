@@ -24,7 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
 
-from ..common.room import lacking
+from ..common.room import NoRoom, taken
+from ..common.words import reason_of
 from ..errors import ArchiverError, ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body, Receipt
 from ..ports import Sink
@@ -237,21 +238,25 @@ class FileStore:
         return group
 
     def _put_alone(self, file: File) -> None:
-        self._demand_room(file.size)
-        self._disk.put(file)
+        with self._room(file.size):
+            self._disk.put(file)
 
-    def _demand_room(self, length: int) -> None:
-        if (why := lacking(self.options.path, self.options.reserve, length)) is not None:
-            raise StoreFull(why)
+    @contextlib.contextmanager
+    def _room(self, length: int, files: int = 1) -> Iterator[None]:
+        try:
+            with taken(self.options.path, self.options.reserve, length, files):
+                yield
+        except NoRoom as why:
+            raise StoreFull(str(why)) from None
 
     def _put_all(self, files: Sequence[File]) -> None:
         self._demand_folder()
-        self._demand_room(sum(file.size for file in files))
-        if len(files) >= FEW:
-            with contextlib.suppress(Unavailable):
-                self._apart.put_all(files)
-                return
-        self._disk.put_all(files)
+        with self._room(sum(file.size for file in files), len(files)):
+            if len(files) >= FEW:
+                with contextlib.suppress(Unavailable):
+                    self._apart.put_all(files)
+                    return
+            self._disk.put_all(files)
 
     def _let_rest(self) -> None:
         if not self._busy:
@@ -358,7 +363,7 @@ class FileStore:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> StoreError:
-        said = error.strerror or str(error)
+        said = reason_of(error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return StoreFull(f"the disk under {self.options.path} is full ({said})")
         if error.errno == errno.EROFS:

@@ -28,8 +28,10 @@ from xml.etree.ElementTree import Element, SubElement, tostring  # for writing; 
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from ..common.words import one_line, reason_of
 from ..errors import (
     ObjectFailed,
+    Scope,
     StoreCold,
     StoreConflict,
     StoreDown,
@@ -43,7 +45,7 @@ from ..ports import Sink
 from ..settings.options import Size, StoreOptions, Strict
 from ..wire.exchange import Answer
 from ..wire.sigv4 import Signer
-from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, printable, read_xml
+from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin, read_xml
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 
 _XML_LIMIT = 16 << 20
@@ -93,6 +95,8 @@ _OF_THE_OBJECT = {
     "XMinioObjectExistsAsDirectory": "a folder lies under that name",
     "XMinioParentIsObject": "an object lies where its folder should be",
 }
+#: How servers that keep keys as files answer a put below the name of an object, where they have no code for it.
+_OF_THE_NAME = {400, 404, 405, 409, 422, 500}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioBucketQuotaExceeded", "XMinioStorageFull"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 #: Codes that pass by themselves although their status says otherwise.
@@ -436,7 +440,7 @@ class S3Store:
             async with self._ask("POST", key, query={"uploads": ""}, headers=headers) as response:
                 upload_id = read_xml(await limited(response, _XML_LIMIT)).findtext("UploadId")
         except _Problem as problem:
-            raise problem.error(f"can't begin to put {key} in parts") from None
+            raise await self._blamed(key, problem, f"can't begin to put {key} in parts") from None
         if not upload_id:
             raise StoreDown("the server began an upload without an id")
         try:
@@ -483,7 +487,7 @@ class S3Store:
                     etag = response.headers.get("ETag", "")
                     verified &= response.headers.get("x-amz-checksum-sha256") == _base64(sha256)
             except _Problem as problem:
-                raise problem.error(f"can't put part {number} of {key}") from None
+                raise await self._blamed(key, problem, f"can't put part {number} of {key}") from None
             told = SubElement(manifest, "Part")
             SubElement(told, "PartNumber").text = str(number)
             SubElement(told, "ETag").text = etag
@@ -525,7 +529,21 @@ class S3Store:
                 raise
             except StoreError:
                 pass
-        raise problem.error(what)
+        raise await self._blamed(key, problem, what)
+
+    async def _blamed(self, key: str, problem: _Problem, what: str) -> StoreError:
+        """ObjectFailed where an object has the name of a folder of the key's, which some servers can't hold.
+
+        Each has an answer of its own for it (rclone: 500), which concerns the whole store elsewhere.
+        """
+        error = problem.error(what)
+        if problem.status in _OF_THE_NAME and error.scope is Scope.STORE and not isinstance(error, StoreFull):
+            above = key
+            with contextlib.suppress(StoreError):
+                while above := above.rpartition("/")[0]:
+                    if await self.stat(above) is not None:
+                        return ObjectFailed(f"{error}; an object lies where the folder {above} should be")
+        return error
 
     async def _settled(self, key: str, body: Body, how: _How, *, verified: bool, whole: bool) -> Receipt:
         """What was just put, believed only where the server verified it."""
@@ -749,7 +767,7 @@ class S3Store:
         if mode is None or until is None:
             return "not locked against deletion"
         if mode not in {lock.mode, "COMPLIANCE"}:
-            return f"locked as {printable(mode, 20)} in place of {lock.mode}"
+            return f"locked as {one_line(mode, 20)} in place of {lock.mode}"
         if wanted - until > _LOCK_SLACK:
             return f"locked until {until:%Y-%m-%d} in place of {wanted:%Y-%m-%d}"
         return None
@@ -876,7 +894,7 @@ class S3Store:
                 return None, None, None
             frozen = self._credentials.get_frozen_credentials()
         except BotoCoreError as error:
-            raise StoreRefused(f"no credentials: {printable(str(error))}") from None
+            raise StoreRefused(f"no credentials: {reason_of(error)}") from None
         return frozen.access_key, frozen.secret_key, frozen.token
 
 
@@ -1059,4 +1077,4 @@ async def _read_problem(response: Answer, signer: Signer) -> _Problem:
 
 def _problem(status: int, answer: Element, region: str | None) -> _Problem:
     code, message = answer.findtext("Code") or "", answer.findtext("Message") or ""
-    return _Problem(status, printable(code, 60), printable(message), region)
+    return _Problem(status, one_line(code, 60), one_line(message, 200), region)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import secrets
+import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, ClassVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 from pydantic import BeforeValidator, SecretStr, model_validator
 from yarl import URL
@@ -26,21 +28,21 @@ from ..ports import Sink
 from ..settings.options import StoreOptions
 from ..wire.exchange import Answer
 from ..wire.login import Login, schemes
-from ..wire.store import Digest, HttpOptions, Upload, Wire, XmlReader, failure, limited, local_name, origin
+from ..wire.store import Digest, HttpOptions, Upload, Wire, failure, limited, origin
 from .canary import canary_key, clear_canaries, of_the_store, prove, rehearse_names
 from .folders import Entries, walk
+from .multistatus import ASK, path_of, read_entries
 from .names import TEMPORARIES, fault_of, temporary_name
 
-_XML_LIMIT = 512 << 20
 #: Folders known to exist; forgotten all at once, since each recording has one of its own.
 _KNOWN_LIMIT = 10_000
 _WRITTEN = {200, 201, 204}
 #: What a name alone may bring.
 _REFUSED = {400, 403, 404, 405, 406, 409, 422, 451}
-_ASK = (
-    b'<?xml version="1.0" encoding="utf-8"?>'
-    b'<propfind xmlns="DAV:"><prop><resourcetype/><getcontentlength/></prop></propfind>'
-)
+#: The same, and what nginx answers where a file lies in the place of a folder.
+_OF_THE_NAME = {*_REFUSED, 500}
+#: What layout.safe makes of ids: such names `check` proves with its canaries.
+_PLAIN = re.compile(r"[A-Za-z0-9._~%/-]*")
 
 
 class WebDavOptions(HttpOptions):
@@ -118,7 +120,7 @@ class WebDavStore:
                 )
             if (length, sha256) != (body.length, body.sha256):
                 raise StoreDown("the canary came back with other bytes")
-            if overwriting and await self._move(await self._upload(key, body), key) is None:
+            if overwriting and await self._move(await self._upload(key, body), key, body.length) is None:
                 raise StoreRefused("the server overwrites in spite of Overwrite: F (RFC 4918, 10.6)")
             if [receipt.key async for receipt in self.list(key)] != [key]:
                 raise StoreRefused("PROPFIND does not show a file that was just put")
@@ -130,14 +132,12 @@ class WebDavStore:
         await prove(self, self.options.prefix)
 
     async def put(self, key: str, body: Body) -> Receipt:
-        refused = await self._move(await self._upload(key, body), key)
+        refused = await self._move(await self._upload(key, body), key, body.length)
         if refused is not None:
             # However it said so (412 by the book): the name may be taken, or the upload moved by the try before.
             there = await self._length(key)
             if there is None:
-                if await self._is_folder(key):
-                    raise ObjectFailed(f"a folder lies under the name {key}")
-                raise refused
+                raise await self._blamed(key, refused)
             if there != body.length or await self._digest(key) != (body.length, body.sha256):
                 raise StoreConflict(f"{key} holds other bytes ({there} of them) and is not overwritten")
         return Receipt(key=key, size=body.length, sha256=body.sha256 if self.options.read_back else None)
@@ -150,7 +150,7 @@ class WebDavStore:
         async with self._ask("GET", key) as response:
             if response.status == 404:
                 raise StoreMissing(f"no file {key}")
-            _demand(response, {200}, f"can't get {key}")
+            await self._demand(response, {200}, key, f"can't get {key}")
             into.told(content_type=response.headers.get("Content-Type"))
             await self._wire.receive(response, into)
 
@@ -160,7 +160,7 @@ class WebDavStore:
 
     async def delete(self, key: str) -> None:
         async with self._ask("DELETE", key) as response:
-            _demand(response, {200, 202, 204, 404}, f"can't delete {key}")
+            await self._demand(response, {200, 202, 204, 404}, key, f"can't delete {key}")
 
     async def _upload(self, key: str, body: Body) -> str:
         """The bytes under a temporary name beside the key, checked; returns that name."""
@@ -181,7 +181,8 @@ class WebDavStore:
                 temporary = other
                 status = await self._send(temporary, body)
             if status not in _WRITTEN:
-                raise _wrong(status, f"can't put {temporary} (the temporary name of {key})")
+                what = f"can't put {temporary} (the temporary name of {key})"
+                raise await self._error(status, folder, what)
             if self.options.read_back:
                 whole = await self._digest(temporary) == (body.length, body.sha256)
             else:
@@ -213,10 +214,14 @@ class WebDavStore:
         async with self._ask("PUT", temporary, headers, Upload(body)) as response:
             return response.status
 
-    async def _move(self, temporary: str, key: str) -> StoreError | None:
+    async def _move(self, temporary: str, key: str, length: int) -> StoreError | None:
         """Give the upload its name; what the server had against that is returned where it may be that it is taken."""
+        plain = _PLAIN.fullmatch(key) is not None
         try:
             status = await self._patiently(lambda: self._move_once(temporary, key))
+            # 204 is said of what was there before: by nginx of all, by lighttpd of a folder, into which it moves.
+            if status == 204 or (status == 201 and not plain):
+                await self._demand_named(temporary, key, length)
         except BaseException:
             await self._discard(temporary)
             raise
@@ -226,9 +231,34 @@ class WebDavStore:
         if status in {404, 409}:
             return StoreDown(f"{key} can't be given its name; the upload or its folder is gone")
         error = _wrong(status, f"can't give {key} its name")
+        if status == 412 and not plain:
+            # Where such a name is cut, the second upload meets the first.
+            return ObjectFailed(f"{error}, as if it were taken, and nothing lies there: it changes such names")
         if status < 400 or status in {408, 423, 429} or status >= 500:
-            raise error
+            raise await self._blamed(key, error) if status in _OF_THE_NAME else error
         return error
+
+    async def _demand_named(self, temporary: str, key: str, length: int) -> None:
+        """Raises ObjectFailed where MOVE is said to have given this name, and no such file is shown under it."""
+        async with self._propfind(key, 0) as response:
+            await self._demand(response, {207, 404}, key, f"can't look at {key}")
+            found = await read_entries(response) if response.status == 207 else []
+        # Only the root may be another's, behind a proxy; macOS decomposes letters with accents.
+        wanted = unicodedata.normalize("NFC", f"/{key}")
+        named = [
+            size
+            for href, size, is_folder in found
+            if not is_folder and unicodedata.normalize("NFC", path_of(href)).endswith(wanted)
+        ]
+        if named == [length]:
+            return
+        if await self._is_folder(key):
+            await self._discard(f"{key}/{temporary.rpartition('/')[2]}")
+            raise ObjectFailed(f"a folder lies under the name {key}")
+        raise ObjectFailed(
+            f"the server says that it gave {key} its name, and shows no such file there: it changes such names "
+            "(the bytes may lie under another), or a proxy rewrites paths but not the Destination header"
+        )
 
     async def _move_once(self, temporary: str, key: str) -> int:
         headers = {"Destination": self._url(key), "Overwrite": "F"}
@@ -264,8 +294,7 @@ class WebDavStore:
             status = await self._make_one(folder)
         # 405: it exists. Where two make it at once, Apache answers 403 to one of them.
         if status not in {200, 201, 405} and not await self._is_folder(folder):
-            await self._demand_no_file(folder)
-            raise _wrong(status, f"can't make the folder {folder}")
+            raise await self._error(status, folder, f"can't make the folder {folder}")
         if len(self._known) >= _KNOWN_LIMIT:
             self._known.clear()
         self._known.add(folder)
@@ -277,17 +306,37 @@ class WebDavStore:
 
         return await self._patiently(once)
 
-    async def _demand_no_file(self, folder: str) -> None:
-        """Raises ObjectFailed where a file has the name of the folder, or of one above it."""
-        names = folder.rstrip("/").split("/")
-        for n in range(1, len(names) + 1):
-            with contextlib.suppress(StoreDown, StoreRefused):
-                if await self._length(above := "/".join(names[:n])) is not None:
-                    raise ObjectFailed(f"a file lies where the folder {above} should be")
+    async def _demand(self, response: Answer, wanted: set[int], key: str, what: str) -> None:
+        if response.status not in wanted:
+            raise await self._error(response.status, key, what)
+
+    async def _error(self, status: int, key: str, what: str) -> StoreError:
+        error = _wrong(status, what)
+        return await self._blamed(key, error) if status in _OF_THE_NAME else error
+
+    async def _blamed(self, key: str, error: StoreError) -> StoreError:
+        """ObjectFailed where a file lies in the place of a folder of the key, or a folder in its own; else the error.
+
+        Each server has a status of its own for these, and none tells them from what concerns the whole store.
+        """
+        at = key.rstrip("/")
+        with contextlib.suppress(StoreError):
+            while at:
+                async with self._propfind(at, 0) as response:
+                    found = await read_entries(response) if response.status == 207 else []
+                if len(found) == 1:
+                    is_folder = found[0][2]
+                    if is_folder and at == key:
+                        return ObjectFailed(f"a folder lies under the name {key}")
+                    if not is_folder and at != key:
+                        return ObjectFailed(f"a file lies where the folder {at} should be")
+                    break
+                at = at.rpartition("/")[0]
+        return error
 
     async def _is_folder(self, folder: str) -> bool:
         async with self._propfind(folder, 0) as response:
-            return response.status == 207 and any(is_folder for _, _, is_folder in await _read(response))
+            return response.status == 207 and any(is_folder for _, _, is_folder in await read_entries(response))
 
     async def _digest(self, key: str) -> tuple[int, str]:
         digest = Digest()
@@ -301,8 +350,8 @@ class WebDavStore:
         async with self._propfind(key, 0) as response:
             if response.status == 404:
                 return None
-            _demand(response, {207}, f"can't look at {key}")
-            found = await _read(response)
+            await self._demand(response, {207}, key, f"can't look at {key}")
+            found = await read_entries(response)
         sizes = [size for _, size, is_folder in found if not is_folder]
         if len(found) != 1 or (sizes and sizes[0] is None):
             raise StoreDown(f"the server does not tell the size of {key}")
@@ -312,9 +361,9 @@ class WebDavStore:
         async with self._propfind(folder, 1) as response:
             if response.status == 404:
                 return ()
-            _demand(response, {207}, f"can't list {folder or 'the collection'}")
-            found = await _read(response)
-        paths = [(_path(href), size, is_folder) for href, size, is_folder in found]
+            await self._demand(response, {207}, folder, f"can't list {folder or 'the collection'}")
+            found = await read_entries(response)
+        paths = [(path_of(href), size, is_folder) for href, size, is_folder in found]
         here = await self._path_of(folder, {path.rstrip("/") + "/" for path, _, _ in paths})
         entries: dict[str, int | None] = {}
         for path, size, is_folder in paths:
@@ -331,12 +380,12 @@ class WebDavStore:
 
         A proxy may have moved the root: then the folder alone is asked for. Raises StoreDown.
         """
-        asked = _path(self._url(folder))
+        asked = path_of(self._url(folder))
         if asked in listed:
             return asked
         async with self._propfind(folder, 0) as response:
-            found = await _read(response) if response.status == 207 else []
-        own = {_path(href).rstrip("/") + "/" for href, _, is_folder in found if is_folder}
+            found = await read_entries(response) if response.status == 207 else []
+        own = {path_of(href).rstrip("/") + "/" for href, _, is_folder in found if is_folder}
         if len(own) != 1 or not own <= listed:
             raise StoreDown(
                 f"the listing of {folder or 'the collection'} does not hold the folder itself: is url right, "
@@ -351,7 +400,7 @@ class WebDavStore:
     async def _propfind(self, key: str, depth: int) -> AsyncIterator[Answer]:
         # RFC 4918, 8.2: some servers and firewalls refuse a body without its type.
         headers = {"Depth": str(depth), "Content-Type": "application/xml; charset=utf-8"}
-        async with self._ask("PROPFIND", key, headers, _ASK) as response:
+        async with self._ask("PROPFIND", key, headers, ASK) as response:
             yield response
 
     @asynccontextmanager
@@ -386,7 +435,7 @@ class WebDavStore:
             if self._knows or self._login is None:
                 return
             headers = {"Depth": "0", "Content-Type": "application/xml; charset=utf-8"}
-            async with self._wire.request("PROPFIND", self._path, headers, _ASK) as response:
+            async with self._wire.request("PROPFIND", self._path, headers, ASK) as response:
                 if response.status == 401:
                     self._login.challenged(response.headers.getall("WWW-Authenticate", []))
                 await _emptied(response)
@@ -410,15 +459,6 @@ async def _emptied(response: Answer) -> None:
         await limited(response, 1 << 16)
 
 
-def _path(address: str) -> str:
-    return unquote(urlsplit(address).path)
-
-
-def _demand(response: Answer, wanted: set[int], what: str) -> None:
-    if response.status not in wanted:
-        raise _wrong(response.status, what)
-
-
 def _wrong(status: int, what: str) -> StoreError:
     remedy = {
         403: "; allow the account to read, write, make folders, move and delete here",
@@ -429,51 +469,3 @@ def _wrong(status: int, what: str) -> StoreError:
         507: "; the store is full",
     }.get(status, "")
     return failure(status, f"{what}: the server answered {status}{remedy}")
-
-
-class _Multistatus:
-    """Reads a PROPFIND answer as it comes: (href, size or None, is a folder) for each response."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[str, int | None, bool]] = []
-        self._texts: list[str] = []
-        self._href = ""
-        self._size: int | None = None
-        self._is_folder = False
-
-    def start(self, tag: str, _: object) -> None:
-        self._texts = []
-        match local_name(tag):
-            case "response":
-                self._href, self._size, self._is_folder = "", None, False
-            case "collection":
-                self._is_folder = True
-
-    def data(self, text: str) -> None:
-        self._texts.append(text)
-
-    def end(self, tag: str) -> None:
-        text = "".join(self._texts).strip()
-        self._texts = []
-        match local_name(tag):
-            case "href" if not self._href:
-                self._href = text
-            case "getcontentlength" if text.isdecimal():
-                self._size = int(text)
-            case "response" if self._href:
-                self.found.append((self._href, self._size, self._is_folder))
-
-    def close(self) -> list[tuple[str, int | None, bool]]:
-        return self.found
-
-
-async def _read(response: Answer) -> list[tuple[str, int | None, bool]]:
-    reader = XmlReader(_Multistatus())
-    length = 0
-    while chunk := await response.read():
-        length += len(chunk)
-        if length > _XML_LIMIT:
-            raise StoreDown(f"the listing of a folder is longer than {_XML_LIMIT} bytes")
-        reader.feed(chunk)
-    found: list[tuple[str, int | None, bool]] = reader.close()
-    return found

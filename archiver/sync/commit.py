@@ -1,4 +1,4 @@
-"""The end of a transfer: manifests in each store, then the catalog; the ledger is told to the stores."""
+"""The end of a transfer: a manifest in each store, then the catalog. Later changes and ledgers go to the stores too."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ async def commit(feeds: dict[str, Feed], catalog: Catalog, finished: Sequence[Do
         downloads, without = _without(downloads, lost)
         outcomes += without
         revisions = {key: rev for key, rev in revisions.items() if not any(key == missed[:2] for missed in lost)}
-    targets = {name: tuple(_hearers(feeds, name)) for name in feeds}
+    targets = {name: tuple(_acknowledgers(feeds, name)) for name in feeds}
     return await catalog.settle(downloads, outcomes, revisions=revisions, targets=targets)
 
 
-def _hearers(feeds: dict[str, Feed], source: str) -> list[str]:
-    """Who wants to hear that a recording of this source is archived."""
+def _acknowledgers(feeds: dict[str, Feed], source: str) -> list[str]:
+    """The sources that want an acknowledgement of each archived recording of this source."""
     return [
         name
         for name, feed in feeds.items()
@@ -93,13 +93,13 @@ async def _describe(
             elif store in feeds[source].outlets:
                 lines[source, store].append(document)
 
-    told = [_tell(feeds[of[0]], of[1], catalog, documents, now, stamp) for of, documents in lines.items()]
-    for missed in await asyncio.gather(*told):
+    writes = [_write_manifest(feeds[of[0]], of[1], catalog, documents, now, stamp) for of, documents in lines.items()]
+    for missed in await asyncio.gather(*writes):
         lost |= missed
     return lost
 
 
-async def _tell(
+async def _write_manifest(
     feed: Feed, store: str, catalog: Catalog, documents: list[Document], now: datetime, stamp: str
 ) -> _Lost:
     """One manifest; in halves where the store does not take it whole."""
@@ -114,13 +114,13 @@ async def _tell(
             if until is None and len(ids) > 1:
                 # Too long for it, perhaps, or one of them is at fault.
                 half = len(ids) // 2
-                first = await _tell(feed, store, catalog, documents[:half], now, layout.ulid(now))
-                return first | await _tell(feed, store, catalog, documents[half:], now, layout.ulid(now))
+                first = await _write_manifest(feed, store, catalog, documents[:half], now, layout.ulid(now))
+                return first | await _write_manifest(feed, store, catalog, documents[half:], now, layout.ulid(now))
             if until is None:
-                until = _undescribable(outlet, feed, (feed.name, ids[0]), now, str(error))
+                until = _manifest_refused(outlet, feed, (feed.name, ids[0]), now, str(error))
         else:
             for recording_id in ids:
-                outlet.undescribable.pop((feed.name, recording_id), None)
+                outlet.refused_manifests.pop((feed.name, recording_id), None)
             # Not before: a store that takes audio and no manifests is of no use. Nor for what was put before it failed.
             if outlet.health.trying or not outlet.health.probing:
                 outlet.health.worked()
@@ -128,12 +128,12 @@ async def _tell(
     return {(feed.name, recording_id, store): until for recording_id in ids}
 
 
-def _undescribable(outlet: Outlet, feed: Feed, key: tuple[str, str], now: datetime, why: str) -> datetime:
+def _manifest_refused(outlet: Outlet, feed: Feed, key: tuple[str, str], now: datetime, why: str) -> datetime:
     """The store refuses the description of this recording alone; when to try again."""
-    known = outlet.undescribable.get(key)
+    known = outlet.refused_manifests.get(key)
     attempts = known.attempts + 1 if known is not None else 1
     due_at = now + next_try(attempts, feed.options.retry, random.random())  # noqa: S311
-    outlet.undescribable[key] = Stuck(due_at, attempts, why)
+    outlet.refused_manifests[key] = Stuck(due_at, attempts, why)
     log.error("manifest.refused", store=outlet.name, source=key[0], recording_id=key[1], error=why)
     return due_at
 
@@ -182,8 +182,10 @@ async def describe_changes(
             known = await catalog.documents(keys)
             described = {key: (document, stores) for key, (document, _, stores) in known.items()}
             lost = await _describe(feeds, catalog, described, now, stamp)
-            told = {key: rev for key, (_, rev, stores) in known.items() if not any((*key, s) in lost for s in stores)}
-            ended = await catalog.described(told)
+            written = {
+                key: rev for key, (_, rev, stores) in known.items() if not any((*key, s) in lost for s in stores)
+            }
+            ended = await catalog.described(written)
             done += ended
             # None: another process describes the same ones, and each would undo the other's for ever.
             if found < limit + len(waiting) or lost or not ended:
@@ -194,12 +196,12 @@ async def describe_changes(
 def _waiting_descriptions(feeds: dict[str, Feed], now: datetime) -> set[tuple[str, str]]:
     """Recordings whose description a store refused, and that are not due again."""
     outlets = {id(o): o for feed in feeds.values() for o in feed.outlets.values()}.values()
-    return {key for o in outlets for key, stuck in o.undescribable.items() if stuck.due_at > now}
+    return {key for o in outlets for key, stuck in o.refused_manifests.items() if stuck.due_at > now}
 
 
-async def tell_verified(feeds: dict[str, Feed], catalog: Catalog, *, limit: int = 5000) -> int:
+async def write_verified(feeds: dict[str, Feed], catalog: Catalog, *, limit: int = 5000) -> int:
     """Write into each store which copies were verified when, so that a rebuild knows; how many copies."""
-    told = 0
+    written = 0
     failed: set[str] = set()
     while untold := await catalog.untold_verified([name for name in feeds if name not in failed], limit):
         now = catalog.clock.now()
@@ -217,15 +219,15 @@ async def tell_verified(feeds: dict[str, Feed], catalog: Catalog, *, limit: int 
                 failed.add(source)
                 continue
             await catalog.told_verified(copies)
-            told += len(copies)
+            written += len(copies)
         if len(untold) < limit:
             break
-    return told
+    return written
 
 
-async def tell_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
+async def write_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
     """Write into each store what was listed, once all that was found is described there; how many ledgers."""
-    told = 0
+    written = 0
     for ledger in await catalog.untold_ledgers(list(feeds)):
         now = catalog.clock.now()
         outlets = feeds[ledger["source"]].outlets
@@ -234,8 +236,8 @@ async def tell_ledgers(feeds: dict[str, Feed], catalog: Catalog) -> int:
             for name in await catalog.whole(ledger["source"], list(outlets)):
                 await manifests.write_ledger(outlets[name].store, outlets[name].prefix, ledger, now)
         except StoreError as error:
-            await store_failed(outlets[name], catalog, error, f"ledger_of {ledger['source']}")
+            await store_failed(outlets[name], catalog, error, f"_ledger {ledger['source']}")
         else:
             await catalog.told_ledger(ledger)
-            told += 1
-    return told
+            written += 1
+    return written

@@ -1,6 +1,7 @@
-"""Keeps the algorithm running: claims what is due, starts transfers, commits in groups, renews, shares, tells.
+"""Keeps the algorithm running: claims what is due, starts transfers, commits in groups, renews leases, heals.
 
-Nothing here decides what a failure means (failures.explain does) or what is written (commit.commit does).
+Nothing here decides what may begin next (lane.Lane does), what a failure means (failures.explain does) or what is
+written (commit.commit does).
 """
 
 from __future__ import annotations
@@ -8,31 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
-from ..audio.spool import Spool, SpoolSink
-from ..catalog.catalog import Catalog, Document
-from ..common.scope import canary
-from ..common.tally import Timings
+from ..audio.spool import Spool
+from ..catalog.catalog import Catalog
 from ..common.traces import span
-from ..errors import CatalogDown, Scope, SourceError, SpoolDown
+from ..errors import CatalogDown
 from ..model import Claim, Download, Outcome, State
-from ..ports import Acknowledges, FetchesBatches
 from . import commit, failures, transfer
+from .acknowledge import acknowledge
 from .feeds import Feed, Outlet, release, retain, using
-from .windows import next_try
+from .lane import SOON, Lane, Tally
+from .shares import Shares, every
 
 log = structlog.get_logger()
 
 #: A claim lasts so long without being renewed; a killed process's media are due again after it.
 LEASE = timedelta(minutes=2)
-#: A share of a source's concurrency lasts so long without being renewed.
-SHARE = timedelta(seconds=20)
 #: How often a process shows that it lives and looks for dead ones, in seconds.
 ALIVE = 1.0
 #: A group of finished media is committed when it has so many, or when the oldest has waited so long.
@@ -44,164 +42,12 @@ COMMITS = 2
 UNDESCRIBED = timedelta(minutes=10)
 #: How often the stores learn what was listed, in seconds; at the end of a run they do in any case.
 LEDGERS = 3600.0
-#: Claims are for the next so many seconds at the rate of late, where that is more than keeps every slot busy.
-AHEAD = 0.25
-#: What failed before gets one turn to so many of others that wait, and as much less of the source's time.
-SPARING = 9
 #: How often idle loops look around, in seconds.
 LOOK = 2.0
-#: What waits for an answer (Feed.question) is looked at again so often; each poll asks whether it came.
-ASKED = timedelta(seconds=10)
-#: And a run that has nothing to do until another process has finished, or what failed is due again.
-SOON = 0.5
-
-
-@dataclass(slots=True)
-class Lane:
-    """One source's media on their way through this process."""
-
-    feed: Feed
-    queue: deque[Claim] = field(default_factory=deque)
-    #: What failed before: it starts only where it takes nothing from what never did (see :meth:`next_claims`).
-    behind: deque[Claim] = field(default_factory=deque)
-    running: int = 0
-    #: Of these, how many failed before; and from when on one more may take the place of what never did (monotonic).
-    running_behind: int = 0
-    spared_at: float = 0.0
-    #: How many that never failed were begun since one that did.
-    fresh: int = 0
-    #: When a claim last found nothing that never failed (monotonic).
-    exhausted_at: float = float("-inf")
-    due_at: datetime | None = None
-    #: How many were begun since the last claim, when that was (monotonic clock), and how many a second before it.
-    begun: int = 0
-    claimed_at: float = 0.0
-    rate: float = 0.0
-
-    @property
-    def batch(self) -> int:
-        return self.feed.batches.batch if self.feed.batches is not None else 1
-
-    @property
-    def waiting(self) -> int:
-        """How many are claimed and not begun."""
-        return len(self.queue) + len(self.behind)
-
-    def blocked(self, now: datetime) -> datetime | None:
-        """Until when nothing of this source can be transferred, if so; what is over there is healed first."""
-        feed = self.feed
-        until = [o.health.until for o in feed.outlets.values() if o.health.probing and not o.health.trying]
-        until += [feed.health.until] if feed.health.probing else []
-        until += [feed.paused_until] if feed.paused_until and now < feed.paused_until else []
-        # Asked again with each poll.
-        until += [now + ASKED] if feed.question is not None else []
-        moments = [moment for moment in until if moment is not None]
-        return max(moments) if moments else None
-
-    def waits(self, now: datetime) -> bool:
-        """Is something due that could be transferred?"""
-        if self.due_at is None or self.due_at > now or self.blocked(now) is not None:
-            return False
-        # Is all that is due what failed before, and no room for it?
-        return self.room_behind()[0] > 0 or time.monotonic() > self.exhausted_at + SOON
-
-    def slots(self) -> int:
-        """How many transfers may run. The gate bounds their requests; twice as many keep it busy during puts.
-
-        But not of a recorder that just failed: those waiting at the gate would ask it although the breaker opened.
-        """
-        return self.feed.gate.limit * (1 if self.feed.health.failures else 2)
-
-    def slots_behind(self) -> int:
-        """How many of these what failed before may take: half of the requests stay free for what never did."""
-        return max(1, self.feed.gate.limit // 2)
-
-    def room(self) -> int:
-        """How many more media to claim: enough to keep every slot busy while the next claim is under way.
-
-        But no more than others would have to wait for long.
-        """
-        if any(o.health.trying for o in self.feed.outlets.values()):
-            return 1 - self.running - self.waiting
-        most = max(self.feed.gate.limit * 5 * self.batch, int(self.rate * AHEAD))
-        return most - self.running - self.waiting
-
-    def room_behind(self) -> tuple[int, int]:
-        """How many that failed before to claim at the most, and at the least although others wait."""
-        if any(o.health.trying for o in self.feed.outlets.values()):
-            return self.room(), 0
-        most = 2 * self.slots_behind() - self.running_behind - len(self.behind)
-        return max(0, most), int(most > 0 and not self.running_behind and not self.behind and self._may_spare())
-
-    def _may_spare(self) -> bool:
-        return self.fresh >= SPARING and time.monotonic() >= self.spared_at
-
-    def next_claims(self) -> list[Claim]:
-        """What to begin next: one claim, or as many fresh ones as the source delivers in one answer; or nothing yet.
-
-        What failed before gets a tenth of the turns and of the time while others wait; then half of the slots.
-        """
-        spared = self.behind and not self.running_behind and self._may_spare()
-        if self.queue and self.feed.samples and not self.queue[0].newest:
-            # Others are tried first; these are about to be given back.
-            return []
-        if self.queue and not spared:
-            claims = [self.queue.popleft()]
-            self.fresh += 1
-        elif self.behind and self.running_behind < self.slots_behind():
-            self.running_behind += 1
-            self.fresh = 0
-            claims = [self.behind.popleft()]
-        else:
-            return []
-        self.begun += 1
-        while self.batch > 1 and self.queue and len(claims) < self.batch:
-            if claims[-1].attempts or claims[-1].copies or self.queue[0].attempts or self.queue[0].copies:
-                break
-            claims.append(self.queue.popleft())
-            self.begun += 1
-        return claims
-
-    def ended(self, claims: Sequence[Claim], seconds: float) -> None:
-        """What :meth:`next_claims` gave is done."""
-        self.running -= 1
-        if claims[0].troubled:
-            self.running_behind -= 1
-            self.spared_at = time.monotonic() + SPARING * seconds
-
-    def claimed(self) -> None:
-        now = time.monotonic()
-        self.rate, self.begun, self.claimed_at = self.begun / (now - self.claimed_at), 0, now
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened to media since the engine began, by source."""
-
-    states: Counter[tuple[str, State]] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-    #: How attempts ended: archived, stored in part, or what the history calls it.
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    #: How long transfers and polls took.
-    transfers: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
-    polls: defaultdict[str, Timings] = field(default_factory=lambda: defaultdict(Timings))
-    #: Polls that ended with an error.
-    failed_polls: Counter[str] = field(default_factory=Counter)
-
-
-def _about(claim: Claim) -> dict[str, str]:
-    return {"source": claim.source, "recording_id": claim.medium.recording_id}
-
-
-def _came(result: Download | Outcome) -> dict[str, str | int]:
-    """What a span tells of how a transfer ended; not why, for that is others' text."""
-    if isinstance(result, Outcome):
-        return {"outcome": result.what}
-    return {"outcome": "stored in part" if result.error else "stored", "size": result.size}
 
 
 class Engine:
-    """Transfers what is due of these feeds until told to stop; several processes share one queue."""
+    """Transfers what is due of these feeds until it is stopped; several processes share one queue."""
 
     def __init__(self, catalog: Catalog, feeds: Mapping[str, Feed], spool: Spool, *, transfers: int = 32) -> None:
         self.catalog = catalog
@@ -212,6 +58,7 @@ class Engine:
         #: Called with each finished medium once it is committed.
         self.on_settled: Callable[[Download | Outcome, State], None] | None = None
         self._wake = asyncio.Event()
+        self.shares = Shares(catalog, self.lanes, self._wake.set)
         #: Each with the source that it came from: a new config may have replaced that one meanwhile.
         self._results: asyncio.Queue[tuple[Feed, Download | Outcome]] = asyncio.Queue(maxsize=GROUP * 4)
         self._gathering = asyncio.Lock()
@@ -220,13 +67,6 @@ class Engine:
         self._looked = 0.0
         self._stopping = False
         self._freed = asyncio.Event()
-        self._shared: dict[str, float] = {}
-        #: Sources of which more was in use than this process's share; and whose shares are to be settled anew.
-        self._exceeded: set[str] = set()
-        self._unsettled: set[str] = set()
-        self._settling = asyncio.Event()
-        self._asking = asyncio.Lock()
-        self._polling: Counter[str] = Counter()
         self.progress_at = time.monotonic()
         #: By name what is under way of the engine's own work, and when it last moved (monotonic clock).
         self.beats: dict[str, float] = {}
@@ -268,43 +108,6 @@ class Engine:
     def busy(self) -> int:
         return len(self._running)
 
-    @property
-    def listing(self) -> bool:
-        return self._polling.total() > 0
-
-    @contextlib.asynccontextmanager
-    async def polling(self, name: str) -> AsyncIterator[None]:
-        """Hold this process's share of a source while listing it."""
-        self._polling[name] += 1
-        try:
-            await self._share([name])
-            yield
-        finally:
-            self._polling[name] -= 1
-
-    async def admitted(self, name: str) -> None:
-        """Within :meth:`polling`, while :meth:`run` runs: wait until others leave this process a share."""
-        while name in self.lanes and self.lanes[name].feed.gate.limit < 1:  # noqa: ASYNC110 - shares have their rhythm
-            await asyncio.sleep(0.2)
-
-    @contextlib.asynccontextmanager
-    async def lending(self, name: str) -> AsyncIterator[None]:
-        """While :meth:`run` or :meth:`sharing` runs: a share of a source, for a request beside the transfers."""
-        async with self.polling(name):
-            await self.admitted(name)
-            yield
-
-    @contextlib.asynccontextmanager
-    async def sharing(self) -> AsyncIterator[None]:
-        """Keep the shares that :meth:`lending` takes, where nothing is transferred."""
-        keeping = asyncio.create_task(self._every(SHARE.total_seconds() / 4, self._share_active)())
-        try:
-            yield
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            await self._abandon()
-
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     async def run(self, *, until: Callable[[], datetime | None] | None = None) -> None:
@@ -313,23 +116,23 @@ class Engine:
         ``until`` returns None while more may still be found.
         """
         self.catalog.on_listed = self.nudge
-        self.catalog.on_shared = self._unsettle
+        self.catalog.on_shared = self.shares.take_soon
         try:
             with contextlib.suppress(CatalogDown):
                 await self.catalog.stay_alive()
             async with asyncio.TaskGroup() as group:
                 loops = {
-                    "renew": self._every(LEASE.total_seconds() / 4, self._renew),
-                    "alive": self._every(ALIVE, self._stay_alive),
-                    "share": self._every(SHARE.total_seconds() / 4, self._share_active),
-                    "tell": self._every(LOOK, self._tell),
-                    "describe": self._every(5.0, self._describe),
-                    "ledgers": self._every(LEDGERS, self._tell_ledgers),
+                    "renew": every(LEASE.total_seconds() / 4, self._renew),
+                    "alive": every(ALIVE, self._stay_alive),
+                    "share": self.shares.renew_forever,
+                    "acknowledge": every(LOOK, self._acknowledge),
+                    "describe": every(5.0, self._describe),
+                    "ledgers": every(LEDGERS, self._write_ledgers),
                 }
                 side = [group.create_task(loop(), name=name) for name, loop in loops.items()]
                 commits = [f"commit {n + 1}" for n in range(COMMITS)]
                 side += [group.create_task(self._commit_forever(name), name=name) for name in commits]
-                side.append(group.create_task(self._settle_forever(), name="settle"))
+                side.append(group.create_task(self.shares.take_forever(), name="settle"))
                 side.append(group.create_task(self._heal_forever(group), name="heal"))
                 starting = group.create_task(self._start_freed(group), name="start")
                 try:
@@ -414,8 +217,8 @@ class Engine:
                 continue
             if not lane.waits(now):
                 continue
-            if name not in self._shared:
-                await self._share([name])
+            if not self.shares.holds(name):
+                await self.shares.take([name])
             room = min(lane.room(), max(free, lane.batch if lane.running == 0 else 0))
             # Fewer, larger claims: not before what waits is little.
             if room > 0 and len(lane.queue) <= lane.feed.gate.limit * lane.batch:
@@ -468,7 +271,7 @@ class Engine:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._give_way()
+        self.shares.give_way()
         self._freed.set()
         self._wake.set()
 
@@ -485,12 +288,12 @@ class Engine:
         try:
             with using(feed):
                 if len(claims) > 1 and feed.batches is not None:
-                    claims = await self._work_batch(feed, feed.batches, claims)
+                    claims = await transfer.transfer_batch(
+                        feed, feed.batches, claims, self.catalog, self.spool, partial(self._deliver, feed)
+                    )
                 for claim in claims:
                     began = time.monotonic()
-                    with span("transfer", **_about(claim)) as tell:
-                        result = await transfer.transfer(feed, claim, self.catalog, self.spool)
-                        tell(**_came(result))
+                    result = await transfer.transfer(feed, claim, self.catalog, self.spool)
                     self.tally.transfers[claim.source].add(time.monotonic() - began)
                     await self._deliver(feed, result)
         except CatalogDown as error:
@@ -501,40 +304,10 @@ class Engine:
         finally:
             lane.ended(taken, time.monotonic() - started)
 
-    async def _work_batch(self, feed: Feed, source: FetchesBatches, claims: list[Claim]) -> list[Claim]:
-        """Many media in one answer; returns the claims that it did not hold."""
-        async with contextlib.AsyncExitStack() as stack:
-            sinks = {c.medium.recording_id: stack.enter_context(self.spool.sink()) for c in claims}
-            try:
-                self.spool.demand_room()
-                with span("download", source=feed.name, media=len(claims)):
-                    delivered = await source.fetch_batch([c.medium for c in claims], sinks)
-            except (SourceError, SpoolDown) as error:
-                log.info("batch.failed", source=feed.name, error=str(error))
-                return claims
-            for claim in claims:
-                if claim.medium.recording_id in delivered:
-                    with span("transfer", **_about(claim)) as tell:
-                        result = await self._check_and_deliver(feed, claim, sinks)
-                        tell(**_came(result))
-                    await self._deliver(feed, result)
-            return [c for c in claims if c.medium.recording_id not in delivered]
-
     async def _deliver(self, feed: Feed, finished: Download | Outcome) -> None:
         """To the committer, which lets go of the source."""
         retain(feed)
         await self._results.put((feed, finished))
-
-    async def _check_and_deliver(self, feed: Feed, claim: Claim, sinks: Mapping[str, SpoolSink]) -> Download | Outcome:
-        sink = sinks[claim.medium.recording_id]
-        try:
-            body = await sink.body()
-            found = await transfer.checked(feed, claim, body, self.catalog, sink.content_type)
-        except SourceError as error:
-            return await failures.explain(feed, claim, self.catalog, error)
-        except SpoolDown as error:
-            return failures.postponed(claim, self.catalog.clock.now() + timedelta(minutes=1), str(error))
-        return await transfer.deliver(feed, claim, self.catalog, body, found)
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
@@ -616,102 +389,17 @@ class Engine:
 
     # -- side tasks --------------------------------------------------------------------------------------------------
 
-    def _every(
-        self, seconds: float, step: Callable[[], Awaitable[object]]
-    ) -> Callable[[], Coroutine[None, None, None]]:
-        async def forever() -> None:
-            while True:
-                await asyncio.sleep(seconds)
-                try:
-                    await step()
-                except CatalogDown as error:
-                    log.warning("catalog.down", error=str(error))
-
-        return forever
-
     async def _renew(self) -> None:
         if self._claims:
             await self.catalog.renew(list(self._claims.values()), LEASE)
 
     async def _stay_alive(self) -> None:
-        try:
-            async with asyncio.timeout(SHARE.total_seconds() / 2):
-                dead, uneven = await self.catalog.stay_alive()
-        except (CatalogDown, TimeoutError) as error:
-            # Others may take this process for dead: what it had of their limits is theirs now.
-            for name in list(self._shared):
-                self._shared.pop(name)
-                if name in self.lanes:
-                    self.lanes[name].feed.gate.limit = 0
-            raise CatalogDown(str(error) or "the database does not answer") from error
+        dead, uneven = await self.shares.stay_alive()
         if dead:
             log.info("process.dead", count=dead)
             self.nudge()
         if dead or uneven:
-            await self._share_active()
-
-    async def _share_active(self) -> None:
-        now = time.monotonic()
-        for name, since in list(self._shared.items()):
-            lane = self.lanes.get(name)
-            if lane is None or now - since > SHARE.total_seconds():
-                # Not renewed in time (or no more ours): others may count on it.
-                self._shared.pop(name)
-                if lane is not None:
-                    lane.feed.gate.limit = 0
-        moment = self.catalog.clock.now()
-        active = [
-            name
-            for name, lane in self.lanes.items()
-            if lane.waiting or lane.running or self._polling[name] or lane.waits(moment)
-        ]
-        await self._share(active)
-        idle = [name for name in self._shared if name not in active]
-        if idle:
-            for name in idle:
-                self._shared.pop(name)
-            await self.catalog.unshare(idle)
-
-    async def _share(self, names: Sequence[str]) -> None:
-        # One at a time: a later answer is not to be followed by an earlier one's limit.
-        async with self._asking:
-            feeds = {name: self.lanes[name].feed for name in names if name in self.lanes}
-            if not feeds:
-                return
-            # What may begin until the answer is here counts as in use.
-            used = {name: max(feed.gate.running, feed.gate.limit) for name, feed in feeds.items()}
-            asked = {name: (feed.options.concurrency, used[name]) for name, feed in feeds.items()}
-            began = time.monotonic()
-            for name, slots in (await self.catalog.share(asked, SHARE)).items():
-                feeds[name].gate.limit = slots
-                self._shared[name] = began
-                if used[name] > slots:
-                    self._exceeded.add(name)
-        self._wake.set()
-        self._give_way()
-
-    def _give_way(self) -> None:
-        """What this process no longer uses beyond its share is for others: now that it has ended."""
-        for name in list(self._exceeded):
-            lane = self.lanes.get(name)
-            if lane is None or lane.feed.gate.running <= lane.feed.gate.limit:
-                self._exceeded.discard(name)
-                self._unsettle(name)
-
-    def _unsettle(self, name: str) -> None:
-        self._unsettled.add(name)
-        self._settling.set()
-
-    async def _settle_forever(self) -> None:
-        """Shares of which others are told, or told us, are settled at once; the rest comes with the next beat."""
-        while True:
-            await self._settling.wait()
-            self._settling.clear()
-            names, self._unsettled = self._unsettled & self._shared.keys(), set()
-            try:
-                await self._share(sorted(names))
-            except CatalogDown as error:
-                log.warning("catalog.down", error=str(error))
+            await self.shares.renew()
 
     async def _heal_forever(self, group: asyncio.TaskGroup) -> None:
         """Who failed as a whole is asked whether it works again: no download is spent on finding out.
@@ -723,7 +411,7 @@ class Engine:
         async def ask(key: int, thing: Feed | Outlet) -> None:
             try:
                 with using(thing):
-                    await (self._heal_feed(thing) if isinstance(thing, Feed) else self._heal_outlet(thing))
+                    await self._heal(thing)
             except CatalogDown as error:
                 log.warning("catalog.down", error=str(error))
             finally:
@@ -740,74 +428,30 @@ class Engine:
                     asking.add(key)
                     group.create_task(ask(key, thing))
 
-    async def _heal_outlet(self, outlet: Outlet) -> None:
-        error = await canary(outlet.store)
-        if error is not None:
-            outlet.health.opens(self.catalog.clock.now(), str(error))
-            return
-        # A canary is small: it fits on a disk that is full for recordings.
-        outlet.health.trying = True
-        log.info("store.up", store=outlet.name)
+    async def _heal(self, thing: Feed | Outlet) -> None:
+        if isinstance(thing, Outlet):
+            if not await failures.heal_store(thing, self.catalog):
+                return
+        else:
+            async with self.shares.lending(thing.name):
+                await failures.heal(thing, self.catalog)
         self.nudge()
 
-    async def _heal_feed(self, feed: Feed) -> None:
-        async with self.lending(feed.name):
-            await failures.heal(feed, self.catalog)
-        self.nudge()
+    async def _acknowledge(self) -> None:
+        await acknowledge(self.feeds, self.catalog, self.shares, LEASE)
 
     async def _describe(self) -> None:
         feeds = self.feeds
         with using(*feeds.values()):
             await commit.describe_changes(feeds, self.catalog, new_after=UNDESCRIBED)
 
-    async def _tell_ledgers(self) -> None:
+    async def _write_ledgers(self) -> None:
         """The stores learn what was listed; what was found there is described to them first."""
         feeds = self.feeds
         with using(*feeds.values()):
             await commit.describe_changes(feeds, self.catalog)
-            await commit.tell_ledgers(feeds, self.catalog)
-            await commit.tell_verified(feeds, self.catalog)
-
-    async def _tell(self) -> None:
-        """Each by itself: one that is slow to hear may not keep the others from hearing."""
-        await asyncio.gather(*(self._tell_feed(feed) for feed in self.feeds.values()))
-
-    async def _tell_feed(self, feed: Feed) -> None:
-        source = feed.source
-        if not isinstance(source, Acknowledges) or not source.acknowledges:
-            return
-        if feed.question or feed.paused_until or feed.health.open(self.catalog.clock.now()):
-            return
-        with using(feed):
-            for of, recording_id, attempts in await self.catalog.outbox(feed.name, LEASE, 50):
-                document = (await self.catalog.documents([(of, recording_id)])).get((of, recording_id))
-                try:
-                    async with self.polling(feed.name):
-                        if document is not None:
-                            await source.acknowledge(self._located(document[0]))
-                    await self.catalog.told(feed.name, of, recording_id)
-                except SourceError as error:
-                    later = next_try(attempts + 1, feed.options.retry, 0.5)
-                    due_at = self.catalog.clock.now() + later
-                    await self.catalog.tell_later(feed.name, of, recording_id, due_at, str(error))
-                    log.info("acknowledge.deferred", source=feed.name, recording_id=recording_id, error=str(error))
-                    if error.scope is not Scope.ITEM:
-                        # The rest of these is due again when their lease ends.
-                        return
-
-    def _located(self, document: Document) -> Document:
-        """The document with each copy's place, as others reach it."""
-        outlets = {name: o for lane in self.lanes.values() for name, o in lane.feed.outlets.items()}
-        media = []
-        for medium in document["media"]:
-            copies = [
-                copy | {"location": outlets[copy["store"]].store.location(copy["key"])}
-                if copy["store"] in outlets
-                else copy
-                for copy in medium["copies"]
-            ]
-            media.append(medium | {"copies": copies})
-        return document | {"media": media}
+            await commit.write_ledgers(feeds, self.catalog)
+            await commit.write_verified(feeds, self.catalog)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -821,8 +465,8 @@ class Engine:
             self._wake.clear()
             await self._pause(0.1)
         with contextlib.suppress(CatalogDown):
-            await self._tell_ledgers()
-            await self._tell()
+            await self._write_ledgers()
+            await self._acknowledge()
 
     async def _give_back(self, queue: deque[Claim] | list[Claim]) -> None:
         claims = list(queue)
@@ -841,5 +485,4 @@ class Engine:
             async with asyncio.timeout(3):
                 if claims:
                     await self.catalog.release(claims)
-                if self._shared:
-                    await self.catalog.unshare(list(self._shared))
+                await self.shares.give_back()

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from ..catalog.catalog import Catalog
-from ..common.scope import concerns_store
+from ..common.scope import canary, concerns_store
 from ..errors import (
     Busy,
     Doubtful,
@@ -44,13 +44,13 @@ GONE_AFTER = timedelta(days=3)
 FRESH = timedelta(minutes=15)
 #: Audio that may not be whole is waited for while its call ended less than so long ago …
 YOUNG = timedelta(hours=1)
-#: … and so long, where far more was told of than came.
+#: … and so long, if it is far shorter than its source says.
 YOUNG_IF_SHORT = timedelta(days=1)
 #: Then it is kept as evidence, once the same bytes came twice, so long apart.
 TWICE = timedelta(minutes=10)
-#: Of a call that was told to be longer than this, less than a fifth is short.
+#: Only of a call that is longer than this by its source, less than a fifth is short.
 LONG_ENOUGH = timedelta(minutes=1)
-#: The reason of a medium whose bytes are not what its source told of.
+#: The reason of a medium whose bytes are not what its source says.
 MISMATCH = "mismatch"
 #: A recorder that was seen to work so lately is not asked again because of single items.
 ALIVE_FOR = timedelta(seconds=30)
@@ -58,9 +58,10 @@ ALIVE_FOR = timedelta(seconds=30)
 OTHER_END_AFTER, OTHER_END = 3, 60.0
 #: Where it asks for fewer requests, it gets none for so long: what it asked for itself, within these bounds.
 SPARED, SPARED_AT_MOST = timedelta(seconds=2), timedelta(minutes=1)
-#: In a medium's ref: not to be fetched, for what its bytes must be is not known yet.
+#: In a medium's ref: its details are not known yet, so it can't be fetched.
 UNDETAILED = "undetailed"
-#: So many of them come from the other end of the queue; and for so long no audio came at all.
+#: An account counts as refused when so many media from the other end of the queue were refused too, and no audio came
+#: for so long.
 SAMPLED = 3
 SILENT = timedelta(minutes=10)
 
@@ -96,11 +97,11 @@ async def works(feed: Feed, catalog: Catalog, error: SourceError) -> bool:
 async def pause_source(feed: Feed, catalog: Catalog, why: str) -> None:
     """Our account is refused: leave the source alone for a while, longer each time; its queue stays as it is."""
     if feed.paused_until is not None and catalog.clock.now() < feed.paused_until:
-        # Another request that was under way heard it first.
+        # Another request got the same answer first.
         return
     feed.pauses += 1
     wait = min(timedelta(minutes=1) * 2 ** min(feed.pauses - 1, 10), timedelta(minutes=15))
-    feed.paused_until, feed.paused_why, feed.welcome_at = catalog.clock.now() + wait, why, None
+    feed.paused_until, feed.paused_why, feed.account_worked_at = catalog.clock.now() + wait, why, None
     await catalog.pause(feed.name, feed.paused_until, why)
     log.error("source.refused", source=feed.name, error=why, retry_in_s=wait.total_seconds())
 
@@ -132,7 +133,7 @@ def postponed(claim: Claim, due_at: datetime, why: str) -> Outcome:
     )
 
 
-def _refused_object(feed: Feed, claim: Claim, catalog: Catalog, due_at: datetime, why: str) -> Outcome:
+def refused_object(feed: Feed, claim: Claim, catalog: Catalog, due_at: datetime, why: str) -> Outcome:
     """The store does not take this one: an attempt, for it was downloaded; given up like any other."""
     now = catalog.clock.now()
     gives_up = now - (claim.failing_since or now) >= feed.options.retry.give_up_after
@@ -150,14 +151,14 @@ def _refused_object(feed: Feed, claim: Claim, catalog: Catalog, due_at: datetime
 async def store_failed(outlet: Outlet, catalog: Catalog, error: StoreError, key: str) -> datetime | None:
     """Until when nothing more is put there; None where this object alone is to blame, and the others go on."""
     if not outlet.health.open(catalog.clock.now()):
-        if not await concerns_store(outlet, error, key, outlet.unput):
+        if not await concerns_store(outlet, error, key, outlet.refused_objects):
             return None
         if not outlet.health.open(catalog.clock.now()):
             level = log.error if isinstance(error, StoreRefused) else log.warning
             level("store.down", store=outlet.name, error=str(error))
             # With a canary that works it may as well be these objects: the next ones are let through soon.
-            wait = SPARED if outlet.unput.exceeded else None
-            outlet.unput.worked()
+            wait = SPARED if outlet.refused_objects.exceeded else None
+            outlet.refused_objects.worked()
             outlet.health.opens(catalog.clock.now(), str(error), wait=wait)
     return outlet.health.until
 
@@ -179,7 +180,7 @@ async def explain(feed: Feed, claim: Claim, catalog: Catalog, error: SourceError
         )
 
     if isinstance(error, Refused):
-        if await _welcome(feed, catalog):
+        if await _account_works(feed, catalog):
             return await _refused(feed, claim, catalog, error, outcome)
         later = outcome(State.PENDING, "account refused", feed.paused_until or now + timedelta(minutes=1))
         return replace(later, troubled=claim.troubled)
@@ -266,6 +267,18 @@ async def heal(feed: Feed, catalog: Catalog) -> None:
             log.info("source.up", source=feed.name)
 
 
+async def heal_store(outlet: Outlet, catalog: Catalog) -> bool:
+    """The breaker's time is over: does the store work again? If so, one transfer is let through, and decides."""
+    error = await canary(outlet.store)
+    if error is not None:
+        outlet.health.opens(catalog.clock.now(), str(error))
+        return False
+    # A canary is small: it fits on a disk that is full for recordings.
+    outlet.health.trying = True
+    log.info("store.up", store=outlet.name)
+    return True
+
+
 async def _refused(
     feed: Feed, claim: Claim, catalog: Catalog, error: Refused, outcome: Callable[..., Outcome]
 ) -> Outcome:
@@ -291,13 +304,13 @@ async def _refused(
     return outcome(State.PENDING, "account refused", due_at)
 
 
-async def _welcome(feed: Feed, catalog: Catalog) -> bool:
+async def _account_works(feed: Feed, catalog: Catalog) -> bool:
     """Was only this one item refused? Asks with a login, at most once a minute; a refused one pauses the source."""
     async with feed.logging_in:
         now = catalog.clock.now()
         if feed.paused_until is not None and now < feed.paused_until:
             return False
-        if feed.welcome_at is not None and now - feed.welcome_at < timedelta(minutes=1):
+        if feed.account_worked_at is not None and now - feed.account_worked_at < timedelta(minutes=1):
             return True
         try:
             await feed.source.check()
@@ -308,5 +321,5 @@ async def _welcome(feed: Feed, catalog: Catalog) -> bool:
             if not feed.health.open(now):
                 feed.health.opens(now, str(error))
             return False
-        feed.welcome_at = feed.alive_at = now
+        feed.account_worked_at = feed.alive_at = now
         return True

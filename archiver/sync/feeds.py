@@ -79,10 +79,10 @@ class Outlet:
     prefix: str
     health: Health = field(default_factory=lambda: Health(1, timedelta(seconds=2), timedelta(minutes=1)))
     #: What could not be put although a canary works.
-    unput: Row = field(default_factory=Row)
+    refused_objects: Row = field(default_factory=Row)
     #: Recordings whose description it refuses: tried again on their own schedule.
-    undescribable: dict[tuple[str, str], Stuck] = field(default_factory=dict)
-    #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
+    refused_manifests: dict[tuple[str, str], Stuck] = field(default_factory=dict)
+    #: How many work with it (see :func:`using`): one that left the config is closed after the last.
     users: int = 0
     #: What was put since the beginning: how long each took, all bytes, and how many failed.
     puts: Timings = field(default_factory=Timings)
@@ -110,13 +110,13 @@ class Feed:
     paused_why: str = ""
     pauses: int = 0
     #: When the account was last seen to work, so that a refused item does not cost a login each.
-    welcome_at: datetime | None = None
+    account_worked_at: datetime | None = None
     logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: When the recorder itself was last seen to work, so that failing items do not cost a question each.
     alive_at: datetime | None = None
     #: Windows that fail although the recorder works: when to try them again, how often it was tried, and why.
     stuck: dict[Window, Stuck] = field(default_factory=dict)
-    #: How many work with it (see :func:`hold`): one that left the config is closed after the last.
+    #: How many work with it (see :func:`using`): one that left the config is closed after the last.
     users: int = 0
     #: Asks whether it is still the recorder that was listed before; what is to be answered before it is polled on.
     ask: Callable[[], Awaitable[str | None]] | None = None
@@ -129,9 +129,9 @@ class Feed:
     delivered_at: datetime | None = None
     #: Until when the queue is taken from its other end (monotonic clock), and how many gave way in a row.
     other_end_until: float = float("-inf")
-    hurries: int = 0
+    gave_way: int = 0
     #: How long, in seconds, downloads that came lately stood still.
-    stillness: float = 0.0
+    longest_pause: float = 0.0
     #: The source, where it delivers many media in one answer.
     batches: FetchesBatches | None = field(init=False)
 
@@ -146,19 +146,20 @@ class Feed:
 
 
 def retain(*things: Feed | Outlet) -> None:
-    """Keep sources (with their stores) and stores open although a new config replaces them, until :func:`release`."""
+    """Keep these open although a new config replaces them, until :func:`release`; a source with its stores."""
     for thing in _parts(things):
         thing.users += 1
 
 
 def release(*things: Feed | Outlet) -> None:
+    """Undo one :func:`retain`."""
     for thing in _parts(things):
         thing.users -= 1
 
 
 @contextlib.contextmanager
 def using(*things: Feed | Outlet) -> Iterator[None]:
-    """Hold them meanwhile."""
+    """Retain them meanwhile."""
     retain(*things)
     try:
         yield

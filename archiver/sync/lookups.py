@@ -1,4 +1,4 @@
-"""Sources that tell of calls by a cursor or by ids: both are followed; what failed is asked again later."""
+"""Sources that are listed by a cursor or by call ids. An id that fails is asked for again later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..model import (
 from ..ports import Follows, LooksUp
 from .failures import works
 from .feeds import Feed
-from .record import Polled, is_asked, ledger_of, record
+from .record import Polled, awaits_answer, ledger_of, record
 from .windows import EPOCH, next_try
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ OF_A_WINDOW = (TryAgain, NotReady, BadData, Gone, Empty)
 
 
 async def follow(feed: Feed, catalog: Catalog, cursor: str | None, report: Polled, budget: timedelta | None) -> None:
+    """List on from the cursor to the end, or until ``budget`` is used up; failures stand in ``report``."""
     began = catalog.clock.now()
     try:
         await look_up_again(feed, catalog, report)
@@ -102,7 +103,7 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
     report = Polled()
     if not isinstance(feed.source, LooksUp):
         raise BadData(f"a {feed.kind} source can't be asked for single call ids; use --from and --to")
-    if await is_asked(feed, catalog, report):
+    if await awaits_answer(feed, catalog, report):
         return report
     await ledger_of(feed, catalog)
     for start in range(0, len(call_ids), 50):
@@ -114,7 +115,7 @@ async def look_up(feed: Feed, catalog: Catalog, call_ids: Sequence[str]) -> Poll
 
 
 async def name_lookups(feed: Feed, catalog: Catalog, report: Polled) -> None:
-    """Call ids that can't be looked up are said in each poll, asked for or not."""
+    """Each poll reports call ids that can't be looked up, whether it asked for them or not."""
     count, call_id, why = await catalog.lookup_trouble(feed.name)
     if count and report.error is None:
         others = f" (and {count - 1} more)" if count > 1 else ""

@@ -1,4 +1,4 @@
-"""A poll: plan which windows to list, list them in parts where they break, save what they tell."""
+"""A poll: plan which windows to list, list each (in halves where that fails), save the rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..model import (
 from .failures import RecorderLost, pause_source, resume_source, works
 from .feeds import REFUSALS, Feed, Stuck
 from .lookups import OF_A_WINDOW, follow, look_up_later, name_lookups
-from .record import Polled, is_asked, ledger_of, record
+from .record import Polled, awaits_answer, ledger_of, record
 from .windows import Piece, cut, halve, next_try, plan, subtract
 
 log = structlog.get_logger()
@@ -66,7 +66,7 @@ async def _poll(
 ) -> Polled:
     report = Polled()
     now = catalog.clock.now()
-    if await is_asked(feed, catalog, report):
+    if await awaits_answer(feed, catalog, report):
         return report
     await catalog.expire_by(feed.name, feed.options.retention)
     ledger = await ledger_of(feed, catalog)
@@ -203,7 +203,7 @@ async def _list(feed: Feed, catalog: Catalog, window: Window, report: Polled, *,
 
 
 async def _recorded(feed: Feed, catalog: Catalog, listing: Listing, report: Polled, window: Window) -> bool:
-    """Write down what a window's listing told; False, and not covered, where not one row of it could be read."""
+    """Save a window's rows; False, and the window is not covered, where not one row of it could be read."""
     readable = bool(listing.recordings or listing.failed) or not listing.rejected
     await record(feed, catalog, listing, report, window=window, cover=readable)
     if readable:

@@ -1,4 +1,4 @@
-"""What a listing told is saved: its rows and the mark "this window is listed" together."""
+"""A listing is saved: its rows, and the mark "this window is listed", in one transaction."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Polled:
         self.rejected += recorded.rejected
 
 
-async def is_asked(feed: Feed, catalog: Catalog, report: Polled) -> bool:
-    """Is somebody to say first which recorder this is? Until then nothing is asked of it."""
+async def awaits_answer(feed: Feed, catalog: Catalog, report: Polled) -> bool:
+    """Must an operator say first whether this is another recorder? Until then nothing is asked of it."""
     before, feed.question = feed.question, await feed.ask() if feed.ask is not None else None
     if feed.question is None:
         return False
@@ -74,6 +74,7 @@ async def is_asked(feed: Feed, catalog: Catalog, report: Polled) -> bool:
 
 
 async def ledger_of(feed: Feed, catalog: Catalog) -> Ledger:
+    """What was listed of this source; its entry is made where there is none yet."""
     options, default = feed.options, catalog.clock.now() - timedelta(hours=24)
     whom = {"origin": options.origin, "account": options.account}
     return await catalog.source(feed.name, feed.kind, default_start=default, start=options.start, **whom)
@@ -90,7 +91,10 @@ async def record(
     cursor: str | None = None,
     anew: bool = False,
 ) -> None:
-    """Write down what a listing told. ``anew``: all of it counts as news, whatever the catalog holds."""
+    """Save a listing. ``anew``: all of it counts as new, whatever the catalog holds.
+
+    Raises CatalogDown, and SourceError where no details can be had.
+    """
     unique = {recording.recording_id: recording for recording in listing.recordings}
     odd = [(recording, reason) for recording in unique.values() if (reason := recording.problem()) is not None]
     rejected = [Rejected(raw=json.dumps(r.raw, default=str)[:4096], reason=reason) for r, reason in odd]
@@ -106,10 +110,10 @@ async def record(
         digests = {recording.recording_id: recording.digest() for recording in unknown}
         unknown = await _detailed(feed.source, feed.gate.limit, unknown, digests)
 
-    async def write(told: Listing, news: Sequence[Recording], **of: Any) -> None:
+    async def write(listed: Listing, news: Sequence[Recording], **of: Any) -> None:
         recorded = await catalog.record(
             feed.name,
-            told,
+            listed,
             news,
             digests=digests,
             listing_key=feed.source.listing_key,
@@ -161,6 +165,6 @@ async def _detailed(
 
 
 def _waiting(recording: Recording) -> Recording:
-    """The recording as its row told it, with nothing to fetch before its details are known."""
+    """The recording by its row alone; nothing of it is fetched before its details are known."""
     media = (replace(m, availability=Availability.NOT_READY, ref={**m.ref, UNDETAILED: True}) for m in recording.media)
     return replace(recording, media=tuple(media))

@@ -1,4 +1,4 @@
-"""A medium's way home: fetch it, check it, put it into each store."""
+"""One medium's transfer: download it, check it, put it into each store."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 
@@ -18,9 +17,6 @@ from ..audio.spool import Spool, SpoolSink
 from ..catalog.catalog import Catalog
 from ..common.traces import span
 from ..errors import (
-    Doubtful,
-    Empty,
-    Mismatch,
     NotReady,
     SourceError,
     SpoolDown,
@@ -32,42 +28,33 @@ from ..model import (
     Claim,
     Copy,
     Download,
-    Flag,
     Listing,
     ListingKey,
-    Medium,
     Outcome,
-    Verdict,
     Window,
 )
-from ..ports import Expects
+from ..ports import FetchesBatches
 from ..proof import layout
-from ..wire.recorder import Heard, overheard
+from ..wire.recorder import LastAnswer, last_answer
+from .check import checked, evidence, inspected
 from .failures import (
-    LONG_ENOUGH,
     MISMATCH,
-    TWICE,
     UNDETAILED,
-    YOUNG,
-    YOUNG_IF_SHORT,
-    _refused_object,
-    age_of,
     explain,
     postponed,
-    resume_source,
+    refused_object,
     store_failed,
 )
-from .feeds import REFUSALS, Feed, Outlet
+from .feeds import Feed, Outlet
 from .record import Polled, record
 from .windows import next_try
 
 log = structlog.get_logger()
 
-SHORT_BELOW = 0.2
 #: A first attempt that stands still for so many times as long as downloads that came lately, and for no less than so
 #: many seconds, gives way where others wait; until so many gave way in a row and nothing came: the recorder is slow.
 #: Nor for less than such a part of its source's time-out: who sets a long one says that the recorder is slow.
-HURRIED, HURRIED_LEAST, HURRIES, HURRIED_PART = 4, 2.0, 5, 1 / 30
+PATIENCE, PATIENCE_LEAST, GAVE_WAY_MOST, PATIENCE_PART = 4, 2.0, 5, 1 / 30
 #: What a store can't take of one object is tried again no sooner.
 OBJECT_AGAIN = timedelta(hours=1)
 #: What only an operator can mend is looked at again so often.
@@ -78,41 +65,95 @@ STUCK = timedelta(minutes=15)
 
 
 async def transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool) -> Download | Outcome:
-    """Bring one medium home: obtain, check, put. Everything that can go wrong ends in an Outcome."""
-    with spool.sink() as sink:
+    """Transfer one medium: download, check, put. Everything that can go wrong ends in an Outcome."""
+    with span("transfer", **_about(claim)) as tell, spool.sink() as sink:
+        result = await _transfer(feed, claim, catalog, spool, sink)
+        tell(**_came(result))
+        return result
+
+
+async def _transfer(feed: Feed, claim: Claim, catalog: Catalog, spool: Spool, sink: SpoolSink) -> Download | Outcome:
+    try:
+        spool.demand_room()
+        with last_answer() as last:
+            if (claim.error or "").startswith(MISMATCH):
+                claim = await _asked_anew(feed, claim, catalog)
+            body, found = await obtain(feed, claim, sink, catalog, last)
+    except SourceError as error:
+        answer = last.fingerprint(sink.length, sink.sha256)
+        return replace(await explain(feed, claim, catalog, error), answer=answer)
+    except SpoolDown as error:
+        return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
+    return await deliver(feed, claim, catalog, body, found)
+
+
+async def transfer_batch(
+    feed: Feed,
+    source: FetchesBatches,
+    claims: list[Claim],
+    catalog: Catalog,
+    spool: Spool,
+    done: Callable[[Download | Outcome], Awaitable[None]],
+) -> list[Claim]:
+    """Many media in one answer; ``done`` gets each that it held. Returns the claims of the others."""
+    async with contextlib.AsyncExitStack() as stack:
+        sinks = {c.medium.recording_id: stack.enter_context(spool.sink()) for c in claims}
         try:
             spool.demand_room()
-            with overheard() as heard:
-                if (claim.error or "").startswith(MISMATCH):
-                    claim = await _asked_anew(feed, claim, catalog)
-                body, found = await obtain(feed, claim, sink, catalog, heard)
-        except SourceError as error:
-            answer = heard.fingerprint(sink.length, sink.sha256)
-            return replace(await explain(feed, claim, catalog, error), answer=answer)
-        except SpoolDown as error:
-            return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
-        return await deliver(feed, claim, catalog, body, found)
+            with span("download", source=feed.name, media=len(claims)):
+                delivered = await source.fetch_batch([c.medium for c in claims], sinks)
+        except (SourceError, SpoolDown) as error:
+            log.info("batch.failed", source=feed.name, error=str(error))
+            return claims
+        for claim in claims:
+            if claim.medium.recording_id in delivered:
+                with span("transfer", **_about(claim)) as tell:
+                    result = await _check_and_deliver(feed, claim, catalog, sinks[claim.medium.recording_id])
+                    tell(**_came(result))
+                await done(result)
+        return [c for c in claims if c.medium.recording_id not in delivered]
+
+
+async def _check_and_deliver(feed: Feed, claim: Claim, catalog: Catalog, sink: SpoolSink) -> Download | Outcome:
+    try:
+        body = await sink.body()
+        found = await checked(feed, claim, body, catalog, sink.content_type)
+    except SourceError as error:
+        return await explain(feed, claim, catalog, error)
+    except SpoolDown as error:
+        return postponed(claim, catalog.clock.now() + timedelta(minutes=1), str(error))
+    return await deliver(feed, claim, catalog, body, found)
+
+
+def _about(claim: Claim) -> dict[str, str]:
+    return {"source": claim.source, "recording_id": claim.medium.recording_id}
+
+
+def _came(result: Download | Outcome) -> dict[str, str | int]:
+    """What a span tells of how a transfer ended; not why, for that is others' text."""
+    if isinstance(result, Outcome):
+        return {"outcome": result.what}
+    return {"outcome": "stored in part" if result.error else "stored", "size": result.size}
 
 
 async def _asked_anew(feed: Feed, claim: Claim, catalog: Catalog) -> Claim:
-    """The claim with what its source tells of the medium now: what it told before did not fit the bytes.
-
-    Raises SourceError; Doubtful where it is to be fetched by what is told now.
-    """
+    """The claim by a new listing of its call: what the last one said did not fit the bytes. Raises SourceError."""
     if not getattr(feed.source, "lists_by_time", True):
         return claim
     by_end = feed.source.listing_key is ListingKey.END and claim.ended_at is not None
     moment = claim.ended_at if by_end and claim.ended_at is not None else claim.started_at
     around = Window(moment - timedelta(seconds=1), moment + timedelta(seconds=1))
     listing = await feed.source.list(around)
-    told = [r for r in listing.recordings if r.recording_id == claim.medium.recording_id]
-    if told:
-        await record(feed, catalog, Listing(told), Polled(), anew=True)
+    found = [r for r in listing.recordings if r.recording_id == claim.medium.recording_id]
+    if found:
+        await record(feed, catalog, Listing(found), Polled(), anew=True)
     medium = await catalog.medium(*claim.id)
     return replace(claim, medium=medium) if medium is not None else claim
 
 
-async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, heard: Heard) -> tuple[Body, audio.Audio]:
+async def obtain(
+    feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, last: LastAnswer
+) -> tuple[Body, audio.Audio]:
     """The checked bytes: from a store that holds them already, else from the source. Raises SourceError."""
     for copy in claim.copies:
         outlet = feed.outlets.get(copy.store)
@@ -130,7 +171,7 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, he
     if claim.medium.ref.get(UNDETAILED):
         raise NotReady("its details could not be read yet")
     with span("download", source=feed.name) as tell:
-        async with _giving_way(feed, claim, heard):
+        async with _giving_way(feed, claim, last):
             await feed.source.fetch(claim.medium, sink)
         body = await sink.body()
         tell(size=body.length)
@@ -138,16 +179,16 @@ async def obtain(feed: Feed, claim: Claim, sink: SpoolSink, catalog: Catalog, he
 
 
 @contextlib.asynccontextmanager
-async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[None]:
+async def _giving_way(feed: Feed, claim: Claim, last: LastAnswer) -> AsyncIterator[None]:
     """A first attempt that stands still gives way to others that wait for the recorder; the next has all its time.
 
     Raises TooSlow.
     """
     timeout = feed.options.timeout.total_seconds()
-    patience = max(HURRIED_LEAST, timeout * HURRIED_PART, feed.stillness * HURRIED)
-    if claim.attempts or claim.troubled or feed.hurries >= HURRIES or timeout <= patience:
+    patience = max(PATIENCE_LEAST, timeout * PATIENCE_PART, feed.longest_pause * PATIENCE)
+    if claim.attempts or claim.troubled or feed.gave_way >= GAVE_WAY_MOST or timeout <= patience:
         yield
-        feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+        feed.longest_pause = max(feed.longest_pause * 0.9, last.longest_pause)
         return
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
@@ -156,9 +197,9 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
 
             def look() -> None:
                 nonlocal timer
-                still = time.monotonic() - heard.moved_at if heard.moved_at is not None else 0.0
+                still = time.monotonic() - last.moved_at if last.moved_at is not None else 0.0
                 # After one that gave way the next ones get half of it.
-                if still > patience / (2 if feed.hurries else 1) and feed.gate.waiting:
+                if still > patience / (2 if feed.gave_way else 1) and feed.gate.waiting:
                     limit.reschedule(loop.time())
                 else:
                     timer = loop.call_later(patience / 8, look)
@@ -166,99 +207,13 @@ async def _giving_way(feed: Feed, claim: Claim, heard: Heard) -> AsyncIterator[N
             timer = loop.call_later(patience / 2, look)
             try:
                 yield
-                feed.stillness = max(feed.stillness * 0.9, heard.stillest)
+                feed.longest_pause = max(feed.longest_pause * 0.9, last.longest_pause)
             finally:
                 if timer is not None:
                     timer.cancel()
     except TimeoutError:
-        feed.hurries += 1
+        feed.gave_way += 1
         raise TooSlow("it stood still while others waited; the next try has all its time") from None
-
-
-async def checked(feed: Feed, claim: Claim, body: Body, catalog: Catalog, told_type: str | None = None) -> audio.Audio:
-    """What bytes from the source are, once they may be kept. Raises SourceError.
-
-    ``told_type``: what their answer calls them.
-    """
-    medium = claim.medium
-    if medium.content_type is None and told_type is not None:
-        medium = replace(medium, content_type=told_type)
-    found = await verified(medium, body, feed)
-    accept(feed, claim, body, found, catalog.clock.now())
-    await delivered(feed, catalog)
-    return found
-
-
-async def delivered(feed: Feed, catalog: Catalog) -> None:
-    """Audio came: the account may have it."""
-    feed.health.worked()
-    feed.hurries, feed.delivered_at = 0, catalog.clock.now()
-    refused, feed.refused, feed.refused_newest = feed.refused, set(), set()
-    if len(refused) >= REFUSALS and feed.pauses:
-        await catalog.forgive(refused, "refused", catalog.clock.now())
-        await resume_source(feed, catalog)
-
-
-async def verified(medium: Medium, body: Body, feed: Feed | None = None) -> audio.Audio:
-    """What the bytes are. Raises Mismatch where they are not what the source promised, TryAgain where no audio.
-
-    What it promised counts as far as the options of its source (of now) say.
-    """
-    if feed is not None and isinstance(feed.source, Expects):
-        medium = feed.source.expected(medium)
-    if medium.size is not None and body.length != medium.size:
-        raise Mismatch(f"the source says {medium.size} bytes, {body.length} came")
-    if medium.sha256 is not None and body.sha256 != medium.sha256.lower():
-        raise Mismatch(f"the source says SHA-256 {medium.sha256[:12]}…, the bytes have {body.sha256[:12]}…")
-    return await inspected(body, medium, feed)
-
-
-async def inspected(body: Body, medium: Medium, feed: Feed | None) -> audio.Audio:
-    how: dict[str, Any] = {"opaque": medium.opaque, "told_type": medium.content_type}
-    if feed is not None and feed.options.audio is not None:
-        how["raw"] = feed.options.audio
-    if body.path is not None or body.length > 4 << 20:
-        return await asyncio.to_thread(audio.inspect, body, **how)
-    return audio.inspect(body, **how)
-
-
-def evidence(found: audio.Audio, told: timedelta | None) -> tuple[tuple[Flag, ...], str | None]:
-    """Why bytes can only be kept as evidence, and what was seen; ``told``: how long the source says that they last."""
-    lasts = timedelta() if found.verdict is Verdict.EMPTY else found.duration
-    flags: tuple[Flag, ...] = ()
-    notes = []
-    if found.verdict in {Verdict.UNFINISHED, Verdict.CUT}:
-        flags = (Flag.UNFINISHED, Flag.UNCHECKED)
-    elif found.verdict is Verdict.UNCHECKED:
-        flags = (Flag.UNCHECKED,)
-    if found.reason is not None:
-        notes.append(found.reason)
-    if told is not None and told > LONG_ENOUGH and lasts is not None and lasts < told * SHORT_BELOW:
-        flags = (*flags, Flag.SHORT)
-        notes.append(f"{lasts.total_seconds():.1f} s of audio, the source told of {told.total_seconds():.1f} s")
-    return flags, "; ".join(notes) if flags or notes else None
-
-
-def accept(feed: Feed, claim: Claim, body: Body, found: audio.Audio, now: datetime) -> None:
-    """May these bytes be kept? Raises Empty, or Doubtful where they are to be looked at again.
-
-    What may not be whole is waited for while the call is young, and kept once the same bytes came twice. The source's
-    own hash, or the size of what nobody can check, stands for the second time.
-    """
-    flags, note = evidence(found, claim.medium.duration)
-    if not flags:
-        if found.verdict is Verdict.EMPTY:
-            raise Empty(note or "it holds no audio")
-        return
-    young = YOUNG_IF_SHORT if Flag.SHORT in flags else YOUNG
-    told = claim.medium.sha256 is not None or (found.verdict is Verdict.UNCHECKED and claim.medium.size is not None)
-    came = claim.seen_at if claim.seen_sha256 == body.sha256 else None
-    if age_of(claim, now) < young or not (told or (came is not None and now - came >= TWICE)):
-        what = "short" if Flag.SHORT in flags else found.verdict.value
-        raise Doubtful(note or what, what=what, sha256=body.sha256)
-    if found.verdict is Verdict.EMPTY and body.length == 0:
-        raise Empty(note or "it holds no audio")
-    log.warning("recording.evidence", source=feed.name, recording_id=claim.medium.recording_id, flags=flags, why=note)
 
 
 async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found: audio.Audio) -> Download | Outcome:
@@ -273,17 +228,17 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
         made = [await _put(feed, missing[0], claim, catalog, body, found.ext)]
     else:
         made = await asyncio.gather(*(_put(feed, outlet, claim, catalog, body, found.ext) for outlet in missing))
-    problems = [result for result in made if isinstance(result, _Unput)]
+    problems = [result for result in made if isinstance(result, _NotPut)]
     copies |= {result.store: result for result in made if isinstance(result, Copy)}
     stuck = catalog.clock.now() + STUCK
     lost = set(claim.stores) - set(feed.outlets) - set(copies)
-    problems += [_Unput(f"store {name} is not in the config", stuck) for name in sorted(lost)]
+    problems += [_NotPut(f"store {name} is not in the config", stuck) for name in sorted(lost)]
     error = "; ".join(problem.why for problem in problems)
     due_at = max((problem.due_at for problem in problems), default=None)
     if not copies:
         of_object = any(problem.of_object for problem in problems)
         return (
-            _refused_object(feed, claim, catalog, due_at or stuck, error)
+            refused_object(feed, claim, catalog, due_at or stuck, error)
             if of_object
             else postponed(claim, due_at or stuck, error)
         )
@@ -303,7 +258,7 @@ async def deliver(feed: Feed, claim: Claim, catalog: Catalog, body: Body, found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unput:
+class _NotPut:
     """Why a store did not take the bytes, and when to try again."""
 
     why: str
@@ -312,7 +267,7 @@ class _Unput:
     of_object: bool = False
 
 
-async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _Unput:
+async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body: Body, ext: str) -> Copy | _NotPut:
     key = layout.media_key(
         outlet.prefix,
         claim.source,
@@ -330,11 +285,11 @@ async def _put(feed: Feed, outlet: Outlet, claim: Claim, catalog: Catalog, body:
         outlet.failed_puts += 1
         until = await store_failed(outlet, catalog, error, key)
         if until is not None:
-            return _Unput(f"store {outlet.name}: {error}", until)
+            return _NotPut(f"store {outlet.name}: {error}", until)
         log.error("object.refused", store=outlet.name, key=key, error=str(error))
         wait = max(OBJECT_AGAIN, next_try(claim.attempts + 1, feed.options.retry, random.random()))  # noqa: S311
-        return _Unput(f"store {outlet.name}: refused this object: {error}", catalog.clock.now() + wait, of_object=True)
-    outlet.unput.worked()
+        return _NotPut(f"store {outlet.name}: refused this object: {error}", catalog.clock.now() + wait, of_object=True)
+    outlet.refused_objects.worked()
     outlet.puts.add(time.monotonic() - began)
     outlet.bytes_put += body.length
     return Copy(store=outlet.name, key=key, size=body.length, sha256=body.sha256, archived_at=catalog.clock.now())

@@ -1,4 +1,4 @@
-"""Arithmetic on ledgers and clocks. Pure: times go in, times come out."""
+"""Arithmetic on windows and waits. Pure: times go in, times come out."""
 
 from __future__ import annotations
 

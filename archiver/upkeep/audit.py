@@ -1,7 +1,8 @@
 """The audit of the face on its way to every store, and back from one: it outlives the database.
 
-``{prefix}_audit/{YYYY}/{MM}/{DD}/{ulid}.jsonl``, an event a line, each with the SHA-256 of its JSON. A crash between a
-store and the catalog ships events twice; who reads them back takes each once.
+``{prefix}_audit/{YYYY}/{MM}/{DD}/{ulid}.jsonl``, an event a line, each with the SHA-256 of its JSON. Which store holds
+which event is a mark at the event: neither a clock nor the order of commits decides. A crash between a store and the
+catalog ships events twice; who reads them back takes each once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -28,8 +29,6 @@ log = structlog.get_logger()
 
 #: Events of one object.
 BATCH = 1000
-#: An event may be committed so much later than it began: younger ones wait, so that none is passed over.
-YOUNG = timedelta(seconds=60)
 
 
 def key(prefix: str, now: datetime) -> str:
@@ -46,6 +45,7 @@ async def ship(catalog: Catalog, outlets: Mapping[str, Outlet]) -> int:
     async with catalog.only_one("audit") as mine:
         if not mine:
             return 0
+        await face.expect(catalog, list(outlets))
         for name, outlet in outlets.items():
             try:
                 count += await _ship_to(catalog, outlet)
@@ -57,13 +57,12 @@ async def ship(catalog: Catalog, outlets: Mapping[str, Outlet]) -> int:
 async def _ship_to(catalog: Catalog, outlet: Outlet) -> int:
     count = 0
     while True:
-        now = catalog.clock.now()
-        events = await face.unshipped(catalog, outlet.name, now - YOUNG, BATCH)
+        events = await face.unshipped(catalog, outlet.name, BATCH)
         if not events:
             return count
         lines = await asyncio.to_thread(lambda told: "".join(map(_line, told)).encode(), events)
-        await outlet.store.put(key(outlet.prefix, now), await asyncio.to_thread(Body.of, lines))
-        await face.shipped(catalog, outlet.name, events[-1]["id"])
+        await outlet.store.put(key(outlet.prefix, catalog.clock.now()), await asyncio.to_thread(Body.of, lines))
+        await face.shipped(catalog, outlet.name, [event["id"] for event in events])
         count += len(events)
 
 
@@ -85,7 +84,7 @@ async def read_back(catalog: Catalog, outlet: Outlet, spool: Spool) -> list[str]
                 events, damaged = await asyncio.to_thread(lambda held: _read(held.read()), body)
             if damaged:
                 problems.append(f"{receipt.key}: {damaged} of its lines are not as they were written")
-            await face.take(catalog, events)
+            await face.take(catalog, outlet.name, events)
     return problems
 
 

@@ -20,7 +20,7 @@ from ..common.scope import Row, Unlisted, listed
 from ..errors import SourceError, SpoolDown, StoreError
 from ..model import State
 from ..proof.layout import safe
-from ..sync import commit, transfer
+from ..sync import check, commit, transfer
 from ..sync.feeds import Feed, Outlet
 
 log = structlog.get_logger()
@@ -116,7 +116,7 @@ async def _adopt(
             body = await sink.body()
             if body.sha256[:12] != named[2]:
                 return "its bytes are not those that its name promises"
-            audio = await transfer.verified(told, body)
+            audio = await check.verified(told, body)
         except (SourceError, SpoolDown) as error:
             return str(error)
         except StoreError as error:

@@ -234,7 +234,7 @@ async def drill(
         return report
 
 
-async def _compare(scratch: Drill, report: Drilled) -> None:
+async def _compare(scratch: Drill[Catalog], report: Drilled) -> None:
     after = ("", "")
     while found := await scratch.keys(after, COMPARED):
         after = found[-1][:2]

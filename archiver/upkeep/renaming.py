@@ -15,7 +15,7 @@ from ..catalog.catalog import Catalog
 from ..errors import ConfigError, StoreError
 from ..proof import manifests
 from ..proof.layout import ulid
-from ..sync.commit import describe_changes, tell_ledgers
+from ..sync.commit import describe_changes, write_ledgers
 from ..sync.feeds import Feed, Outlet
 
 #: Recordings described by one manifest.
@@ -91,7 +91,7 @@ async def _tell(
 
 async def _describe(catalog: Catalog, feeds: dict[str, Feed]) -> Renamed:
     described = await describe_changes(feeds, catalog, limit=DESCRIBED)
-    return Renamed(described, await tell_ledgers(feeds, catalog))
+    return Renamed(described, await write_ledgers(feeds, catalog))
 
 
 def refusal(what: str, old: str, new: str, configured: Sequence[str]) -> str | None:

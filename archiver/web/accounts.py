@@ -23,7 +23,7 @@ from typing import Any, Literal
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from ..common.words import nearest
+from ..common.words import nearest, reason_of
 from ..errors import ConfigError
 
 ROLES = ("agent", "supervisor", "compliance", "auditor", "admin")
@@ -108,7 +108,7 @@ class AccountsFile:
         except FileNotFoundError:
             self._held, self._seen = Accounts(), ()
         except OSError as error:
-            raise ConfigError([f"{self.path}: can't be read: {error.strerror}"]) from None
+            raise ConfigError([f"{self.path}: can't be read: {reason_of(error)}"]) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError([f"{self.path}: is no file of accounts: {error}"]) from None
         return self._held
@@ -181,6 +181,14 @@ def checked(name: str, role: str, scope: Scope) -> None:
         )
     if role == "agent" and not scope.agents:
         raise ConfigError(["an agent's own calls are found by --agent: the number or the name that the recorder tells"])
+
+
+def free(accounts: Accounts, name: str) -> None:
+    """Raises ConfigError where somebody has the name: the audit tells who it was by the name alone."""
+    if name in accounts.users:
+        raise ConfigError([f'there is an account "{name}": remove it first (user remove), or take another name'])
+    if name in accounts.tokens:
+        raise ConfigError([f'there is a token "{name}": revoke it first (token revoke), or take another name'])
 
 
 def with_user(accounts: Accounts, account: Account) -> Accounts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import secrets
 import time
 from collections import defaultdict, deque
@@ -19,9 +20,11 @@ import structlog
 from aiohttp import web
 
 from ..errors import ArchiverError, CatalogDown, ConfigError
+from ..settings.tables import PORTS
 from . import accounts, api, pages, pages_own, pages_search
 from .desk import IDLE, LONGEST, WHO, ArchiveDesk, Who, address_of
 from .pages_call import Calls
+from .pages_desk import asked
 from .pages_text import N_, clean
 from .playback import Playback
 
@@ -63,8 +66,8 @@ class Face:
         if url is None:
             self.listening(listen[1])
         self._failed: dict[tuple[str, ...], deque[float]] = defaultdict(deque)
-        # 64 MiB each.
-        self._hashing = asyncio.Semaphore(2)
+        # 64 MiB each, and four threads: two at once are hardly faster, and the most memory that the pages ever need.
+        self._hashing = asyncio.Semaphore(1)
 
     def listening(self, port: int) -> None:
         """Where no origin is configured: the loopback addresses at this port are."""
@@ -87,12 +90,14 @@ class Face:
             ("POST", "/calls/{source}/{recording_id}/download", self._with_rights(self.calls.download), "download"),
             ("GET", "/media/{grant}/{name}", self.calls.media, "hear"),
             ("GET", "/audit", self._with_desk(pages_own.audit), LOGGED_IN),
+            ("GET", "/audit.csv", self._with_desk(pages_own.audit_csv), LOGGED_IN),
             ("GET", "/tokens", self._with_desk(pages_own.tokens), "tokens"),
             ("GET", "/me", self._with_desk(pages_own.me), LOGGED_IN),
             ("POST", "/me", pages_own.choose, LOGGED_IN),
             ("POST", "/me/sessions", self._end_session, LOGGED_IN),
             ("GET", api.PREFIX + "/recordings", self.api.recordings, "find"),
             ("GET", api.PREFIX + "/recordings/{source}/{recording_id}", self.api.recording, "find"),
+            ("GET", api.PREFIX + "/recordings/{source}/{recording_id}/events", self.api.events, "find"),
             ("GET", api.PREFIX + "/recordings/{source}/{recording_id}/media/{media_id}", self.api.media, "hear"),
             ("GET", api.PREFIX + "/audit", self.api.audit, LOGGED_IN),
             ("GET", api.PREFIX + "/openapi.json", self.api.openapi, LOGGED_IN),
@@ -116,7 +121,10 @@ class Face:
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return self._problem(request, error.status, (error.text or "") if error.status == 503 else "")
+            response = self._problem(request, error.status, (error.text or "") if error.status == 503 else "")
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
         except CatalogDown as error:
             log.warning("face.no_database", error=str(error))
             said = N_("The database of the archive can't be reached.")
@@ -144,7 +152,7 @@ class Face:
             return api.problem(500)
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not any(request.host == urlsplit(origin).netloc for origin in self.origins):
+        if not any(_is_host_of(request.host, origin) for origin in self.origins):
             raise web.HTTPBadRequest
         # Raises what the router raises, where there is no such route.
         right = right_of(request)
@@ -161,7 +169,7 @@ class Face:
             raise web.HTTPNotFound
         request[WHO] = who
         if right != LOGGED_IN and not self.desk.may(who, right):
-            await self.desk.record(request, "access.denied", details={"path": request.path}, outcome="denied")
+            await self.desk.record(request, "access.denied", **asked(request), outcome="denied")
             raise web.HTTPForbidden
         return await handler(request)
 
@@ -249,9 +257,12 @@ class Face:
         next_, address = _local(str(form.get("next", "/"))), address_of(request)
         known = (await asyncio.to_thread(self.desk.file.read)).users.get(name)
         # Nothing is awaited between these two: of many tries at once no more pass than one after the other.
-        if not self._may_try(name, address):
+        wait = self._must_wait(name, address)
+        if wait is not None:
             await self.desk.record(request, "login.failed", name=name, outcome="too many tries")
-            return self._problem(request, 429)
+            response = self._problem(request, 429)
+            response.headers["Retry-After"] = str(math.ceil(wait))
+            return response
         self._count(name, address)
         async with self._hashing:
             right = await asyncio.to_thread(accounts.fits, known, password)
@@ -278,16 +289,19 @@ class Face:
         response.del_cookie(self.cookie, path="/", secure=self.secure, httponly=True, samesite="Lax")
         raise response
 
-    def _may_try(self, name: str, address: str) -> bool:
-        """Wrong passwords from elsewhere lock nobody out: they count by name and address together."""
-        now = time.monotonic()
+    def _must_wait(self, name: str, address: str) -> float | None:
+        """Seconds until another try is taken; None: now.
+
+        Wrong passwords from elsewhere lock nobody out: they count by name and address together.
+        """
+        now, waits = time.monotonic(), []
         for key, most in (((name, address), TRIES), ((address,), TRIES_OF_ADDRESS)):
             tries = self._failed.get(key)
             while tries and now - tries[0] > TRIES_WITHIN:
                 tries.popleft()
             if tries and len(tries) >= most:
-                return False
-        return True
+                waits.append(tries[len(tries) - most] + TRIES_WITHIN - now)
+        return max(waits, default=None)
 
     def _count(self, name: str, address: str) -> None:
         """A try, which counts as a wrong one until its password is seen to be right."""
@@ -327,6 +341,12 @@ def right_of(request: web.Request) -> str:
         raise error
     right: str = getattr(request.match_info.handler, _RIGHT)
     return right
+
+
+def _is_host_of(host: str, origin: str) -> bool:
+    """In any case, and with the scheme's own port or without."""
+    parts = urlsplit(origin)
+    return host.lower().removesuffix(PORTS[parts.scheme]) == parts.netloc
 
 
 def _digest(secret: str) -> bytes:

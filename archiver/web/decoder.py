@@ -30,6 +30,8 @@ from archiver.audio import Audio, inspect, raw_format
 from archiver.errors import SourceError
 from archiver.model import Body, Verdict
 
+from ..common.words import reason_of
+
 #: Pairs of lowest and highest sample that a waveform is drawn from, for each channel.
 PEAKS = 1800
 #: Seconds of CPU; bytes of memory and of the WAV that is written.
@@ -192,10 +194,10 @@ def _decode(source: BinaryIO, target: BinaryIO, found: Audio) -> tuple[int, int,
                 out.take(frame)
             out.end()
     except av.error.FFmpegError as error:
-        raise Unplayable(f"it can't be decoded ({error.strerror})") from error
+        raise Unplayable(f"it can't be decoded ({reason_of(error)})") from error
     except OSError as error:
         # Of the target: the disk is full, or it would be larger than a WAV can be.
-        raise Unplayable(f"what it decodes to can't be written ({error.strerror})") from error
+        raise Unplayable(f"what it decodes to can't be written ({reason_of(error)})") from error
     if not out.written:
         raise Unplayable("no sound could be decoded from it")
     return out.rate, out.channels, out.written

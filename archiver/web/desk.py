@@ -19,6 +19,7 @@ from ..catalog.face import PAGE, Event, FaceCatalog, Limits
 from ..common import numbers
 from ..model import Flag, State
 from ..ports import Decrypts, Sink, Source, Store
+from ..service import report
 from ..settings.config import Config
 from ..settings.options import duration
 from . import accounts
@@ -137,6 +138,15 @@ class ArchiveDesk:
         found = await self.catalog.call(self.limits(who), source, recording_id)
         return found[0] if found is not None else None
 
+    async def story(self, who: Reader, source: str, recording_id: str) -> Document | None:
+        """What `why` tells of a call in scope; None where there is none any more."""
+        told = await report.why(self.catalog, source, recording_id)
+        limits = self.limits(who)
+        if told is not None and (limits.queues or limits.agents):
+            # How many calls of others the recorder told of is none of this account's business.
+            told["windows"] = [{k: w[k] for k in w.keys() - {"listed", "rejected"}} for w in told["windows"]]
+        return told
+
     def reads(self, copies: Sequence[Document]) -> list[tuple[str, Callable[[Sink], Awaitable[None]]]]:
         newest = max((c["archived_at"], c["sha256"]) for c in copies)[1] if copies else None
         return [
@@ -188,8 +198,17 @@ class ArchiveDesk:
     async def heard(self, who: Reader, source: str, recording_id: str) -> Sequence[Document] | None:
         if who.role == "admin":
             return None
+        return (await self.heard_by(who, source, recording_id))[0]
+
+    async def heard_by(
+        self, who: Reader, source: str, recording_id: str, *, after: str | None = None, limit: int = PAGE
+    ) -> tuple[list[Document], str | None]:
+        """A page of a call's audit, one's own events for who may know no others; and where the next page begins.
+
+        Raises ValueError for a bad place.
+        """
         mine = None if who.role in ("compliance", "auditor") else who.name
-        return (await self.catalog.audit(source=source, recording_id=recording_id, who=mine))[0]
+        return await self.catalog.audit(source=source, recording_id=recording_id, who=mine, after=after, limit=limit)
 
     async def audit(self, who: Reader, filters: Filters) -> Found:
         rows, next_ = await self.events(who, filters)
@@ -198,10 +217,12 @@ class ArchiveDesk:
         return Found(rows=rows, next=next_)
 
     async def events(self, who: Reader, filters: Filters, limit: int = PAGE) -> tuple[list[Document], str | None]:
-        """What was written down, of all for who may see that, else one's own; and where the next page begins."""
+        """What was written down, of all in scope for who may see that, else one's own; where the next page begins."""
         told = filters.values
+        every = self.may(who, "audit")
         return await self.catalog.audit(
-            who=told.get("who") if self.may(who, "audit") else who.name,
+            who=told.get("who") if every else who.name,
+            seen_by=(self.limits(who), who.name) if every else None,
             action=told.get("action"),
             start=_moment(told, "from"),
             end=_moment(told, "to"),
@@ -218,6 +239,8 @@ class ArchiveDesk:
                 "name": t.name,
                 "role": t.role,
                 "sources": t.scope.sources,
+                "queues": t.scope.queues,
+                "agents": t.scope.agents,
                 "made": t.made,
                 "expires": t.expires,
                 "used": None,

@@ -19,7 +19,7 @@ from aiohttp import web
 from ..errors import StoreError
 from . import pages, pages_text, waveform
 from .pages import View
-from .pages_desk import Desk, Document, Reader
+from .pages_desk import Desk, Document, Reader, call_of, not_found
 from .pages_text import N_
 from .playback import NotPlayable, Playable, Playback, Unavailable, Wanted
 
@@ -110,13 +110,13 @@ class Calls:
 
     async def show(self, request: web.Request, who: Reader, may: Mapping[str, bool]) -> web.Response:
         """``GET /calls/{source}/{recording_id}``."""
-        document = await self._document(request, who)
+        document = await call_of(self.desk, request, who)
         await self._record(request, "view", document)
         return await self._page(request, who, may, document)
 
     async def listen(self, request: web.Request, who: Reader, may: Mapping[str, bool]) -> web.Response:
         """``POST …/listen``: written down first; then the page plays it."""
-        document = await self._document(request, who)
+        document = await call_of(self.desk, request, who)
         reason, case = await _reason(request)
         if self.desk.reason(who) == "required" and not reason:
             return await self._no_reason(request, who, may, document, case)
@@ -126,12 +126,12 @@ class Calls:
 
     async def download(self, request: web.Request, who: Reader, may: Mapping[str, bool]) -> web.StreamResponse:
         """``POST …/download``: the archived bytes of one medium, as the recorder made them."""
-        document = await self._document(request, who)
+        document = await call_of(self.desk, request, who)
         reason, case = await _reason(request)
         media_id = (await request.post()).get("media_id")
         medium = next((m for m in document["media"] if m["media_id"] == media_id and m["state"] == "archived"), None)
         if medium is None:
-            raise web.HTTPNotFound
+            raise await not_found(self.desk, request)
         if self.desk.reason(who) == "required" and not reason:
             return await self._no_reason(request, who, may, document, case)
         await self._record(request, "download", document, reason=reason, case=case, medium=medium)
@@ -167,12 +167,6 @@ class Calls:
             raise web.HTTPNotFound
         # "audio/vnd.wave", as some call it, is silence in Firefox.
         return web.FileResponse(playable.path, headers={"Content-Type": playable.content_type})
-
-    async def _document(self, request: web.Request, who: Reader) -> Document:
-        document = await self.desk.call(who, request.match_info["source"], request.match_info["recording_id"])
-        if document is None:
-            raise web.HTTPNotFound
-        return document
 
     async def _record(
         self,

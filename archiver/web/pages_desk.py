@@ -11,6 +11,8 @@ from aiohttp import web
 from ..ports import Sink
 
 Document = dict[str, Any]
+#: Characters of an id that somebody made up, as they are written down.
+LONGEST_ID = 500
 
 
 class Reader(Protocol):
@@ -81,6 +83,7 @@ class Desk(Protocol):
         reason: str | None = None,
         case: str | None = None,
         details: Mapping[str, Any] | None = None,
+        outcome: str = "ok",
     ) -> None:
         """Committed when this returns. Raises CatalogDown."""
 
@@ -88,6 +91,33 @@ class Desk(Protocol):
         """Who saw and heard a call, newest first; None where this role may not know."""
 
     async def audit(self, who: Reader, filters: Filters) -> Found: ...
+    async def events(self, who: Reader, filters: Filters, limit: int) -> tuple[list[Document], str | None]:
+        """The same as JSON, and where the next page begins."""
+
     async def tokens(self) -> Sequence[Document]: ...
     async def sessions(self, who: Reader, request: web.Request) -> Sequence[Document]: ...
     async def end_session(self, who: Reader, id_: str) -> None: ...
+
+
+async def call_of(desk: Desk, request: web.Request, who: Reader) -> Document:
+    """The call that the address names. Raises HTTPNotFound (see not_found)."""
+    document = await desk.call(who, request.match_info["source"], request.match_info["recording_id"])
+    if document is None:
+        raise await not_found(desk, request)
+    return document
+
+
+async def not_found(desk: Desk, request: web.Request) -> web.HTTPNotFound:
+    """The error to raise; that somebody asked is written down first.
+
+    What does not exist and what is out of scope are told apart nowhere: everybody can read their own audit.
+    """
+    await desk.record(request, "access.denied", **asked(request), outcome="not found")
+    return web.HTTPNotFound()
+
+
+def asked(request: web.Request) -> dict[str, Any]:
+    """What was asked for, as it is written down where it is refused: the call that the address names, and the path."""
+    told = {key: request.match_info.get(key) for key in ("source", "recording_id")}
+    call = {key: value[:LONGEST_ID] if value is not None else None for key, value in told.items()}
+    return {**call, "details": {"path": request.path[: 2 * LONGEST_ID]}}

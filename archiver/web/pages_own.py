@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from aiohttp import web
 
+from ..common import cells
 from . import pages, pages_text
 from .pages import View
 from .pages_desk import Desk, Filters, Found, Reader
 from .pages_search import given, in_utc
 from .pages_text import N_
 
+#: Rows that are asked for at once.
+MOST = 500
 AUDIT_FILTERS = ("who", "action", "from", "to", "recording")
 
 
@@ -22,6 +26,7 @@ async def audit(request: web.Request, desk: Desk, who: Reader, may: Mapping[str,
     found, messages, status = Found(rows=[]), [], 200
     try:
         told = Filters(values=in_utc(view, filters), after=request.query.get("after"))
+        await desk.record(request, "audit.read", details=told.values)
         found = await desk.audit(who, told)
     except ValueError as error:
         messages, status = [("bad", str(error))], 400
@@ -43,14 +48,38 @@ async def audit(request: web.Request, desk: Desk, who: Reader, may: Mapping[str,
         f={name: filters.get(name, "") for name in AUDIT_FILTERS},
         actions=list(pages.ACTIONS),
         rows=found.rows,
-        csv=None,
+        csv="/audit.csv" + pages.query({**filters, "tz": view.zone}),
         next="/audit" + pages.query({**filters, "tz": view.zone}, after=found.next) if found.next else None,
     )
 
 
+async def audit_csv(request: web.Request, desk: Desk, who: Reader, may: Mapping[str, bool]) -> web.StreamResponse:
+    """The same for a spreadsheet, all pages of it; times are UTC."""
+    view = View(request)
+    try:
+        told = Filters(values=in_utc(view, given(view, AUDIT_FILTERS)))
+        await desk.record(request, "audit.read", details={**told.values, "as": "csv"})
+        rows, next_ = await desk.events(who, told, MOST)
+    except ValueError as error:
+        return pages.problem(request, 400, str(error), who=who, may=may)
+    response = web.StreamResponse(headers={"Content-Disposition": 'attachment; filename="audit.csv"'})
+    response.content_type, response.charset = "text/csv", "utf-8"
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    await response.write(cells.heading().encode())
+    while rows:
+        await response.write("".join(map(cells.row, rows)).encode())
+        rows, next_ = await desk.events(who, replace(told, after=next_), MOST) if next_ else ([], None)
+    await response.write_eof()
+    return response
+
+
 async def tokens(request: web.Request, desk: Desk, who: Reader, may: Mapping[str, bool]) -> web.Response:
     """The tokens there are; they are made on the host."""
-    return pages.page(request, "tokens.html", who=who, may=may, here="tokens", tokens=await desk.tokens())
+    view = View(request)
+    told = [{**token, "calls": _scope(view, token)} for token in await desk.tokens()]
+    return pages.page(request, "tokens.html", view=view, who=who, may=may, here="tokens", tokens=told)
 
 
 async def me(request: web.Request, desk: Desk, who: Reader, may: Mapping[str, bool]) -> web.Response:

@@ -140,11 +140,14 @@ def local_moment(text: str | None, zone: str) -> datetime | None:
     """What a date field holds, in that zone, as UTC; None where it is empty. Raises ValueError."""
     if not text:
         return None
-    at = datetime.fromisoformat(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'"{clean(text)}" is no time; write it like 2024-05-17T11:45:00Z') from None
     try:
         return (at if at.tzinfo is not None else at.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
     except OverflowError:
-        raise ValueError(f'"{text}" is before the year 1 or after the year 9999 in UTC') from None
+        raise ValueError(f'"{clean(text)}" is before the year 1 or after the year 9999 in UTC') from None
 
 
 def escaped(text: Any) -> Markup:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import structlog
 
 from ..audio.spool import Spool
+from ..common.words import reason_of
 from ..errors import ArchiverError, SpoolDown, StoreError
 from ..model import Body
 from ..ports import Sink
@@ -196,7 +197,7 @@ class Playback:
             note.write_text(json.dumps(told, separators=(",", ":")), "utf-8")
             self.cache.keep(note, sha256, f"{VERSION}.json")
         except OSError as error:
-            raise Unavailable(f"the cache of the face can't be written: {error.strerror}") from error
+            raise Unavailable(f"the cache of the face can't be written: {reason_of(error)}") from error
         return _playable(told, sha256, path)
 
     async def _verified(self, wanted: Wanted, copies: Sequence[tuple[str, Read]], sink: Any) -> Body:
@@ -282,7 +283,7 @@ async def _asked(job: bytes) -> dict[str, Any]:
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
         )
     except OSError as error:
-        raise Unavailable(f"the decoder can't be started: {error.strerror}") from error
+        raise Unavailable(f"the decoder can't be started: {reason_of(error)}") from error
     try:
         async with asyncio.timeout(PATIENCE):
             answer, _ = await child.communicate(job)

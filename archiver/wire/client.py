@@ -23,6 +23,7 @@ from multidict import CIMultiDictProxy
 from pydantic import SecretStr
 from yarl import URL
 
+from ..common.words import one_line
 from .connection import LONGEST_HEAD, Connection
 from .exchange import Broken, Cut, NoConnection, NoHttp, Origin, ProxyRefused, Sendable
 from .heads import NAME
@@ -245,4 +246,4 @@ def _translated(error: BaseException, proxy: Proxy | None = None, scheme: str = 
 def _line(message: str) -> str:
     """The first line of aiohttp's words, without the bytes that it quotes."""
     first = message.strip().partition("\n")[0].partition(": b'")[0].rstrip(":")
-    return "".join(c if c.isprintable() else " " for c in first)[:100]
+    return one_line(first, 100)

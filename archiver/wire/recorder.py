@@ -33,6 +33,7 @@ from yarl import URL
 
 from .. import __version__
 from ..common.tally import Timings
+from ..common.words import one_line, reason_of
 from ..errors import (
     BadData,
     Busy,
@@ -71,8 +72,8 @@ _ENCODINGS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
-class Heard:
-    """The last answer to a request within :func:`overheard`, so far as it came."""
+class LastAnswer:
+    """The last answer to a request within :func:`last_answer`, so far as it came."""
 
     def __init__(self) -> None:
         self._head: tuple[int, str] | None = None
@@ -81,7 +82,7 @@ class Heard:
         #: When the request was sent, or bytes of its answer last came (monotonic); None: it waits for its turn.
         self.moved_at: float | None = None
         #: The longest time, in seconds, in which nothing came of an answer.
-        self.stillest = 0.0
+        self.longest_pause = 0.0
 
     def asked(self) -> None:
         self._head = None
@@ -103,7 +104,7 @@ class Heard:
     def _moved(self) -> None:
         now = monotonic()
         if self.moved_at is not None:
-            self.stillest = max(self.stillest, now - self.moved_at)
+            self.longest_pause = max(self.longest_pause, now - self.moved_at)
         self.moved_at = now
 
     def fingerprint(self, length: int, sha256: Callable[[], str]) -> str | None:
@@ -122,7 +123,7 @@ class Heard:
         return ", ".join(told)
 
 
-_HEARD: ContextVar[Heard | None] = ContextVar("heard", default=None)
+_LAST_ANSWER: ContextVar[LastAnswer | None] = ContextVar("last_answer", default=None)
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
 
 
@@ -137,13 +138,13 @@ _KEPT = 64 << 10
 
 
 @contextmanager
-def overheard() -> Iterator[Heard]:
+def last_answer() -> Iterator[LastAnswer]:
     """What is answered meanwhile, to this task and those that it starts."""
-    token = _HEARD.set(heard := Heard())
+    token = _LAST_ANSWER.set(last := LastAnswer())
     try:
-        yield heard
+        yield last
     finally:
-        _HEARD.reset(token)
+        _LAST_ANSWER.reset(token)
 
 
 class Gate:
@@ -264,7 +265,8 @@ class Gate:
                 with suppress(CatalogDown):
                     await self.listing_ended(pause)
 
-    def heard(self, status: int, seconds: float) -> None:
+    def count(self, status: int, seconds: float) -> None:
+        """An answer came, so long after its request."""
         self.answers[status] += 1
         self.latency.add(seconds)
 
@@ -430,7 +432,7 @@ class Client:
                     with self._unanswered():
                         answer = await self._sent(method, url, headers_now, data, paced=paced and ours)
                     async with answer as response:
-                        self.gate.heard(answer.status, monotonic() - began)
+                        self.gate.count(answer.status, monotonic() - began)
                         if ours and self._cookies:
                             self._keep_cookies(url, response)
                         if response.status in _REDIRECTS and response.status not in accept:
@@ -446,9 +448,9 @@ class Client:
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
     ) -> Response:
         began, patience = monotonic(), self._timeout.total_seconds() * _PATIENCE
-        heard = _HEARD.get()
-        if heard is not None:
-            heard.asked()
+        last = _LAST_ANSWER.get()
+        if last is not None:
+            last.asked()
         try:
             # A head may come byte by byte, and each is progress.
             async with asyncio.timeout(patience) as limit:
@@ -457,8 +459,8 @@ class Client:
             if limit.expired():
                 raise NoAnswer(f"{url.host}:{url.port} sent no whole head in {patience:g} s") from None
             raise
-        if heard is not None:
-            heard.begun(answer)
+        if last is not None:
+            last.begun(answer)
         if answer.status in {429, 503}:
             self.gate.refused()
         elif paced:
@@ -510,12 +512,12 @@ class Client:
         encoding = next((name for name in map(str.strip, told) if name in _ENCODINGS), None)
         unpack = None if encoding is None else zlib.decompressobj(47)
         received, began = 0, monotonic()
-        heard = _HEARD.get()
+        last = _LAST_ANSWER.get()
         try:
             while chunk := await response.read():
                 received += len(chunk)
-                if heard is not None:
-                    heard.came(chunk)
+                if last is not None:
+                    last.came(chunk)
                 self.gate.active_at = monotonic()
                 spans = (monotonic() - began) / self._timeout.total_seconds()
                 if spans > _PATIENCE and received < spans * _TRICKLE:
@@ -573,8 +575,8 @@ class Client:
             async with asyncio.timeout(self._timeout.total_seconds()):
                 while len(body) < longest and (part := await response.read()):
                     body += part
-        if (heard := _HEARD.get()) is not None:
-            heard.came(bytes(body))
+        if (last := _LAST_ANSWER.get()) is not None:
+            last.came(bytes(body))
         excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))
         what = f"it answered {status} {reason}".rstrip() + (f": {excerpt}" if excerpt else "")
@@ -588,7 +590,7 @@ class Client:
 
     def _excerpt(self, body: bytes, *, whole: bool = True) -> str:
         text = self._hidden.hide(body.decode("utf-8", "replace"), whole=whole)
-        return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:160]
+        return one_line(text)
 
     @property
     def _at(self) -> str:
@@ -603,7 +605,7 @@ class Client:
             raise
         except NoConnection as error:
             self.gate.broken += 1
-            text = f"can't connect to {self._at}: {_reason(error)}"
+            text = f"can't connect to {self._at}: {reason_of(error)}"
             old = "where it speaks old TLS only, set legacy_tls = true" if "handshake" in str(error) else None
             raise RecorderDown("; ".join(filter(None, [text, hint(error, self._origin) or old]))) from None
         except TimeoutError:
@@ -616,7 +618,7 @@ class Client:
             raise RecorderDown(self._broke(error)) from None
 
     def _broke(self, error: OSError) -> str:
-        return f"the connection to {self._at} broke ({type(error).__name__}: {_reason(error)})"
+        return f"the connection to {self._at} broke ({type(error).__name__}: {reason_of(error)})"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -684,11 +686,6 @@ def loads(body: bytes | bytearray, *, deepest: int = _DEEPEST) -> Any:
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
         level = [child for each in inner for child in each if isinstance(child, dict | list)]
     raise ValueError("it nests too deeply")
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).split("] ")[-1]
 
 
 def _retry_after(value: str | None) -> timedelta | None:

@@ -18,6 +18,7 @@ from pydantic import model_validator
 from yarl import URL
 
 from .. import __version__
+from ..common.words import reason_of
 from ..errors import ObjectFailed, StoreDown, StoreError, StoreFull, StoreRefused
 from ..model import CHUNK, Body
 from ..ports import Sink
@@ -197,7 +198,7 @@ class Wire:
                     try:
                         secure = await asyncio.to_thread(tls.context, issuer, verify=options.verify_tls, own=own)
                     except tls.BadFile as error:
-                        raise StoreRefused(error.strerror or str(error)) from None
+                        raise StoreRefused(reason_of(error)) from None
                 patience = options.timeout.total_seconds()
                 self._transport = Transport(
                     timeout=patience,
@@ -232,7 +233,7 @@ def translated(origin: Origin, options: HttpOptions) -> Iterator[None]:
         remedy = hint(error, origin) or tls.remedy(error, address="the config", ca_file=options.ca_file, legacy=None)
         raise StoreRefused(f"TLS with {at} failed ({tls.reason(error)}); {remedy}") from None
     except NoConnection as error:
-        raise StoreDown(f"can't connect to {at}: {_reason(error)}") from None
+        raise StoreDown(f"can't connect to {at}: {reason_of(error)}") from None
     except TimeoutError:
         raise StoreDown(f"{at} made no progress for {options.timeout.total_seconds():g} s") from None
     except NoHttp as error:
@@ -242,7 +243,7 @@ def translated(origin: Origin, options: HttpOptions) -> Iterator[None]:
     except ProxyRefused as error:
         raise StoreRefused(f"{error}; mend proxy, or its rules") from None
     except OSError as error:
-        raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {_reason(error)})") from None
+        raise StoreDown(f"the connection to {at} broke ({type(error).__name__}: {reason_of(error)})") from None
     except ValueError:
         raise StoreDown(f"{at} answered something that is no HTTP") from None
 
@@ -314,13 +315,3 @@ def read_xml(text: bytes) -> ElementTree.Element:
 
 def local_name(tag: str) -> str:
     return tag.rpartition("}")[2]
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """A server's own words, fit for one line of a log."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:limit]
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return printable(str(text).split("] ")[-1])

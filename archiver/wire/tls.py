@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..common.words import reason_of
+
 #: OpenSSL's codes (openssl/x509_vfy.h).
 _UNTRUSTED = {2, 20, 21}
 _SELF_SIGNED = {18, 19}
@@ -88,7 +90,7 @@ def _named(option: str, path: Path | None) -> Iterator[None]:
             why = "it does not hold a certificate and its key (PEM, the key without a password)"
         raise BadFile(f"{option} {path}: {why}") from None
     except OSError as error:
-        raise BadFile(error.errno, f"{option} {path}: {error.strerror or error}") from None
+        raise BadFile(error.errno, f"{option} {path}: {reason_of(error)}") from None
 
 
 def remedy(error: ssl.SSLError, *, address: str, ca_file: Path | None, legacy: str | None) -> str:

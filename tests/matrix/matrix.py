@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
+from archiver.errors import ObjectFailed
+from archiver.model import Body
 from archiver.stores.s3 import S3Options, S3Store
 from archiver.stores.webdav import WebDavOptions, WebDavStore
 from archiver.testing.sources import ODD_IDS
@@ -129,6 +131,14 @@ class TestLighttpd(Dav):
 
 class TestWsgiDav(Dav):
     server = WsgiDav
+    #: It cuts them at ; and ?.
+    unholdable = frozenset({"=equals&and;semi,comma:colon@at$dollar.wav", "what?#hash.wav"})
+
+    @pytest.mark.parametrize("name", sorted(unholdable), ids=["semicolon", "question mark"])
+    async def test_a_name_that_it_cuts_was_not_put(self, store, under, name):
+        with pytest.raises(ObjectFailed, match="its name"):
+            await store.put(f"{under}{name}", Body.of(b"x"))
+        assert await store.stat(f"{under}{name}") is None
 
 
 class TestCopyparty(DavWithAccount):

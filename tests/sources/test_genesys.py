@@ -1223,7 +1223,7 @@ async def test_encrypted_media_are_kept_as_they_are(sim):
 @pytest.mark.parametrize("as_path", [False, True])
 async def test_an_encrypted_medium_is_decrypted_on_get(sim, tmp_path, as_path):
     pytest.importorskip("cryptography")
-    from tests.test_cms import OTHER, OWNER, detached
+    from tests.audio.test_cms import OTHER, OWNER, detached
 
     def encrypt(clear: bytes) -> tuple[bytes, str]:
         envelope, content = detached(OWNER.envelope(clear))
@@ -1262,7 +1262,7 @@ async def test_a_key_that_cannot_be_read_is_said(sim, tmp_path):
 
 async def test_get_opens_what_the_key_opens_and_the_archive_keeps_the_originals(tmp_path, database):
     pytest.importorskip("cryptography")
-    from tests.test_cms import OTHER, OWNER
+    from tests.audio.test_cms import OTHER, OWNER
 
     owners, sealed = {}, {}
 

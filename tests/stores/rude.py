@@ -104,6 +104,8 @@ class RudeS3(Rude):
         self.classes = {"STANDARD", "STANDARD_IA", "GLACIER"}
         #: The name under which something is kept.
         self.named: Callable[[str], str] = lambda path: path
+        #: What it answers to a put below the name of an object; None: it keeps both.
+        self.on_object_above: tuple[int, str] | None = None
         self.about: dict[str, dict[str, str]] = {}
         self.uploads: dict[str, tuple[dict[str, str], dict[str, bytes]]] = {}
         self.headers: list[tuple[str, str, dict[str, str]]] = []
@@ -176,6 +178,8 @@ class RudeS3(Rude):
             until = datetime.fromisoformat(headers["x-amz-object-lock-retain-until-date"])
             if until < datetime.now(UTC) + self.shortest_lock - timedelta(seconds=5):
                 return error(403, "AccessDenied")
+        if self.on_object_above and any(path.startswith(f"{at}/") for at in self.objects):
+            return error(*self.on_object_above)
         if headers.get("x-amz-storage-class", "STANDARD") not in self.classes:
             return error(400, "InvalidStorageClass")
         if "If-None-Match" in headers:
@@ -239,13 +243,21 @@ class RudeDav(Rude):
         self.lists_itself = True
         #: What it answers to a MOVE on a name that is taken.
         self.on_taken = 412
+        #: The target that it makes of a Destination's path.
+        self.aimed: Callable[[str], str] = lambda path: path
+        #: A MOVE onto a folder brings the file into it, and is 204.
+        self.moves_into_folders = False
+        #: What it answers where a file lies in the place of a folder.
+        self.below_a_file = {"MKCOL": 409, "PUT": 409}
+        #: What every method but these two gets there; None: what is missing is 404.
+        self.else_below_a_file: int | None = None
 
     async def answer(self, request, path, body):
         path = self.named(path)
         if request.method == "PROPFIND" and "xml" not in request.headers.get("Content-Type", ""):
             return web.Response(status=415)
-        if request.method in {"PUT", "MKCOL"} and not self.takes(unquote(path.rstrip("/").rpartition("/")[2])):
-            return web.Response(status=403)
+        if refused := self.refused(request.method, path):
+            return web.Response(status=refused)
         match request.method:
             case "MKCOL":
                 return web.Response(status=self.make(path))
@@ -255,13 +267,7 @@ class RudeDav(Rude):
                 self.keep(path, body)
                 return web.Response(status=201)
             case "MOVE" if path in self.objects:
-                to = self.named("/" + request.headers["Destination"].split("/", 3)[3])
-                if not self.takes(unquote(to.rpartition("/")[2])):
-                    return web.Response(status=403)
-                if to in self.objects or f"{to}/" in self.folders:
-                    return web.Response(status=self.on_taken)
-                self.objects[to] = self.objects.pop(path)
-                return web.Response(status=201)
+                return web.Response(status=self.move(path, request.headers["Destination"]))
             case "PROPFIND":
                 return self.found(path, request.headers["Depth"])
             case "GET" if path in self.objects:
@@ -270,6 +276,25 @@ class RudeDav(Rude):
                 del self.objects[path]
                 return web.Response(status=204)
         return web.Response(status=404)
+
+    def refused(self, method, path):
+        if method in {"PUT", "MKCOL"} and not self.takes(unquote(path.rstrip("/").rpartition("/")[2])):
+            return 403
+        if any(path.startswith(f"{at}/") for at in self.objects):
+            return self.below_a_file.get(method, self.else_below_a_file)
+        return None
+
+    def move(self, path, destination):
+        to = self.aimed(self.named("/" + destination.split("/", 3)[3]))
+        if not self.takes(unquote(to.rpartition("/")[2])):
+            return 403
+        if f"{to}/" in self.folders and self.moves_into_folders:
+            self.objects[to + path[path.rindex("/") :]] = self.objects.pop(path)
+            return 204
+        if to in self.objects or f"{to}/" in self.folders:
+            return self.on_taken
+        self.objects[to] = self.objects.pop(path)
+        return 201
 
     def make(self, path):
         if path in self.folders:

@@ -436,9 +436,9 @@ async def test_a_server_that_is_overloaded_is_down_and_then_up():
         with pytest.raises(StoreDown, match="503"):
             await store.put("a/b", Body.of(b"x"))
         await store.put("a/b", Body.of(b"x"))
-        server.next = [500, 429]
-        for _ in range(2):
-            with pytest.raises(StoreDown):
+        for status in (500, 429):
+            server.next = [status]
+            with pytest.raises(StoreDown, match=str(status)):
                 await store.put("a/c", Body.of(b"x"))
         assert list(server.held()) == ["/calls/a/b"]
 
@@ -682,6 +682,32 @@ async def test_however_it_refuses_what_is_there_already_the_key_is_looked_at(ans
         said = await store.check()
         assert "never overwrites" in said
         await all_of_it(server, store, said)
+
+
+@pytest.mark.parametrize(
+    "answer", [(500, "InternalError"), (404, "NoSuchKey"), (409, ""), (400, "Odd"), (405, "MethodNotAllowed")]
+)
+async def test_a_key_below_the_name_of_an_object_is_of_no_concern_to_others(answer):
+    async with rude(changes={"multipart_threshold": "5MiB"}) as (server, store):
+        await store.put("a/b", Body.of(b"an object"))
+        server.on_object_above = answer
+        for key in ("a/b/c", "a/b/c/d/e"):
+            with pytest.raises(ObjectFailed, match="an object lies where the folder a/b should be"):
+                await store.put(key, Body.of(b"x"))
+        with pytest.raises(ObjectFailed, match="an object lies where the folder a/b should be"):
+            await store.put("a/b/long", Body.of(bytes((5 << 20) + 1)))
+        await store.alive()
+        await store.put("a/c/d", Body.of(b"y"))
+        assert set(server.held()) == {"/calls/a/b", "/calls/a/c/d"}
+
+
+@pytest.mark.parametrize("answer", [(500, "InternalError"), (404, "NoSuchBucket"), (409, ""), (400, "Odd")])
+async def test_what_concerns_the_bucket_is_not_blamed_on_an_object_above(answer):
+    async with rude() as (server, store):
+        await store.put("a/b", Body.of(b"an object"))
+        server.refuses = {"if-none-match": answer}
+        with pytest.raises((StoreDown, StoreRefused), match=answer[1] or "409"):
+            await store.put("a/c/d/e", Body.of(b"x"))
 
 
 async def test_check_puts_with_the_class_that_a_recording_gets():

@@ -1,11 +1,12 @@
 """The WebDAV store: the contract against Apache mod_dav and SeaweedFS, and servers without manners."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlparse
 
 import pytest
 import pytest_asyncio
@@ -549,6 +550,135 @@ async def test_without_a_log_in_one_that_is_wanted_is_told():
         server.next = [401]
         with pytest.raises(StoreRefused, match="set username and password"):
             await store.stat("a/b")
+
+
+def cut(path):
+    """The Destination as WsgiDAV reads it: decoded first, then parted at the marks that were names' own."""
+    return quote(urlparse(unquote(path), allow_fragments=False).path)
+
+
+@pytest.mark.parametrize("read_back", [True, False])
+@pytest.mark.parametrize("key", ["a/b;c", "a/b?c", "a/b?c/d", "a/&;,:@$.wav", "a/what?#hash.wav"])
+async def test_a_key_whose_destination_the_server_cuts_was_not_put(key, read_back):
+    async with rude(read_back=read_back) as (server, store):
+        server.aimed = cut
+        # The second time the server says that the name is taken: the wrong one is.
+        for _ in range(2):
+            with pytest.raises(ObjectFailed, match="its name"):
+                await store.put(key, Body.of(b"x"))
+            assert await store.stat(key) is None
+        assert not [path for path in server.objects if is_temporary(path.rpartition("/")[2])]
+        await store.alive()
+        await store.put("a/plain", Body.of(b"y"))
+        assert server.objects["/a/plain"] == b"y"
+
+
+async def test_a_prefix_whose_destination_the_server_cuts_fails_the_check():
+    async with rude() as (server, store):
+        await store.close()
+        store = a_store(url=server.url, prefix="what?/", timeout="2s")
+        server.aimed = cut
+        with pytest.raises(StoreRefused, match="its name"):
+            await store.check()
+        await store.close()
+
+
+@pytest.mark.parametrize("key", ["a/back\\slash", "back\\slash/a"])
+async def test_a_key_that_the_server_shows_under_another_name_was_not_put(key):
+    async with rude() as (server, store):
+        server.named = lambda path: path.replace("%5C", "/")
+        server.folders |= {"/a/back/", "/back/"}
+        with pytest.raises(ObjectFailed, match="its name"):
+            await store.put(key, Body.of(b"x"))
+
+
+async def test_a_key_of_other_characters_is_looked_at_once_and_no_plain_one_is():
+    async with rude() as (server, store):
+        server.shown = lambda path: f"/moved{unquote(path)}".replace("é", "e\u0301")
+        await store.put("a/warm", Body.of(b"x"))
+        server.requests.clear()
+        await store.put("a/é:;.wav", Body.of(b"x"))
+        assert [method for method, _ in server.requests] == ["PUT", "GET", "MOVE", "PROPFIND"]
+        server.requests.clear()
+        await store.put("a/%3A_~b-%C3%A9.wav", Body.of(b"x"))
+        assert [method for method, _ in server.requests] == ["PUT", "GET", "MOVE"]
+
+
+async def test_a_file_that_move_brought_into_a_folder_was_not_put():
+    async with rude() as (server, store):
+        server.moves_into_folders = True
+        await store.put("a/b/c", Body.of(b"x"))
+        with pytest.raises(ObjectFailed, match="a folder lies under"):
+            await store.put("a/b", Body.of(b"x"))
+        assert server.objects == {"/a/b/c": b"x"}
+
+
+async def test_a_move_that_names_something_new_may_be_204():
+    async with rude() as (server, store):
+        answer = server.answer
+
+        async def replaced(request, path, body):
+            said = await answer(request, path, body)
+            return web.Response(status=204) if request.method == "MOVE" and said.status == 201 else said
+
+        server.answer = replaced
+        await store.check()
+        await all_of_it(server, store)
+
+
+@pytest.mark.parametrize(
+    ("mkcol", "put", "elsewise"),
+    [
+        (405, 404, None),
+        (405, 409, None),
+        (405, 500, 409),
+        (405, 409, 403),
+        (409, 409, None),
+        (403, 403, 403),
+        (400, 400, 400),
+        (500, 500, 500),
+    ],
+    ids=["rclone", "WsgiDAV", "nginx", "lighttpd", "by the book", "403", "400", "500"],
+)
+async def test_a_key_below_a_file_is_of_no_concern_to_others(mkcol, put, elsewise):
+    async with rude(timeout="20s") as (server, store):
+        server.below_a_file, server.else_below_a_file = {"MKCOL": mkcol, "PUT": put}, elsewise
+        await store.put("a/b", Body.of(b"a file"))
+        for key in ("a/b/c", "a/b/c/d/e"):
+            with pytest.raises(ObjectFailed, match="a file lies where the folder a/b should be"):
+                await store.put(key, Body.of(b"x"))
+            with pytest.raises(ObjectFailed):
+                await read(store, key)
+            with contextlib.suppress(ObjectFailed):
+                assert await store.stat(key) is None
+            with contextlib.suppress(ObjectFailed):
+                await store.delete(key)
+            with contextlib.suppress(ObjectFailed):
+                assert await keys(store, f"{key}/") == []
+        assert server.objects == {"/a/b": b"a file"}
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 500])
+async def test_what_concerns_the_store_is_not_blamed_on_a_file_above(status):
+    async with rude() as (server, store):
+        await store.put("a/b/warm", Body.of(b"x"))
+        answer = server.answer
+
+        async def refusing(request, path, body):
+            return web.Response(status=status) if request.method == "PUT" else await answer(request, path, body)
+
+        server.answer = refusing
+        with pytest.raises((StoreRefused, StoreDown), match=str(status)):
+            await store.put("a/b/c", Body.of(b"x"))
+
+        async def unlisted(request, path, body):
+            refuses = request.headers.get("Depth") == "1"
+            return web.Response(status=status) if refuses else await answer(request, path, body)
+
+        server.answer = unlisted
+        for prefix in ("", "a/b/") if status != 404 else ():
+            with pytest.raises((StoreRefused, StoreDown), match=str(status)):
+                await keys(store, prefix)
 
 
 async def test_a_proxy_in_between_is_named():

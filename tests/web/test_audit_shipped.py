@@ -36,24 +36,16 @@ async def written(catalog, *events):
         await face.write_down(catalog, event)
 
 
-@pytest.fixture
-def later(catalog, monkeypatch):
-    """So much later that no event is too young."""
-    now = catalog.clock.now
-
-    def forward():
-        monkeypatch.setattr(catalog.clock, "now", lambda: now() + timedelta(days=3650))
-
-    return forward
+async def in_store(tmp_path):
+    return [json.loads(line)["event"] for file in files(tmp_path) for line in file.read_text().splitlines()]
 
 
 async def told(catalog):
     return [event async for event in face.all_events(catalog)]
 
 
-async def test_each_event_goes_to_the_store_once_with_its_hash(catalog, outlet, tmp_path, later):
+async def test_each_event_goes_to_the_store_once_with_its_hash(catalog, outlet, tmp_path):
     await written(catalog, EVENT, EVENT)
-    later()
     assert await audit.ship(catalog, {"disk": outlet}) == 2
     assert await audit.ship(catalog, {"disk": outlet}) == 0
     (file,) = files(tmp_path)
@@ -65,19 +57,55 @@ async def test_each_event_goes_to_the_store_once_with_its_hash(catalog, outlet, 
     assert len(files(tmp_path)) == 2
 
 
-async def test_an_event_that_may_still_be_joined_by_an_older_one_waits(catalog, outlet, tmp_path, monkeypatch):
+async def test_what_a_clock_wrote_that_was_set_back_goes_too(catalog, outlet, tmp_path, monkeypatch):
     await written(catalog, EVENT)
-    (event,) = await told(catalog)
-    began = face.datetime.fromisoformat(event["at"])
-    monkeypatch.setattr(catalog.clock, "now", lambda: began + timedelta(seconds=59))
+    assert await audit.ship(catalog, {"disk": outlet}) == 1
+    now = catalog.clock.now()
+    monkeypatch.setattr(catalog.clock, "now", lambda: now - timedelta(days=3650))
+    await written(catalog, EVENT)
+    assert await audit.ship(catalog, {"disk": outlet}) == 1
     assert await audit.ship(catalog, {"disk": outlet}) == 0
-    monkeypatch.setattr(catalog.clock, "now", lambda: began + timedelta(seconds=61))
+    assert sorted(e["id"] for e in await in_store(tmp_path)) == sorted(e["id"] for e in await told(catalog))
+
+
+async def test_what_was_committed_late_goes_too(catalog, outlet):
+    async with catalog._transaction() as late:
+        await late.execute(face.ADD_AUDIT, *face._row(catalog, EVENT))
+        await written(catalog, EVENT)
+        assert await audit.ship(catalog, {"disk": outlet}) == 1
     assert await audit.ship(catalog, {"disk": outlet}) == 1
 
 
-async def test_a_store_that_is_away_gets_it_later_and_holds_up_no_other(catalog, outlet, tmp_path, later, monkeypatch):
+async def test_a_store_that_is_new_gets_all_and_one_that_comes_back_what_it_lacks(catalog, outlet, tmp_path):
+    other = Outlet("other", FileStore("other", FileStore.Options(kind="file", path=tmp_path / "other")), "")
+    await written(catalog, EVENT, EVENT)
+    assert await audit.ship(catalog, {"disk": outlet}) == 2
+    assert await audit.ship(catalog, {"disk": outlet, "other": other}) == 2
     await written(catalog, EVENT)
-    later()
+    assert await audit.ship(catalog, {"disk": outlet}) == 1
+    assert await audit.ship(catalog, {"disk": outlet}) == 0
+    assert await audit.ship(catalog, {"disk": outlet, "other": other}) == 1
+    assert await audit.ship(catalog, {"disk": outlet, "other": other}) == 0
+
+
+async def test_what_every_store_holds_is_looked_at_no_more(catalog, outlet):
+    await written(catalog, EVENT)
+    for due in (1, 1, 0):
+        async with catalog._connection() as c:
+            assert await c.fetchval("SELECT count(*) FROM audit WHERE due") == due
+        await audit.ship(catalog, {"disk": outlet})
+
+
+async def test_a_store_under_another_name_gets_nothing_twice(catalog, outlet):
+    await written(catalog, EVENT)
+    await audit.ship(catalog, {"disk": outlet})
+    await catalog.rename_store("disk", "tape")
+    outlet = Outlet("tape", outlet.store, outlet.prefix)
+    assert await audit.ship(catalog, {"tape": outlet}) == 0
+
+
+async def test_a_store_that_is_away_gets_it_later_and_holds_up_no_other(catalog, outlet, tmp_path, monkeypatch):
+    await written(catalog, EVENT)
     away = Outlet("away", FileStore("away", FileStore.Options(kind="file", path=tmp_path / "other")), "")
 
     async def down(*_):
@@ -90,9 +118,8 @@ async def test_a_store_that_is_away_gets_it_later_and_holds_up_no_other(catalog,
     assert len(list((tmp_path / "other").rglob("*.jsonl"))) == 1
 
 
-async def test_what_a_store_holds_comes_back_into_an_empty_catalog_once(catalog, outlet, tmp_path, postgres, later):
+async def test_what_a_store_holds_comes_back_into_an_empty_catalog_once(catalog, outlet, tmp_path, postgres):
     await written(catalog, EVENT, EVENT, EVENT)
-    later()
     await audit.ship(catalog, {"disk": outlet})
     before = await told(catalog)
     url = postgres.create()
@@ -102,14 +129,15 @@ async def test_what_a_store_holds_comes_back_into_an_empty_catalog_once(catalog,
         for _ in range(2):
             assert await audit.read_back(empty, outlet, spool) == []
             assert await told(empty) == before
+        # Nor does that store get once more what it told.
+        assert await audit.ship(empty, {"disk": outlet}) == 0
     finally:
         await empty.close()
         postgres.drop(url)
 
 
-async def test_a_line_that_was_changed_is_told_and_not_taken(catalog, outlet, tmp_path, later):
+async def test_a_line_that_was_changed_is_told_and_not_taken(catalog, outlet, tmp_path):
     await written(catalog, EVENT)
-    later()
     await audit.ship(catalog, {"disk": outlet})
     (file,) = files(tmp_path)
     file.chmod(0o600)

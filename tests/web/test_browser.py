@@ -10,7 +10,7 @@ import aiohttp
 import axe_playwright_python
 import pytest
 
-from tests.test_codings import ALL, LENGTHS, RATE, made
+from tests.audio.test_codings import ALL, LENGTHS, RATE, made
 from tests.web.browser import browsing
 from tests.web.firefox import firefox
 from tests.web.stage import call, medium, staged

@@ -17,7 +17,7 @@ from archiver.errors import StoreDown
 from archiver.web import decoder, playback
 from archiver.web.playback import NotPlayable, Playback, Unavailable, Wanted
 from archiver.web.waveform import svg
-from tests.test_codings import ALL, LENGTHS, RATE, RAW, made
+from tests.audio.test_codings import ALL, LENGTHS, RATE, RAW, made
 
 __all__ = ["made"]
 

@@ -2,7 +2,7 @@
 
 `status`, `check`, ``/readyz``, the alerts, the metric ``archiver_condition`` and the table in docs/monitoring.md are
 made from it, and monitoring/archiver.rules.yml is compared with it. A new condition is one entry, its section in
-docs/monitoring.md, its rule, and its cause in tests/test_conditions.py.
+docs/monitoring.md, its rule, and its cause in tests/service/test_conditions.py.
 
 Each is a function of what is known now (facts.py), and remembers nothing: it is over when its cause is.
 """

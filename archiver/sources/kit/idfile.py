@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Self
 
+from ...common.words import reason_of
 from ...errors import BadData
 from ...model import LONGEST_ID, Rejected, holdable
 
@@ -325,4 +326,4 @@ def _lost(path: Path, was: Place, why: str) -> Rejected:
 
 
 def _unreadable(path: Path, error: OSError) -> BadData:
-    return BadData(f"can't read ids_file {path}: {error.strerror or error}")
+    return BadData(f"can't read ids_file {path}: {reason_of(error)}")
