@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import cases, listening
+from bench import cases, listening, proof
 from bench.lab import EARLIER, TRANSFERS, Place, place
 
 
@@ -54,6 +54,7 @@ def main() -> None:
             "two": lambda p: cases.two(p, 2 * files, 12.5),
             "large": lambda p: cases.copying(p, "s3", "large", large, lab.nginx.recorder("large", large, 6250), 0.9),
             "verify": lambda p: cases.verify(p, "large", large, 100_000_000),
+            "proof": lambda p: [proof.lists(p, count), proof.media(p, files, 200_000)],
             "quiet": lambda p: cases.quiet(p, 100 if quick else 1000, 60),
             "listeners": lambda p: listening.listeners(p, 50),
             "growth": lambda p: cases.growth(p, 100_000, count),

@@ -5,7 +5,8 @@
 
 COPY is a folder: a copy of the store, or of its `_proof` folder alone (then without --media). VKEY is the archive's
 public key (name+id+key), or a file that holds it; get it from the archive's owner, not from the copy.
-It needs Python 3.8 or newer and nothing else: no packages, no network, no database. It changes nothing.
+It needs Python 3.8 or newer and nothing else: no packages, no network, no database. It changes nothing. It is one file
+so that it can be read, and carried, alone.
 
 A line is printed for each problem; last the days that it vouches for. Exit code: 0 good, 1 problems, 2 wrong usage.
 
@@ -20,7 +21,7 @@ A copy can't show that its newest days were taken away, log and all. Keep the ne
 each time, and name it the next time with --expect-since.
 """
 
-# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH118, PTH119, PTH120, PTH123, PTH202, PTH208, T201
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114, PTH116, PTH118, PTH119, PTH123, PTH202, PTH208, T201
 from __future__ import annotations
 
 import argparse
@@ -198,14 +199,15 @@ class Days:
         return date.fromordinal(self.first + at).isoformat()
 
 
-def show(text: str) -> None:
-    print("".join(c if c.isprintable() else "?" for c in text))
-
-
 class Check:
     def __init__(self, copy: str, keys: list[tuple[str, str, bytes]], stores: set[str], media: bool) -> None:
         self.copy = os.path.realpath(copy)
-        self.proof = os.path.join(self.copy, *([] if os.path.isdir(os.path.join(self.copy, "log")) else ["_proof"]))
+        # A store's prefix that does not end in a slash is part of the names in it.
+        names = [name for name in sorted(os.listdir(copy)) if re.match("^log$|.*_proof$", name)]
+        folders = [os.path.join(self.copy, name) if name != "log" else self.copy for name in names]
+        folders = [folder for folder in folders if os.path.isdir(os.path.join(folder, "log/checkpoint"))]
+        self.proof = folders[0] if folders else os.path.join(self.copy, "_proof")
+        self.prefix = os.path.basename(self.proof)[: -len("_proof")]
         self.keys, self.stores, self.media = keys, stores, media
         self.issued, self.size, self.problems = "none", 0, 0
         self.recordings = self.with_audio = self.bytes = self.found = self.moved = self.others = 0
@@ -217,9 +219,9 @@ class Check:
         self.folders: OrderedDict[str, dict[bytes, int]] = OrderedDict()
         self.changed: dict[str, str] = {}
 
-    def say(self, *words: object) -> None:
-        self.problems += 1
-        show(": ".join(map(str, words)))
+    def say(self, *words: object, problem: bool = True) -> None:
+        self.problems += problem
+        print("".join(c if c.isprintable() else "?" for c in ": ".join(map(str, words))))
 
     # -- 1. the log ----------------------------------------------------------------------------------------------------
 
@@ -437,7 +439,7 @@ class Check:
         files: dict[bytes, int] = {}
         buffer = memoryview(bytearray(1 << 20))
         try:
-            top = inside(self.copy, name)
+            top = inside(self.copy, self.prefix + name)
         except ValueError:
             return files  # what should lie there is missing, and is told as such
         for folder, _, names in os.walk(top):
@@ -464,20 +466,24 @@ class Check:
         return files
 
     def summary(self, expected: int) -> None:
+        lines = []
         for source, days in sorted(self.sources.items()):
             claim = f"{days.complete} complete" if days.claims else "listed by call ids: they claim no completeness"
-            show(f"{source}: {days.day(0)} to {days.day(len(days.entries) - 1)}, {len(days.entries)} days, {claim}")
+            lines.append(
+                f"{source}: {days.day(0)} to {days.day(len(days.entries) - 1)}, {len(days.entries)} days, {claim}"
+            )
         audio = f"{self.found} found as signed" if self.media else "not read without --media"
-        show(f"{self.recordings} recordings listed, {self.with_audio} media with {self.bytes} bytes: {audio}")
+        lines.append(f"{self.recordings} recordings listed, {self.with_audio} media with {self.bytes} bytes: {audio}")
         if self.moved or self.others:
-            show(f"moved to other days: {self.moved}; entries of other kinds, not looked at: {self.others}")
+            lines.append(f"moved to other days: {self.moved}; entries of other kinds, not looked at: {self.others}")
         what = "checked" if self.problems else "vouches for"
-        show(f"{what} {self.keys[0][0]} up to entry {self.size}, certificates up to {self.issued}")
+        lines.append(f"{what} {self.keys[0][0]} up to entry {self.size}, certificates up to {self.issued}")
         if not expected:
-            show(
+            lines.append(
                 "a log that was cut back looks the same: keep the newest checkpoint, name it next time: --expect-since"
             )
-        show(f"problems: {self.problems}" if self.problems else "good")
+        for line in [*lines, f"problems: {self.problems}" if self.problems else "good"]:
+            self.say(line, problem=False)
 
 
 def main() -> int:
@@ -498,7 +504,7 @@ def main() -> int:
         if check.media and check.proof == check.copy:
             raise ValueError("--media needs a copy of the whole store, not of _proof alone")
         for name in args.expect_since:
-            read(os.path.dirname(os.path.realpath(name)), os.path.basename(os.path.realpath(name)))
+            os.stat(name)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     check.log(args.expect_since)

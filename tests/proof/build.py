@@ -100,13 +100,13 @@ class Archive:
     ) -> None:
         """One certificate; what an earlier one of the day told of stays in its list."""
         revision, earlier = self.told.get((source, day), (0, []))
-        leaves, lines = self.leaves(earlier), b""
+        leaves, parts = self.leaves(earlier), []
         for call in sorted(calls, key=lambda call: call.handle):
-            lines += leaves.add(call.leaf(stores or ["main"]))
+            parts.append(leaves.add(call.leaf(stores or ["main"])))
             for n, body in enumerate(call.bodies if put_media else []):
                 if not (self.folder / call.key(n)).exists():
                     self.put(call.key(n), body)
-        lines += leaves.finish()
+        lines = b"".join([*parts, leaves.finish()])
         self.stamp += 1
         issued = certificates.issue(
             leaves,

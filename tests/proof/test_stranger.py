@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from archiver.proof import certificates, handout, note, verify
+from archiver.proof import certificates, handout, log, note, verify
 from archiver.proof.certificates import Gap, Leaf, Leaves
 from archiver.proof.note import Checkpoint
 from tests.commands import ROOT
@@ -120,6 +120,14 @@ def test_the_folder_of_proofs_alone_is_enough_without_the_audio(made: Archive):
     assert "not read without --media" in "\n".join(lines)
     code, lines = run(made.folder / "_proof", made.vkey, "--media")
     assert (code, "needs a copy of the whole store" in lines[-1]) == (2, True)
+
+
+def test_a_prefix_without_a_slash_is_a_part_of_the_names(made: Archive, tmp_path: Path):
+    for path in made.folder.iterdir():
+        shutil.copytree(path, tmp_path / f"calls-{path.name}")
+    assert WHOLE in run(tmp_path, made.vkey, "--media")[1]
+    (tmp_path / "old_proof").mkdir()
+    assert problems(tmp_path, made.vkey, "--media") == []
 
 
 def test_only_the_audio_of_one_store_is_expected_where_it_is_named(tmp_path: Path):
@@ -815,3 +823,18 @@ def test_the_check_by_hand_works_as_the_page_shows_it(store: Archive):
     edit(store.list_of("hq", ONCE), '"state":"empty"', '"state":"gone"')
     edit(store.files("_proof/log/checkpoint/000000000041")[0], b"\n41\no", b"\n41\np")
     assert [line for line in by_hand() if "good" in line.lower()] == ["certificate: good"]
+
+
+def test_bundles_are_named_as_the_log_names_them_beyond_a_thousand_too(made: Archive, monkeypatch: pytest.MonkeyPatch):
+    size, asked = 256 * 1001 + 5, []
+
+    def read(folder: str, name: str) -> bytes:
+        asked.append(name)
+        return b"\0\1x" * (5 if name.endswith(".p/5") else 256)
+
+    monkeypatch.setattr(verify, "read", read)
+    check = verify.Check(str(made.folder), [verify.key_of(made.vkey)], set(), media=False)
+    check.size = size
+    assert sum(1 for _ in check.entries(0)) == size
+    assert asked == log.entry_names(0, size, size)
+    assert asked[-1] == "log/tile/entries/x001/001.p/5"

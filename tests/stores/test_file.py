@@ -486,7 +486,7 @@ async def test_a_killed_put_leaves_nothing_under_its_key(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store")], stdout=subprocess.PIPE)
     assert process.stdout is not None
     await asyncio.to_thread(process.stdout.readline)
-    await asyncio.sleep(0.1)
+    await asyncio.to_thread(until, lambda: any((tmp_path / "store").glob("a/0*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
