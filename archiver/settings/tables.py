@@ -126,7 +126,7 @@ class Proof(Strict):
     """The log of certificates."""
 
     #: The log's name for ever; None: made once, kept in data_dir/proof.
-    origin: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")] | None = None
+    origin: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")] | None = None
     #: An OpenSSH or PEM private key (Ed25519, without a passphrase); None: made once, kept in data_dir/proof.
     key: SecretStr | None = None
 

@@ -163,7 +163,7 @@ async def _start(catalog: Catalog, feed: Feed) -> datetime | None:
     rows = await catalog.sources([feed.name])
     if not rows:
         return None
-    covered = rows[0]["covered"]
+    covered: list[Window] = rows[0]["covered"]
     start: datetime = rows[0]["start_at"]
     return min([start, *(window.start for window in covered[:1])])
 
