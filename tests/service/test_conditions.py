@@ -16,7 +16,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from archiver.catalog.catalog import Catalog
+from archiver.catalog.catalog import Catalog, Entry
 from archiver.common import disks
 from archiver.model import State, Window
 from archiver.service import checks, watch, wiring
@@ -403,6 +403,42 @@ async def nobody_has_read_anything_back(it: Stage) -> AsyncIterator[None]:
     await it.sql("UPDATE copies SET archived_at = archived_at - interval '100 days', read_at = NULL")
     yield
     await it.sql("UPDATE copies SET archived_at = archived_at + interval '100 days'")
+
+
+async def certified(it: Stage, error: str | None) -> None:
+    await it.rig.catalog.certified(it.rig.catalog.clock.now(), error)
+
+
+async def forget_certificates(it: Stage) -> None:
+    await it.sql("DELETE FROM certificates")
+    await it.sql("DELETE FROM checkpoint")
+
+
+async def know_certificate(it: Stage, age: timedelta, *, complete: bool) -> None:
+    day = (it.rig.catalog.clock.now() - age).date()
+    await it.rig.catalog.take_entries(0, [Entry(b"{}", it.rig.feed.name, day, 1, complete)])
+    await certified(it, None)
+
+
+@causes("ProofFailed")
+async def a_certificate_can_not_be_signed(it: Stage) -> AsyncIterator[None]:
+    await certified(it, "two histories")
+    yield
+    await certified(it, None)
+
+
+@causes("DaysUncertified")
+async def nobody_issues_certificates(it: Stage) -> AsyncIterator[None]:
+    await know_certificate(it, timedelta(days=30), complete=True)
+    yield
+    await forget_certificates(it)
+
+
+@causes("DaysIncomplete")
+async def a_day_is_not_complete(it: Stage) -> AsyncIterator[None]:
+    await know_certificate(it, timedelta(days=1), complete=False)
+    yield
+    await forget_certificates(it)
 
 
 # -- the walk ----------------------------------------------------------------------------------------------------------

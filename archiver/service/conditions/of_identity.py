@@ -1,4 +1,4 @@
-"""What can be wrong with who is who: which recorder a source is, and in which stores the copies lie (identity.py)."""
+"""What can be wrong with who is who (identity.py), and with the certificates (proof.py)."""
 
 from __future__ import annotations
 
@@ -57,5 +57,29 @@ CONDITIONS = (
         severity=Severity.INFO,
         about="it holds copies, and is no store of this config",
         host=_told("StoreForgotten"),
+    ),
+    Condition(
+        name="ProofFailed",
+        of=Of.HOST,
+        level=Level.ERROR,
+        severity=Severity.CRITICAL,
+        about="no certificates can be issued, or a store does not hold their log: nothing is signed until it is mended",
+        host=_told("ProofFailed"),
+    ),
+    Condition(
+        name="DaysUncertified",
+        of=Of.SOURCE,
+        level=Level.WARNING,
+        severity=Severity.WARNING,
+        about="days that are due have no certificate",
+        host=_told("DaysUncertified"),
+    ),
+    Condition(
+        name="DaysIncomplete",
+        of=Of.SOURCE,
+        level=Level.WARNING,
+        severity=Severity.WARNING,
+        about="days are certified as not complete: a gap, or recordings that are not archived",
+        host=_told("DaysIncomplete"),
     ),
 )
