@@ -255,6 +255,9 @@ class Issuing:
         if not told["leaves"]["size"]:
             return []
         data = await self.public.read_anywhere(f"{told['name']}.leaves.jsonl")
+        if data is None:
+            log.error("proof.list_lost", key=f"_proof/{told['name']}.leaves.jsonl")
+            return []
         try:
             return await asyncio.to_thread(lambda: list(certificates.handles(data.splitlines())))
         except ValueError as error:

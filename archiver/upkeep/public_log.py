@@ -166,7 +166,7 @@ class PublicLog:
         self._size, self._entries = state.size, state.entries
         if state.adopt:
             await self._adopt(newest)
-        elif newest.size < state.size:
+        elif 0 < newest.size < state.size:
             raise ProofError(
                 f"the stores hold {newest.size} entries of the log, and {state.size} were put there: put back what was "
                 f"taken away below _proof/"
@@ -326,7 +326,10 @@ class PublicLog:
                     continue
                 await head.outlet.store.put(f"{head.outlet.prefix}_proof/{name}", await sink.body())
                 return
-        raise problem or StoreMissing(f"no store holds _proof/{name}")
+        if self.away or (problem is not None and not isinstance(problem, StoreMissing)):
+            raise problem or StoreMissing(f"no store that answers holds _proof/{name}")
+        # It is lost with the store that held it, and the log goes on: verify.py names it.
+        log.error("proof.list_lost", key=f"_proof/{name}")
 
     async def _hand_out(self, outlet: Outlet) -> None:
         """The script and the key, for whoever has nothing but the store."""
@@ -368,15 +371,19 @@ class PublicLog:
         if not self.heads:
             raise ProofError(f"no store took _proof/{name}: {'; '.join(self.away.values())}")
 
-    async def read_anywhere(self, name: str) -> bytes:
-        """From the first store that has it. Raises ProofError where none has."""
-        said = []
+    async def read_anywhere(self, name: str) -> bytes | None:
+        """From the first store that has it; None: no store has. Raises ProofError where one that may can't be read."""
+        said = [*self.away.values()]
         for head in self.heads.values():
             try:
                 return await self.read(head.outlet, name)
+            except StoreMissing:
+                continue
             except StoreError as error:
                 said.append(str(error))
-        raise ProofError(f"no store gives _proof/{name}: {'; '.join(said)}")
+        if said:
+            raise ProofError(f"no store gives _proof/{name}: {'; '.join(said)}")
+        return None
 
     def _leave_out(self, name: str, error: StoreError) -> None:
         self.heads.pop(name, None)

@@ -160,6 +160,21 @@ async def test_a_store_that_was_away_is_brought_up(tmp_path, database, clock):
             assert "4 days, 4 complete" in said
 
 
+async def test_where_the_only_store_was_lost_the_log_goes_on_and_what_is_lost_is_named(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-18") as rig:
+        await rig.sync()
+        await later(rig, 2)
+        await issue(rig)
+        (store_of(rig) / "_proof").rename(tmp_path / "lost")
+        await later(rig, 1)
+        assert (await issue(rig)).issued == {"pbx": 1}
+        code, said = await stranger(rig, store_of(rig))
+        assert code == 1
+        assert "pbx 2024-05-18" in said
+        assert "problems: 1" in said
+
+
 async def test_a_restored_database_signs_nothing_and_goes_on_after_a_rebuild(tmp_path, database, clock, postgres):
     sim = a_recorder(calls=3)
     stores = two_stores(tmp_path)
