@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from ..model import Window
+from ..model import Window, holdable
 from .database import Database, repeated
 from .documents import Documents
 from .from_rows import Document
@@ -45,6 +45,12 @@ SELECT entry FROM certificates WHERE source = $1 ORDER BY position DESC LIMIT 1"
 NEWEST_OF_DAY = """
 SELECT position, entry, revision, content FROM certificates WHERE source = $1 AND day = $2
 ORDER BY revision DESC LIMIT 1"""
+
+#: Of the day that a recording's listing key is in.
+FOR_RECORDING = """
+SELECT c.position, c.entry FROM certificates c
+JOIN recordings r ON c.source = r.source AND c.day = (r.key_at AT TIME ZONE 'UTC')::date
+WHERE r.source = $1 AND r.recording_id = $2 ORDER BY c.revision DESC LIMIT 1"""
 
 CERTIFIED = """SELECT min(day), max(day) FROM certificates WHERE source = $1"""
 
@@ -131,6 +137,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """An entry and its place in the log."""
+
+    position: int
+    entry: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """How a span was listed: times, first and last, rows of all answers, rows that nobody could read."""
 
@@ -205,6 +219,12 @@ class Certificates(Documents, Database):
         async with self._connection() as c:
             row = await c.fetchrow(NEWEST_OF_DAY, source, day)
         return tuple(row) if row is not None else None
+
+    async def certificate_for(self, source: str, recording_id: str) -> Placed | None:
+        """The newest certificate of the day that the recording belongs to."""
+        async with self._connection() as c:
+            row = await c.fetchrow(FOR_RECORDING, holdable(source), holdable(recording_id))
+        return Placed(row["position"], row["entry"]) if row is not None else None
 
     async def certified_days(self, source: str) -> tuple[date, date] | None:
         """The first and the last day that has a certificate."""

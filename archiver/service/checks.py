@@ -14,8 +14,10 @@ from ..catalog.catalog import Catalog, newest
 from ..common.log import redact
 from ..common.words import number, plain, reason_of
 from ..errors import ArchiverError, CatalogDown, WrongZone, with_advice
+from ..proof.note import ProofError
 from ..settings.config import Config, SourceConfig, StoreConfig
 from ..sync.feeds import Outlet
+from ..upkeep.public_log import identity
 from ..wire.exchange import Origin
 from ..wire.proxies import way
 from ..wire.tls import BadFile
@@ -55,6 +57,7 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
         catalog, result = await _database(config, stack)
         results.append(result)
         results += _messages(config)
+        results += await asyncio.to_thread(_proof, config)
         outlets = open_outlets(config, stack, catalog)
         results += await asyncio.gather(*(_store(outlet) for outlet in outlets.values()))
         tried = (_source(source, outlets, catalog, stack) for source in config.sources.values())
@@ -63,6 +66,20 @@ async def check(config: Config, *, offline: bool) -> list[Result]:
             failed = {result.what for result in results if not result.ok}
             results += await _conditions(config, catalog, failed)
     return [_shown(result) for result in results]
+
+
+def _proof(config: Config) -> list[Result]:
+    """The key that signs the certificates, once there is one."""
+    if config.proof.key is None and not (config.data_dir / "proof" / "key").exists():
+        return []
+    try:
+        who = identity(config, make=config.proof.key is not None)
+    except ProofError as error:
+        return [Result("proof", False, str(error), warning=True)]
+    line = f"certificates are signed as {who.verifier.vkey}"
+    if config.proof.key is None:
+        line += f"; the key lies in {config.data_dir / 'proof'} only: keep a copy elsewhere, or name it in [proof] key"
+    return [Result("proof", True, line, note=config.proof.key is None)]
 
 
 async def one(entry: SourceConfig | StoreConfig) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from datetime import UTC, datetime, timedelta
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from archiver.proof.note import ProofError
+from archiver.proof import tree
+from archiver.proof.certificates import about
+from archiver.proof.note import ProofError, Verifier, open_checkpoint, read_tlog_proof
 from archiver.service import proof as of_service
 from archiver.upkeep.certify import Report, certify
+from archiver.upkeep.proofs import Proofs
 from archiver.upkeep.public_log import BehindError, identity
 from tests.engine import Rig, a_recorder, archiving
 
@@ -284,6 +288,35 @@ async def test_a_crash_at_any_write_leaves_one_history(tmp_path, database, clock
             assert code == 0, said
         days = [json.loads(entry)["day"] for entry in await rig.catalog.entries(0, 100)]
         assert len(set(days)) == len(days)
+
+
+async def test_one_recording_is_proved_by_files_that_need_no_archive(tmp_path, database, clock):
+    sim = a_recorder(calls=7)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-18") as rig:
+        archive = rig.archive
+        await rig.sync()
+        proofs = Proofs(rig.catalog, archive.spool, identity(archive.config), archive.outlets)
+        documents = await rig.documents()
+        assert not [files for each in documents if (files := await proofs.of("pbx", each))]
+        await later(rig, 2)
+        await issue(rig)
+        for recording_id, document in documents.items():
+            files = dict(await proofs.of("pbx", recording_id))
+            verifier = Verifier.parse(files["key.vkey"].decode())
+            checkpoint = open_checkpoint(files["checkpoint"], [verifier])
+            (in_log,) = [held for name, held in files.items() if name.endswith(".tlog-proof")]
+            (certificate,) = [held[:-1] for name, held in files.items() if name.endswith(".certificate.json")]
+            index, path, note = read_tlog_proof(in_log)
+            assert note == files["checkpoint"]
+            assert tree.included(tree.leaf_hash(certificate), index, checkpoint.size, path) == checkpoint.root
+            line = files[f"{document['handle']}.leaf.json"][:-1]
+            told = json.loads(files[f"{document['handle']}.leaf-proof.json"])
+            path = [base64.b64decode(part) for part in told["path"]]
+            root = bytes.fromhex(json.loads(certificate)["leaves"]["root"])
+            assert tree.included(tree.leaf_hash(line), told["index"], told["size"], path) == root
+            opened = files[f"{document['handle']}.disclosure.txt"].decode().strip()
+            assert about(opened) == json.loads(line)["about"]
+            assert document["media"][0]["sha256"] == json.loads(line)["media"][0]["sha256"]
 
 
 async def test_two_that_certify_at_once_issue_each_day_once(tmp_path, database, clock):
