@@ -140,7 +140,10 @@ class Moto(S3Bucket):
 
 class RcloneS3(S3Bucket):
     name = "rclone-s3"
-    lacks = "each put is read back, and looked for before; no object lock; no object with the name of a folder"
+    lacks = (
+        "each put is read back, and looked for before; a `GET` may break off while the same key is put again; "
+        "no object lock; no object with the name of a folder"
+    )
     to_set = "`--auth-key`; a folder is a bucket"
     checked = ("verifies no SHA-256: reading back", "no conditional writes")
 
