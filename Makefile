@@ -33,7 +33,7 @@ chaos: $(VENV)/dev
 	@sh tests/need.sh
 	$(BIN)/python -m tests.chaos.run $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
-# Archiver against the servers people run, one after the other; ONLY=Nginx runs one. Some twenty minutes.
+# Archiver against the servers people run, one after the other; ONLY=Nginx runs one. Some ten minutes.
 stores: $(VENV)/dev
 	@sh tests/need.sh
 	@sh tests/matrix/need.sh

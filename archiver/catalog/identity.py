@@ -75,6 +75,8 @@ SELECT $2, kind, start_at, covered, cursor, polled_at, retention, origin, accoun
     "DELETE FROM totals WHERE source = $2 AND source <> $1",
     *(f"UPDATE {table} SET source = $2 WHERE source = $1" for table in ("media", "copies", "history", "totals")),
     "UPDATE outbox SET source = $2 WHERE source = $1",
+    # Who heard what. Lines in the stores stay as they were written; who reads them back knows of the renaming.
+    "UPDATE audit SET source = $2 WHERE source = $1",
     "UPDATE outbox SET target = $2 WHERE target = $1",
     """UPDATE recordings SET source = $2, undescribed = true, revision = revision + 1 WHERE source = $1""",
     "DELETE FROM sources WHERE name = $1 AND name <> $2",
@@ -119,7 +121,7 @@ SET_RECORDING_ASIDE = (
 WHERE source = $1 AND recording_id = $2""",
     *(
         f"UPDATE {table} SET recording_id = $3 WHERE source = $1 AND recording_id = $2"
-        for table in ("media", "copies", "history", "outbox")
+        for table in ("media", "copies", "history", "outbox", "audit")
     ),
 )
 

@@ -10,6 +10,9 @@ from urllib.parse import quote
 
 #: A file name of 255 bytes holds an id of this length, the hash and the extension.
 _LONGEST = 150
+#: What lies below a store's prefix beside the sources' folders: what describes and proves them, and test objects.
+DESCRIBING = ("_audit/", "_ledger/", "_manifests/", "_proof/", "_renamed/", "_verified/")
+OURS = (*DESCRIBING, "_canary/")
 
 
 def safe(identifier: str) -> str:

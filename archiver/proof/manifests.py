@@ -125,11 +125,11 @@ async def read(
     """
     row = row or Row(good=after or None)
     # Who looks into one folder looks for what is told there, whatever it was called before.
-    names, base = await _names(store, prefix, spool, all_needed=not under), f"{prefix}_manifests/"
+    names, base = await renamings(store, prefix, spool, all_needed=not under), f"{prefix}_manifests/"
     check = partial(_recording, folders=names.folders) if names.folders else _recording
     async with aclosing(_all(store, base, under, after, spool, check, row)) as parts:
         async for part in parts:
-            stamp = _stamp(part.key)
+            stamp = stamp_of(part.key)
             for recording in part.documents if names.renamed else ():
                 names.of_recording(stamp, recording)
             yield replace(part, folder=names.now("folder", part.key.removeprefix(base).split("/")[0], stamp))
@@ -137,12 +137,12 @@ async def read(
 
 async def read_verified(store: Store, prefix: str, spool: Spool) -> AsyncGenerator[Part[dict[str, Any]], None]:
     """What :func:`write_verified` wrote, by source, oldest first; problems as in :func:`read`. Raises StoreError."""
-    names = await _names(store, prefix, spool)
+    names = await renamings(store, prefix, spool)
     async with aclosing(_all(store, f"{prefix}_verified/", "", "", spool, _verification, Row())) as parts:
         async for part in parts:
             for told in part.documents:
-                told["source"] = names.now("source", told["source"], _stamp(part.key))
-                told["store"] = names.now("store", told["store"], _stamp(part.key))
+                told["source"] = names.now("source", told["source"], stamp_of(part.key))
+                told["store"] = names.now("store", told["store"], stamp_of(part.key))
             yield part
 
 
@@ -190,30 +190,30 @@ async def read_ledgers(store: Store, prefix: str, spool: Spool) -> AsyncGenerato
     Raises StoreError where it is the store that fails.
     """
     base, row = f"{prefix}_ledger/", Row()
-    names = await _names(store, prefix, spool)
+    names = await renamings(store, prefix, spool)
     newest: dict[str, deque[str]] = {}
     async for found in listed(store, base, "", row):
         if isinstance(found, Unlisted):
             yield Part(found.key, [], 0, f"it can't be listed: {found.why}", last=True)
         else:
             # A source that was renamed has one ledger, in two folders.
-            folder = names.now("folder", found.key.removeprefix(base).split("/")[0], _stamp(found.key))
+            folder = names.now("folder", found.key.removeprefix(base).split("/")[0], stamp_of(found.key))
             newest.setdefault(folder, deque(maxlen=2 * _OLDER_LEDGERS)).append(found.key)
     for keys in newest.values():
-        for key in sorted(keys, key=_stamp, reverse=True):
+        for key in sorted(keys, key=stamp_of, reverse=True):
             told: list[dict[str, Any]] = []
             problem = None
             async with aclosing(_read(store, base, [key], spool, _ledger, row)) as parts:
                 async for part in parts:
                     told, problem = told or part.documents[:1], problem or part.problem
             for ledger in told:
-                ledger["source"] = names.now("source", ledger["source"], _stamp(key))
+                ledger["source"] = names.now("source", ledger["source"], stamp_of(key))
             yield Part(key, told if problem is None else [], 0, problem, last=True)
             if problem is None:
                 break
 
 
-class _Names:
+class Renamings:
     """What was renamed when: names in what was written before are those of now."""
 
     def __init__(self) -> None:
@@ -229,6 +229,7 @@ class _Names:
             self.folders.setdefault(new, {safe(new)}).update({safe(old)} | self.folders.get(old, set()))
 
     def now(self, what: str, name: str, stamp: str) -> str:
+        """What is called now what was called that in what was written at ``stamp`` (a ULID)."""
         for at, of, old, new in self.renamed:
             if of == what and old == name and at > stamp:
                 name = new
@@ -245,19 +246,22 @@ class _Names:
                 medium.stores = list(dict.fromkeys(self.now("store", name, stamp) for name in medium.stores))
 
 
-async def _names(store: Store, prefix: str, spool: Spool, *, all_needed: bool = True) -> _Names:
-    """Raises StoreError, also (where ``all_needed``) for one renaming that can't be read: no name is certain then."""
-    names, base = _Names(), f"{prefix}_renamed/"
+async def renamings(store: Store, prefix: str, spool: Spool, *, all_needed: bool = True) -> Renamings:
+    """What was ever renamed in this archive.
+
+    Raises StoreError, also (where ``all_needed``) for one renaming that can't be read: no name is certain then.
+    """
+    names, base = Renamings(), f"{prefix}_renamed/"
     async with aclosing(_all(store, base, "", "", spool, _renaming, Row())) as parts:
         async for part in parts:
             if part.problem is not None and all_needed:
                 raise ObjectFailed(f"{part.key}: {part.problem}; without it no name in this store is certain")
             for told in part.documents:
-                names.add(_stamp(part.key), told["what"], told["old"], told["new"])
+                names.add(stamp_of(part.key), told["what"], told["old"], told["new"])
     return names
 
 
-def _stamp(key: str) -> str:
+def stamp_of(key: str) -> str:
     """The ULID in the name of one of ours."""
     return key.rpartition("/")[2].partition(".")[0]
 

@@ -27,7 +27,7 @@ _M = TypeVar("_M", bound=Strict)
 LARGEST = 1 << 20
 _DEEPEST = 16
 #: Folders of our own beside the sources' in a store.
-_RESERVED = {"_manifests", "_ledger", "_verified", "_renamed", "_canary", "_audit", "_proof"}
+_RESERVED = {"_audit", "_canary", "_ledger", "_manifests", "_proof", "_renamed", "_verified"}
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 #: What may stand in place of any string.
 _REFERENCES = ("env", "file", "credential")

@@ -42,6 +42,7 @@ from ..errors import (
 )
 from ..model import CHUNK, Body, Receipt
 from ..ports import Sink
+from ..proof.layout import DESCRIBING
 from ..settings.options import Size, StoreOptions, Strict
 from ..wire.exchange import Answer
 from ..wire.sigv4 import Signer
@@ -76,9 +77,7 @@ _CONTENT_TYPES = {
     ".jsonl": "application/x-ndjson",
 }
 
-#: Where archiver keeps what describes the recordings.
-_OURS = ("_audit/", "_ledger/", "_manifests/", "_proof/", "_verified/")
-#: Of these what tells of people: phone numbers, names, and keys with the ids that a recorder gave.
+#: Of what describes recordings all that tells of people: phone numbers, names, and keys with a recorder's ids.
 _PERSONAL = ("_audit/", "_ledger/", "_manifests/", "_verified/")
 #: Classes whose objects must be restored before they can be read.
 _COLD = {"DEEP_ARCHIVE", "GLACIER"}
@@ -312,7 +311,7 @@ class S3Store:
         lock = self.options.object_lock if self._locks(key) else None
         until = datetime.now(UTC) + timedelta(days=lock.days) if lock is not None else None
         # From a cold class nothing can be read, and these archiver reads again itself.
-        ours = key.removeprefix(self.options.prefix).startswith(_OURS)
+        ours = key.removeprefix(self.options.prefix).startswith(DESCRIBING)
         how = _How(None if ours else self.options.storage_class, until)
         if body.length > self.options.multipart_threshold:
             return await self._put_parts(key, body, traits, how)

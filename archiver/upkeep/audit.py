@@ -22,6 +22,7 @@ from ..catalog.catalog import Catalog, Document
 from ..common.scope import Unlisted, listed
 from ..errors import StoreError
 from ..model import Body
+from ..proof import manifests
 from ..proof.layout import ulid
 from ..sync.feeds import Outlet
 
@@ -69,6 +70,7 @@ async def _ship_to(catalog: Catalog, outlet: Outlet) -> int:
 async def read_back(catalog: Catalog, outlet: Outlet, spool: Spool) -> list[str]:
     """Take every event that the store holds; what could not be read, and why. Raises StoreError, CatalogDown."""
     problems = []
+    names = await manifests.renamings(outlet.store, outlet.prefix, spool)
     async with aclosing(listed(outlet.store, f"{outlet.prefix}_audit/")) as found:
         async for receipt in found:
             if isinstance(receipt, Unlisted):
@@ -84,6 +86,9 @@ async def read_back(catalog: Catalog, outlet: Outlet, spool: Spool) -> list[str]
                 events, damaged = await asyncio.to_thread(lambda held: _read(held.read()), body)
             if damaged:
                 problems.append(f"{receipt.key}: {damaged} of its lines are not as they were written")
+            for event in events:
+                if event["source"] is not None:
+                    event["source"] = names.now("source", event["source"], manifests.stamp_of(receipt.key))
             await face.take(catalog, outlet.name, events)
     return problems
 

@@ -19,7 +19,7 @@ from ..catalog.catalog import Catalog
 from ..common.scope import Row, Unlisted, listed
 from ..errors import SourceError, SpoolDown, StoreError
 from ..model import State
-from ..proof.layout import safe
+from ..proof.layout import OURS, safe
 from ..sync import check, commit, transfer
 from ..sync.feeds import Feed, Outlet
 
@@ -28,8 +28,6 @@ log = structlog.get_logger()
 #: Keys looked up at a time.
 PAGE = 500
 LEASE = timedelta(minutes=15)
-#: Folders of our own beside the sources'.
-_OURS = ("_manifests/", "_ledger/", "_verified/", "_renamed/", "_canary/", "_audit/", "_proof/")
 
 
 @dataclass(slots=True)
@@ -73,7 +71,7 @@ async def find(catalog: Catalog, outlet: Outlet, feeds: Mapping[str, Feed], spoo
 
     try:
         async for found in listed(outlet.store, outlet.prefix, "", row):
-            if found.key.removeprefix(outlet.prefix).startswith(_OURS):
+            if found.key.removeprefix(outlet.prefix).startswith(OURS):
                 continue
             if isinstance(found, Unlisted):
                 report.unlisted.append((found.key, found.why))

@@ -20,39 +20,50 @@ NAMES = sorted(name for name in vars(matrix) if name.startswith("Test"))
 
 
 def row(name: str) -> str:
-    """A server's line of the table: what passed, and by name what did not."""
+    """A server's line of the table: what passed, by name what did not, and what its class tells of it."""
     server = getattr(matrix, name).server
     protocol = "S3" if issubclass(getattr(matrix, name), matrix.S3) else "WebDAV"
     try:
         version = server.version()
     except (OSError, subprocess.SubprocessError) as error:
-        return f"| {server.name} | {protocol} | could not be installed: {error} | |"
+        return line(server.name, protocol, "–", f"could not be installed: {error}", "–", "–")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
-            sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "--timeout=120",
-            f"--junitxml={report}", f"tests/matrix/matrix.py::{name}",
+            sys.executable, "-m", "pytest", "-q", "--tb=line", "--show-capture=no", "-p", "no:cacheprovider",
+            "--timeout=300", f"--junitxml={report}", f"tests/matrix/matrix.py::{name}",
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=False)
         if not report.exists():
-            return f"| {version} | {protocol} | did not start | |"
+            return line(version, protocol, "–", "did not start", "–", "–")
         cases = list(parse(report).iter("testcase"))  # pytest's own
-    failed, skipped = [], 0
+    failed, skipped = set(), 0
     for case in cases:
         if case.find("failure") is not None or case.find("error") is not None:
-            failed.append(re.sub(r"^test_", "", case.get("name", "")).replace("_", " ").replace("|", "\\|"))
+            failed.add(re.sub(r"^test_", "", case.get("name", "")).replace("_", " "))
         elif case.find("skipped") is not None:
             skipped += 1
-    passed = len(cases) - len(set(failed)) - skipped
-    return (
-        f"| {version} | {protocol} | {passed} of {len(cases) - skipped} | {'; '.join(dict.fromkeys(failed)) or '–'} |"
+    passed = len(cases) - len(failed) - skipped
+    return line(
+        version,
+        protocol,
+        f"{passed} of {len(cases) - skipped}",
+        "; ".join(sorted(failed)) or "–",
+        server.lacks,
+        server.to_set,
     )
+
+
+def line(*cells: str) -> str:
+    """Of the table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def main() -> None:
     only = os.environ.get("ONLY")
     rows = [row(name) for name in NAMES if only in {None, "", name.removeprefix("Test")}]
-    table = "\n".join(["| server | protocol | tests passed | failed |", "|---|---|---|---|", *rows]) + "\n"
+    head = line("server", "protocol", "tests passed", "what failed", "what it lacks", "what to set")
+    table = "\n".join([head, "|---|---|---|---|---|---|", *rows]) + "\n"
     print(table)
     if not only:
         page = PAGE.read_text()

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from archiver.common.room import NoRoom, lacking, reserve_of, taken
@@ -305,6 +306,11 @@ async def test_what_waits_of_the_old_recorder_waits_for_the_answer_and_is_never_
     calls(new, 3, tag="x")
     for mine, of in zip(new.calls, old.calls, strict=True):
         mine.extra["file_id"] = old.file_id(of)
+    connection = await asyncpg.connect(place.database)
+    await connection.execute(
+        "INSERT INTO audit (id, at, who, role, means, address, action, source, recording_id)"
+        " SELECT recording_id, now(), 'ada', 'compliance', 'session', '', 'see', source, recording_id FROM recordings"
+    )
     await sync_asks(place)
     await place.run("retry", "--source", "hq", code=None)
     await place.run("sync", "--wait", "3s", code=None)
@@ -316,6 +322,10 @@ async def test_what_waits_of_the_old_recorder_waits_for_the_answer_and_is_never_
     assert sorted(states) == sorted(
         [("gone", f"+1555000a{i}") for i in range(3)] + [("archived", f"+1555000x{i}") for i in range(3)]
     )
+    # Who saw a call of the old one did not see the new one that has its id.
+    seen = "SELECT caller FROM audit a JOIN recordings r USING (source, recording_id) ORDER BY 1"
+    assert [row[0] for row in await connection.fetch(seen)] == [f"+1555000a{i}" for i in range(3)]
+    await connection.close()
     assert await place.held() == place.truth()
 
 

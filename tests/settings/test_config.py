@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from archiver.errors import ConfigError
+from archiver.proof import layout
 from archiver.settings import config as configuration
 from archiver.settings import loaded
 from archiver.settings import tables as settings_tables
@@ -262,7 +263,10 @@ def test_without_any_file_one_line_says_what_to_do(tmp_path, monkeypatch):
         (VALID + 'ca_file = "a\\u0000b"\n', "sources.hq.ca_file: holds a NUL character"),
         (VALID.replace(TOKEN, "token = 3\n"), "sources.hq.token: must be text"),
         (VALID.replace("[sources.hq]", '[sources."h q"]'), 'sources."h q": is no name'),
-        (VALID.replace("[sources.hq]", "[sources._manifests]"), "sources._manifests: is a reserved name"),
+        *(
+            (VALID.replace("[sources.hq]", f"[sources.{name}]"), f"sources.{name}: is a reserved name")
+            for name in (folder.rstrip("/") for folder in layout.OURS)
+        ),
         (VALID.replace("[stores.disk]", '[stores."a/b"]'), 'stores."a/b": is no name'),
         (VALID.replace("[stores.disk]", f"[stores.{'x' * 65}]"), f'stores."{"x" * 64}": is no name'),
         (STORE, "there is no source: add a section [sources.NAME]"),

@@ -27,6 +27,7 @@ from archiver.errors import (
     StoreRefused,
 )
 from archiver.model import Body
+from archiver.proof.layout import DESCRIBING
 from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
 from archiver.testing.stores import StoreContract, keys, read, spooled
 from archiver.wire.sigv4 import Signer
@@ -760,7 +761,7 @@ async def test_a_class_that_can_not_be_read_at_once_is_warned_of():
         with pytest.raises(ObjectFailed, match="restore it first"):
             await read(store, "a/b")
         # What archiver must read again itself never goes there.
-        for key in ("_manifests/hq/1.jsonl", "_ledger/hq/1.json", "_verified/hq/1.jsonl"):
+        for key in (f"{folder}hq/1.jsonl" for folder in DESCRIBING):
             await store.put(key, Body.of(b"{}"))
             assert await read(store, key) == b"{}"
 

@@ -92,9 +92,6 @@ class TestApacheBelowAPathWithSizesOnly(TestApache):
 
 
 class TestSeaweed(WebDavContract):
-    #: SeaweedFS makes a slash of it.
-    unholdable = frozenset({"back\\slash.wav"})
-
     @pytest_asyncio.fixture
     async def store(self, seaweed):
         store = a_store(url=seaweed.webdav_url)

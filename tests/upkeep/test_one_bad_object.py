@@ -12,7 +12,8 @@ import pytest
 
 from archiver.catalog.catalog import Catalog
 from archiver.errors import StoreError
-from archiver.model import Window
+from archiver.model import Body, Window
+from archiver.proof import layout
 from archiver.service import wiring
 from archiver.settings.options import VerifyOptions
 from archiver.upkeep import orphans
@@ -662,3 +663,13 @@ async def test_a_time_that_was_never_listed_is_said_to_be_so_and_is_no_success(t
         assert (report.all_new, report.complete) == (False, True)
         await compared(rig, before, dry_run=False)
         assert (await compared(rig, before)).complete, "listed now, and both sides hold nothing"
+
+
+async def test_what_archiver_itself_keeps_in_a_store_is_no_orphan(tmp_path, database):
+    async with archived(tmp_path, database) as rig:
+        store = rig.archive.outlets["disk"].store
+        for folder in layout.OURS:
+            await store.put(f"{folder}2024/05/18/01J00000000000000000000000.jsonl", Body.of(b"{}\n"))
+        found = await look_for_orphans(rig, "disk")
+        assert (found.left, found.complete) == ([], True)
+        assert found.objects == len(await rig.media_keys("disk"))

@@ -13,7 +13,7 @@ from archiver.catalog.catalog import Catalog
 from archiver.errors import StoreDown
 from archiver.stores.file import FileStore
 from archiver.sync.feeds import Outlet
-from archiver.upkeep import audit
+from archiver.upkeep import audit, renaming
 
 EVENT = face.Event(
     who="ada", role="compliance", means="session", address="::1", action="listen", source="hq", recording_id="x\u2028y",
@@ -131,6 +131,30 @@ async def test_what_a_store_holds_comes_back_into_an_empty_catalog_once(catalog,
             assert await told(empty) == before
         # Nor does that store get once more what it told.
         assert await audit.ship(empty, {"disk": outlet}) == 0
+    finally:
+        await empty.close()
+        postgres.drop(url)
+
+
+async def test_who_heard_the_calls_of_a_renamed_source_is_known_under_its_new_name_also_after_a_rebuild(
+    catalog, outlet, tmp_path, postgres
+):
+    await catalog.adopt("hq", "xivo", "http://pbx", None, start=None)
+    await written(catalog, EVENT)
+    await audit.ship(catalog, {"disk": outlet})
+    await renaming.rename_source(catalog, {"disk": outlet}, {}, "hq", "paris")
+    assert [event["source"] for event in await told(catalog)] == ["paris"]
+    assert await audit.ship(catalog, {"disk": outlet}) == 0, "what a store holds stays as it was written"
+    # Another recorder gets the name that is free now.
+    await written(catalog, EVENT)
+    await audit.ship(catalog, {"disk": outlet})
+    now = await told(catalog)
+    assert [event["source"] for event in now] == ["hq", "paris"]
+    url = postgres.create()
+    empty = await Catalog.open(url)
+    try:
+        assert await audit.read_back(empty, outlet, Spool(tmp_path / "spool", 1 << 20, 0)) == []
+        assert await told(empty) == now
     finally:
         await empty.close()
         postgres.drop(url)
