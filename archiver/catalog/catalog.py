@@ -20,10 +20,11 @@ from .ledger import Ledger, Ledgers
 from .locks import Locks
 from .lookups import Lookups
 from .migrations import migrations, newest, other_version
-from .query import Query
+from .query import Limits, Query
 from .rebuilding import Rebuilding, RebuildProgress
 from .results import Results
 from .schema import Need, Schema
+from .searching import Behind
 from .shares import Shares
 from .to_rows import Retold
 from .verification import Reading, Verification
@@ -33,10 +34,12 @@ from .watching import LATELY, Numbers, Watching
 __all__ = [
     "LATELY",
     "LONGEST_PAUSE",
+    "Behind",
     "Catalog",
     "Document",
     "Drill",
     "Ledger",
+    "Limits",
     "Need",
     "Numbers",
     "Query",
