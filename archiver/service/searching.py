@@ -16,6 +16,8 @@ log = structlog.get_logger()
 LOOK = 1.0
 #: While calls are being listed it works one part of its time in so many; else half of it.
 POLITE, IDLE = 7, 2
+#: Batches of a `sync`: some seconds' worth.
+BATCHES = 10
 #: After a database that is away, in seconds.
 AGAIN = 10.0
 
@@ -29,6 +31,16 @@ async def keep(catalog: Catalog) -> None:
             log.warning("search.behind", error=str(error))
             pause = AGAIN
         await asyncio.sleep(pause)
+
+
+async def some(catalog: Catalog) -> None:
+    """Take in a part, where no daemon may ever do it: a `sync` each hour does all in the end."""
+    try:
+        for _ in range(BATCHES):
+            if not await catalog.index():
+                return
+    except CatalogDown as error:
+        log.warning("search.behind", error=str(error))
 
 
 async def _some(catalog: Catalog) -> float:

@@ -146,6 +146,18 @@ async def test_what_people_type_is_found(hq, typed, ids):
     assert sorted(await found(hq, **typed)) == sorted(ids)
 
 
+async def test_the_same_digits_of_another_country_are_another_number(hq):
+    """London's 020 7946 0018 and 207-946-0018 in Maine."""
+    await hq.source("maine", "chronicall", default_start=at("00:00"), start=None)
+    here = ("+44 20 7946 0018", "020 7946 0018", "0044 20 7946 0018", "44-2079460018", "2079460018")
+    await tell(hq, *(a_recording(recording_id=number, caller=number) for number in here))
+    await tell(hq, a_recording(recording_id="international", callee="+1 207 946 0018"))
+    await tell(hq, a_recording(recording_id="national", caller="(207) 946-0018"), source="maine")
+    await tell(hq, a_recording(recording_id="from Maine", caller="011 44 20 7946 0018"), source="maine")
+    asked = {"number": "2079460018", "code": "44", "abroad": ("maine",)}
+    assert sorted(await found(hq, **asked)) == sorted([*here, "from Maine"])
+
+
 class TestFilling:
     async def test_what_was_committed_late_is_not_passed_over(self, hq, db, database):
         """A long listing is begun first and ends last."""
