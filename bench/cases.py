@@ -317,6 +317,7 @@ SET maintenance_work_mem = '512MB';
 SET synchronous_commit = off;
 CREATE TEMP TABLE defined AS SELECT indexname, indexdef FROM pg_indexes
     WHERE schemaname = 'public' AND tablename IN ('recordings', 'media', 'copies') AND indexname <> 'copies_pkey';
+ALTER TABLE recordings DISABLE TRIGGER USER;
 ALTER TABLE recordings DROP CONSTRAINT recordings_pkey;
 ALTER TABLE media DROP CONSTRAINT media_pkey;
 DO $$ DECLARE name text; BEGIN

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import cases, listening, proof
+from bench import cases, listening, proof, searching
 from bench.lab import EARLIER, TRANSFERS, Place, place
 
 
@@ -45,6 +45,10 @@ def main() -> None:
             "start": lambda p: cases.starts(p, "small"),
             # Compared with nothing that would suffer the same: before others leave gigabytes to be freed.
             "discovery": lambda p: cases.discovery(p, 20_000 if quick else 100_000),
+            "search": lambda p: [
+                searching.discovery_beside(p, 20_000 if quick else 100_000),
+                *searching.search(p, count),
+            ],
             "windows": lambda p: cases.windows(p, 10),
             "s3": lambda p: cases.copying(p, "s3", "small", files, small(), 1.15),
             "file": lambda p: cases.copying(p, "file", "small", files, small(), 0.45),

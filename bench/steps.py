@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from archiver.catalog.catalog import Query
+from archiver.catalog.catalog import Limits, Query
+from archiver.catalog.face import FaceCatalog
 from archiver.commands.common import run
 from archiver.common import log
 from archiver.model import Body, Window
+from archiver.service import searching
 from archiver.service.wiring import Archive, opened
 from archiver.settings import config
 from archiver.sync import commit, poll
@@ -85,6 +90,63 @@ async def catalog(archive: Archive, _: str) -> dict[str, float]:
             await step()
             taken.append((time.monotonic() - began) * 1000)
         found[name] = statistics.quantiles(taken, n=100)[percent - 1]
+    return found
+
+
+async def search(archive: Archive, count: str) -> dict[str, float]:
+    """Milliseconds, the 95th percentile, that a page of a search takes."""
+    calls, chance = int(count), random.Random(1)
+    scope = Limits(agents=tuple(f"Agent {n}" for n in range(100, 400)))
+    cases: dict[str, Callable[[], tuple[Limits, Query]]] = {
+        "text that occurs once": lambda: (Limits(), Query(text=f"needle{chance.randint(1, calls)}")),
+        "text that occurs nowhere": lambda: (Limits(), Query(text=f"absent{chance.randint(1, calls)}")),
+        "a word that is frequent": lambda: (Limits(), Query(text=f"word{chance.randint(0, 50)}")),
+        "number by its last digits": lambda: (
+            Limits(),
+            Query(number=f"{chance.randint(0, calls // 20 - 1) * 104729 % 10**10:010}"[-7:]),
+        ),
+        "rare agent": lambda: (Limits(), Query(agent="rare bird")),
+        "frequent agent": lambda: (Limits(), Query(agent=f"agent {chance.randint(100, 2999)}")),
+        "newest of everything": lambda: (Limits(), Query()),
+        "newest of one source": lambda: (Limits(), Query(source=f"s{chance.randint(0, 19)}")),
+        "newest of a rare source": lambda: (Limits(), Query(source="s20")),
+        "newest of a scope of 300 agents": lambda: (scope, Query()),
+    }
+    face = await FaceCatalog.open(archive.config.database_url.get_secret_value())
+    found = {}
+    for name, make in cases.items():
+        taken = []
+        for _ in range(100):
+            limits, query = make()
+            began = time.monotonic()
+            rows, _ = await face.look(limits, replace(query, newest=True))
+            taken.append((time.monotonic() - began) * 1000)
+            assert bool(rows) == (name != "text that occurs nowhere"), (name, query)
+        found[name] = statistics.quantiles(taken, n=100)[94]
+    await face.close()
+    return found
+
+
+async def search_filled(archive: Archive, count: str) -> dict[str, float]:
+    """Calls that the search takes in each second, of such as have changed."""
+    some = f"SELECT md5(n::text) FROM generate_series(1, {int(count)}) n"
+    async with archive.catalog._transaction() as c:
+        await c.execute(f"UPDATE recordings SET queue = 'other' WHERE recording_id IN ({some})")
+    began, done = time.monotonic(), 0
+    while taken := await archive.catalog.index():
+        done += taken
+    return {"rate": done / (time.monotonic() - began)}
+
+
+async def discovery_beside(archive: Archive, how: str) -> dict[str, float]:
+    """As discovery, while the search is filled; ``off``: without anything of it."""
+    if how == "off":
+        async with archive.catalog._transaction() as c:
+            await c.execute("ALTER TABLE recordings DISABLE TRIGGER USER")
+        return await discovery(archive, "")
+    filling = asyncio.create_task(searching.keep(archive.catalog))
+    found = await discovery(archive, "")
+    filling.cancel()
     return found
 
 

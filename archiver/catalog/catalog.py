@@ -21,10 +21,11 @@ from .ledger import Ledger, Ledgers
 from .locks import Locks
 from .lookups import Lookups
 from .migrations import migrations, newest, other_version
-from .query import Query
+from .query import Limits, Query
 from .rebuilding import Rebuilding, RebuildProgress
 from .results import Results
 from .schema import Need, Schema
+from .searching import Behind
 from .shares import Shares
 from .to_rows import Retold
 from .verification import Reading, Verification
@@ -34,12 +35,14 @@ from .watching import LATELY, Numbers, Watching
 __all__ = [
     "LATELY",
     "LONGEST_PAUSE",
+    "Behind",
     "Catalog",
     "Document",
     "Drill",
     "Entry",
     "Heard",
     "Ledger",
+    "Limits",
     "LogState",
     "Need",
     "Numbers",

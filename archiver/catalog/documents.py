@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from ..model import holdable
-from .database import Database
+from .found import Key
 from .from_rows import Document, copy_document, copy_from, medium_document, recording_document
-from .query import Query, where_of
+from .query import Limits, Query
+from .searching import Searching
 
 RECORDINGS_OF = """
 SELECT r.*, s.kind FROM unnest($1::text[], $2::text[]) AS k (source, recording_id)
@@ -34,7 +34,7 @@ CROSS JOIN LATERAL (
 ORDER BY source, recording_id, media_id"""
 
 
-class Documents(Database):
+class Documents(Searching):
     """Recordings with their media and copies."""
 
     async def documents(
@@ -74,30 +74,18 @@ class Documents(Database):
 
     async def find(self, query: Query) -> AsyncIterator[Document]:
         """Recordings by start, oldest first or newest; streamed in batches, so that the archive may be large."""
-        where, values = where_of(query)
-        order, compared = (" DESC", "<") if query.newest else ("", ">")
+        behind = await self.caught_up()
         left = query.limit
-        after: tuple[datetime, str, str] | None = None
+        after: Key | None = None
         while left is None or left > 0:
             size = min(500, left) if left is not None else 500
-            conditions, arguments = list(where), list(values)
-            if after is not None:
-                n = len(arguments)
-                conditions.append(f"(r.started_at, r.source, r.recording_id) {compared} (${n + 1}, ${n + 2}, ${n + 3})")
-                arguments += after
-            # Only column names of ours are put together here; every value is an argument.
-            statement = (
-                "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
-                + (" WHERE " + " AND ".join(conditions) if conditions else "")
-                + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {size}"
-            )
             async with self._connection() as c:
-                rows = await c.fetch(statement, *arguments)
+                rows = await self._found(c, query, Limits(), size, after, behind, all_=True)
                 found = await self._documents(c, [(r[1], r[2]) for r in rows])
             for row in rows:
                 if (row[1], row[2]) in found:
                     yield found[row[1], row[2]][0]
             if len(rows) < size:
                 return
-            after = (rows[-1][0], rows[-1][1], rows[-1][2])
+            after = rows[-1]
             left = left - len(rows) if left is not None else None

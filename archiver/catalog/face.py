@@ -5,10 +5,10 @@ Calls are read in read-only transactions, everything within three seconds; the o
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,12 +19,13 @@ from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
 from .catalog import Catalog, Document, Query
-from .query import like, where_of
+from .query import Limits
 
 #: Of a statement, in milliseconds.
 PATIENCE = 3000
 #: Rows of a page.
 PAGE = 50
+TOO_LONG = "this search takes too long: name a shorter span, or another filter"
 
 ADD_SESSION = """
 INSERT INTO sessions (id, name, account, address, since, seen) VALUES ($1, $2, $3, $4, $5, $5)
@@ -77,61 +78,6 @@ ON CONFLICT (id) DO UPDATE SET stores = a.stores || excluded.stores WHERE NOT a.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The one predicate of scope: calls of one of these sources and queues and agents; an empty part limits nothing.
-
-    A call without queue or agent is in no scope of queues or agents. ``*`` is a wildcard; case does not matter.
-    """
-
-    sources: tuple[str, ...] = ()
-    queues: tuple[str, ...] = ()
-    agents: tuple[str, ...] = ()
-
-    def conditions(self, values: list[Any]) -> list[str]:
-        """SQL over ``recordings r``; its arguments are added to ``values``."""
-
-        def value(given: Any) -> str:
-            values.append(given)
-            return f"${len(values)}"
-
-        where = []
-        if self.sources:
-            where.append(f"r.source = ANY({value(list(self.sources))}::text[])")
-        if self.queues:
-            where.append(f"r.queue ILIKE ANY({value([like(queue) for queue in self.queues])}::text[])")
-        if self.agents:
-            where.append(self._of_agents(value))
-        return where
-
-    def _of_agents(self, value: Callable[[Any], str]) -> str:
-        """An agent of the call is one of these, by number, name or user; or a whole number is any party's.
-
-        Some recorders tell no agent, and of an internal call the other one. A name says nothing of other parties, nor
-        does a part of a number: customers have both.
-        """
-        likes = value([like(agent) for agent in self.agents])
-        numbers = value([holdable(agent) for agent in self.agents if "*" not in agent])
-        agent = " OR ".join(f"p->>'{key}' ILIKE ANY({likes}::text[])" for key in ("number", "name", "user"))
-        party = f"p->>'number' = ANY({numbers}::text[]) OR (p->>'role' = 'agent' AND ({agent}))"
-        parties = f"SELECT FROM jsonb_array_elements(r.parties) p WHERE {party}"
-        return f"(r.agent ILIKE ANY({likes}::text[]) OR EXISTS ({parties}))"
-
-    def of_events(self, values: list[Any], name: str) -> list[str]:
-        """SQL over ``audit a``: events about calls in scope, and the account's own; its arguments are added."""
-        if not (self.sources or self.queues or self.agents):
-            return []
-        calls = Limits(queues=self.queues, agents=self.agents).conditions(values)
-        if calls:
-            of = "r.source = a.source AND r.recording_id = a.recording_id"
-            calls = [f"EXISTS (SELECT FROM recordings r WHERE {of} AND {' AND '.join(calls)})"]
-        if self.sources:
-            values.append(list(self.sources))
-            calls.append(f"a.source = ANY(${len(values)}::text[])")
-        values.append(name)
-        return [f"(a.who = ${len(values)} OR ({' AND '.join(calls)}))"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that was done."""
 
@@ -154,12 +100,8 @@ class FaceCatalog(Catalog):
     async def _prepare(self, connection: Any) -> None:
         await super()._prepare(connection)
         await connection.execute(f"SET statement_timeout = {PATIENCE}; SET default_transaction_read_only = on")
-
-    @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[Any]:
-        async with self._transaction() as c:
-            await c.execute("SET TRANSACTION READ WRITE")
-            yield c
+        # What is looked for decides how: a plan for anything takes what is rare for what is frequent.
+        await connection.execute("SET plan_cache_mode = force_custom_plan")
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -170,30 +112,20 @@ class FaceCatalog(Catalog):
 
         Raises ValueError for a bad place, and where it takes longer than three seconds.
         """
-        where, values = where_of(query)
-        where += limits.conditions(values)
-        order, compared = (" DESC", "<") if query.newest else ("", ">")
-        if after is not None:
-            place = _place(after, 3)
-            n = len(values)
-            where.append(f"(r.started_at, r.source, r.recording_id) {compared} (${n + 1}, ${n + 2}, ${n + 3})")
-            values += place
-        # Only column names of ours are put together here; every value is an argument.
-        statement = (
-            "SELECT r.started_at, r.source, r.recording_id FROM recordings r"
-            + (" WHERE " + " AND ".join(where) if where else "")
-            + f" ORDER BY r.started_at{order}, r.source{order}, r.recording_id{order} LIMIT {limit + 1}"
-        )
+        place: Any = _place(after, 3) if after is not None else None
+        behind = await self.caught_up()
         try:
-            async with self._connection() as c:
-                rows = await c.fetch(statement, *values)
-                found = await self._documents(c, [(r[1], r[2]) for r in rows[:limit]])
+            async with asyncio.timeout(PATIENCE / 1000), self._connection() as c:
+                keys = await self._found(c, query, limits, limit + 1, place, behind)
+                found = await self._documents(c, [(key[1], key[2]) for key in keys[:limit]])
+        except TimeoutError:
+            raise ValueError(TOO_LONG) from None
         except CatalogBusy as busy:
             if type(busy.__cause__) is not asyncpg.QueryCanceledError:
                 raise
-            raise ValueError("this search takes too long: name a shorter span, or another filter") from None
-        shown = [found[r[1], r[2]][0] for r in rows[:limit] if (r[1], r[2]) in found]
-        last = rows[limit - 1] if len(rows) > limit else None
+            raise ValueError(TOO_LONG) from None
+        shown = [found[key[1:]][0] for key in keys[:limit] if key[1:] in found]
+        last = keys[limit - 1] if len(keys) > limit else None
         return shown, _as_place(utc_text(last[0]), last[1], last[2]) if last is not None else None
 
     async def call(self, limits: Limits, source: str, recording_id: str) -> tuple[Document, int] | None:

@@ -69,7 +69,10 @@ RENAME_SOURCE = (
     "DELETE FROM sources WHERE name = $2 AND name <> $1",
     """INSERT INTO sources (name, kind, start_at, covered, cursor, polled_at, retention, origin, account)
 SELECT $2, kind, start_at, covered, cursor, polled_at, retention, origin, account FROM sources WHERE name = $1""",
-    *(f"UPDATE {table} SET source = $2 WHERE source = $1" for table in ("listings", "rejected", "lookups")),
+    *(
+        f"UPDATE {table} SET source = $2 WHERE source = $1"
+        for table in ("listings", "rejected", "lookups", "search_pending")
+    ),
     "DELETE FROM claims WHERE source IN ($1, $2)",
     "DELETE FROM shares WHERE source IN ($1, $2)",
     "DELETE FROM totals WHERE source = $2 AND source <> $1",

@@ -107,7 +107,11 @@ async def _watch(config: Config) -> None:
     type=click.Choice(FLAGS),
     help="Kept as evidence: the end mark is missing, nobody could check it, far less audio than told.",
 )
-@click.option("--text", help="Anywhere in ids, names, queues, attributes and what the vendor sent.")
+@click.option(
+    "--text",
+    help="Words of ids, names, queues, attributes and what the vendor sent, all of which occur;"
+    " * at the end of one: its beginning.",
+)
 @click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s.")
 @click.option("--shorter-than", type=Span(), help="Calls that last less.")
 @click.option("--number", help="Of either party, however written.")
@@ -122,12 +126,13 @@ def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
     from ..common.numbers import understood
     from . import render
 
+    config = load()
     if filters["number"] is not None:
         try:
-            filters["number"] = understood(filters["number"])[0]
+            number = understood(filters["number"], config.countries)
         except ValueError as error:
             raise click.UsageError(f"--number: {plain(error)}") from None
-    config = load()
+        filters |= {"number": number.ending, "code": number.code, "abroad": number.abroad}
     most = None if limit or as_json or not sys.stdout.isatty() else 100
     query = Query(limit=most + 1 if most else limit, **filters)
 

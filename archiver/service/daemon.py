@@ -32,7 +32,7 @@ from ..settings.config import Stamp
 from ..sync import commit, poll
 from ..sync.feeds import Feed, Outlet, using
 from ..upkeep import audit, certify
-from . import conditions, identity, live, reload, report, wiring
+from . import conditions, identity, live, reload, report, searching, wiring
 from .schedule import next_poll, period, trigger
 from .watch import Watch
 from .wiring import Archive
@@ -112,7 +112,7 @@ class Daemon:
                 for name in self.archive.feeds:
                     self._start_polls(group, name)
                 beside = [self._keep_database(), self.watch.run(), self._watch_over(), self._verify_forever()]
-                beside.append(self._keep_config(group))
+                beside += [self._keep_config(group), searching.keep(self.archive.catalog)]
                 for work in beside:
                     self._beside(group, work)
                 self.watch.beat("schedule")

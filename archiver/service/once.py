@@ -19,6 +19,7 @@ from ..sync.engine import Engine
 from ..sync.feeds import Feed
 from ..sync.record import Polled
 from ..sync.windows import plan
+from . import searching
 from .wiring import Archive, prove_stores
 
 
@@ -113,6 +114,8 @@ async def run_once(
         watching = group.create_task(others.watch())
         await engine.run(until=lambda: others.until(last) if all(task.done() for task in listing) else None)
         watching.cancel()
+    if wanted is None and call_ids is None:
+        await searching.some(catalog)
     counts = await catalog.counts(list(names))
     for name, summary in summaries.items():
         within = (await catalog.counts([name], spans[name])) if name in spans else counts

@@ -69,6 +69,11 @@ class Config:
     #: Every file that was read, as it was when it was read.
     files: Mapping[Path, Stamp] = field(repr=False)
 
+    @property
+    def countries(self) -> dict[str, str]:
+        """By source the country whose national numbers it tells, where that is known."""
+        return {name: source.options.country for name, source in self.sources.items() if source.options.country}
+
 
 def kinds(group: Literal["archiver.sources", "archiver.stores"]) -> dict[str, EntryPoint]:
     """The installed kinds of sources or stores, ours and others', not loaded yet."""

@@ -215,6 +215,8 @@ class SourceOptions(Strict):
     enabled: bool = True
     #: IANA name of the zone of the API's zone-less times.
     timezone: str | None = None
+    #: The country whose national numbers it tells, like GB: what is typed nationally is understood by it.
+    country: str | None = None
     #: Calls are archived from this moment on, like 2024-01-01; none: from 24 h before the first start.
     start: datetime | None = None
     #: How often to look for calls: a duration or a cron expression.
@@ -254,6 +256,17 @@ class SourceOptions(Strict):
     largest: Size = 8 << 30
     #: Where the recordings have no container: their coding and rate, like raw:ulaw:8000.
     audio: str | None = None
+
+    @field_validator("country")
+    @classmethod
+    def _country_is_known(cls, region: str | None) -> str | None:
+        if region is not None:
+            # It takes a while to load; few name one.
+            from ..common.numbers import is_country
+
+            if not is_country(region):
+                raise ValueError(f'"{region}" is no country; write its two letters, like "GB"')
+        return region
 
     @field_validator("base_url")
     @classmethod

@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import ArchiverError
+from ..model import utc_text
 from . import pages_text
 from .desk import WHO, ArchiveDesk
 from .pages_call import _wanted
@@ -75,7 +76,8 @@ class Api:
         after = given.pop("after", None)
         await self.desk.record(request, "search", details=given)
         found = await self.desk.search(request[WHO], Filters(values=given, after=after), limit)
-        return _page(request, "recordings", list(found.rows), found.next)
+        behind = {"behind": found.behind or 0.0, "before": utc_text(found.before) if found.before else None}
+        return _page(request, "recordings", list(found.rows), found.next, {"search": behind})
 
     async def recording(self, request: web.Request) -> web.Response:
         """``GET /recordings/{source}/{recording_id}``; its ETag is made of all that it tells."""

@@ -7,15 +7,15 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from ..catalog.catalog import Query
-from ..catalog.face import PAGE, Event, FaceCatalog, Limits
+from ..catalog.catalog import Limits, Query
+from ..catalog.face import PAGE, Event, FaceCatalog
 from ..common import numbers
 from ..model import Flag, State
 from ..ports import Decrypts, Sink, Source, Store
@@ -28,9 +28,6 @@ from .pages_desk import Document, Filters, Found, Reader
 
 #: A log-in that is not used ends, and each ends some day.
 IDLE, LONGEST = timedelta(minutes=30), timedelta(hours=12)
-#: What is sought in numbers and texts is sought in so many days, unless others are named.
-SPAN = timedelta(days=31)
-_FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +108,7 @@ class ArchiveDesk:
     async def search(self, who: Reader, filters: Filters, limit: int = PAGE) -> Found:
         told = filters.values
         start, end = _moment(told, "from"), _moment(told, "to")
-        number, shown = numbers.understood(told["number"]) if told.get("number") else (None, None)
-        if (number or told.get("text")) and start is None:
-            start = max(end or self.catalog.clock.now(), _FIRST + SPAN) - SPAN
+        number = numbers.understood(told["number"], self.config.countries) if told.get("number") else None
         query = Query(
             source=told.get("source"),
             start=start,
@@ -126,13 +121,17 @@ class ArchiveDesk:
             text=told.get("text"),
             longer_than=_span(told, "longer_than"),
             shorter_than=_span(told, "shorter_than"),
-            number=number,
+            number=number.ending if number is not None else None,
+            code=number.code if number is not None else None,
+            abroad=number.abroad if number is not None else (),
             agent=told.get("agent"),
             queue=told.get("queue"),
             newest=told.get("order") != "oldest",
         )
         rows, next_ = await self.catalog.look(self.limits(who), query, limit, after=filters.after)
-        return Found(rows=rows, next=next_, number=shown)
+        behind = await self.catalog.behind()
+        shown = number.shown if number is not None else None
+        return Found(rows=rows, next=next_, number=shown, behind=behind.seconds, before=behind.before)
 
     async def call(self, who: Reader, source: str, recording_id: str) -> Document | None:
         found = await self.catalog.call(self.limits(who), source, recording_id)

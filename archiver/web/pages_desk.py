@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -33,6 +34,8 @@ class Found:
     next: str | None = None
     #: How many seconds the search is behind the archive; None: not at all, or not known.
     behind: float | None = None
+    #: What began before this moment, and was archived by an older version, is not found yet; None: all is.
+    before: datetime | None = None
     #: How a number was understood, where it was.
     number: str | None = None
 

@@ -63,7 +63,7 @@ async def search(request: web.Request, desk: Desk, who: Reader, may: Mapping[str
         flags=[(key, view.say(name)) for key, name in pages.FLAGS.items()],
         shortcuts=_shortcuts(view, here),
         understood=view.say(pages_text.N_("%(number)s, in all spellings"), number=found.number) if found.number else "",
-        behind=_behind(view, found.behind),
+        behind=_behind(view, found),
         rows=found.rows if status == 200 else None,
         heading=view.say(pages_text.N_("Calls found")) if filters else view.say(pages_text.N_("The newest calls")),
         next="/" + pages.query(here, after=found.next) if found.next else None,
@@ -73,12 +73,17 @@ async def search(request: web.Request, desk: Desk, who: Reader, may: Mapping[str
     return response
 
 
-def _behind(view: View, seconds: float | None) -> str:
-    if seconds is None or seconds < 5:
+def _behind(view: View, found: Found) -> str:
+    if found.before is not None:
+        return view.say(
+            pages_text.N_("The search is being filled: calls from before %(when)s may be missing here."),
+            when=pages_text.when(utc_text(found.before), view.zone),
+        )
+    if found.behind is None or found.behind < 5:
         return ""
     return view.say(
         pages_text.N_("The search is %(span)s behind: the newest calls may be missing here."),
-        span=pages_text.span(seconds),
+        span=pages_text.span(found.behind),
     )
 
 
