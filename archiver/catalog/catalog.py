@@ -14,7 +14,7 @@ from .descriptions import Descriptions
 from .discovery import Discovery, Recorded
 from .documents import Documents
 from .drills import Drill, Drills
-from .from_rows import Document, copy_document, with_results
+from .from_rows import Document, copy_document, with_results, without_salt
 from .history import History
 from .identity import Identity
 from .ledger import Ledger, Ledgers
@@ -56,6 +56,7 @@ __all__ = [
     "newest",
     "other_version",
     "with_results",
+    "without_salt",
 ]
 
 

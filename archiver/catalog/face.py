@@ -18,7 +18,7 @@ import asyncpg
 from ..errors import CatalogBusy
 from ..model import holdable, holdable_tree, utc_text
 from ..proof.layout import ulid
-from .catalog import Catalog, Document, Query
+from .catalog import Catalog, Document, Query, without_salt
 from .query import Limits
 
 #: Of a statement, in milliseconds.
@@ -124,7 +124,7 @@ class FaceCatalog(Catalog):
             if type(busy.__cause__) is not asyncpg.QueryCanceledError:
                 raise
             raise ValueError(TOO_LONG) from None
-        shown = [found[key[1:]][0] for key in keys[:limit] if key[1:] in found]
+        shown = [without_salt(found[key[1:]][0]) for key in keys[:limit] if key[1:] in found]
         last = keys[limit - 1] if len(keys) > limit else None
         return shown, _as_place(utc_text(last[0]), last[1], last[2]) if last is not None else None
 
@@ -137,7 +137,7 @@ class FaceCatalog(Catalog):
                 return None
             found = await self._documents(c, [(source, recording_id)])
         told = found.get((values[0], values[1]))
-        return (told[0], told[1]) if told is not None else None
+        return (without_salt(told[0]), told[1]) if told is not None else None
 
     # -- log-ins -----------------------------------------------------------------------------------------------------
 

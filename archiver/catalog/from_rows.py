@@ -154,6 +154,11 @@ def recording_document(row: Any, media: list[Document]) -> Document:
     }
 
 
+def without_salt(document: Document) -> Document:
+    """For whoever is no store: with the salt what a certificate commits to could be guessed by others."""
+    return {name: value for name, value in document.items() if name != "salt"}
+
+
 def _seconds(duration: timedelta | None) -> float | None:
     return duration.total_seconds() if duration is not None else None
 

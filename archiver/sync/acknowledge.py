@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import structlog
 
-from ..catalog.catalog import Catalog, Document
+from ..catalog.catalog import Catalog, Document, without_salt
 from ..errors import Scope, SourceError
 from ..ports import Acknowledges
 from .feeds import Feed, Outlet, using
@@ -41,7 +41,7 @@ async def _acknowledge(
             try:
                 async with shares.polling(feed.name):
                     if document is not None:
-                        await source.acknowledge(_located(document[0], outlets))
+                        await source.acknowledge(_located(without_salt(document[0]), outlets))
                 await catalog.told(feed.name, of, recording_id)
             except SourceError as error:
                 later = next_try(attempts + 1, feed.options.retry, 0.5)

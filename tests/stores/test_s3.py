@@ -28,7 +28,9 @@ from archiver.errors import (
 )
 from archiver.model import Body
 from archiver.proof.layout import DESCRIBING
-from archiver.stores.s3 import S3Options, S3Store, _base64, _Problem, _Traits
+from archiver.stores.s3 import S3Options, S3Store
+from archiver.stores.s3_bucket import Traits, base64_of
+from archiver.stores.s3_problems import Problem
 from archiver.testing.stores import StoreContract, keys, read, spooled
 from archiver.wire.sigv4 import Signer
 from archiver.wire.store import Upload
@@ -120,7 +122,7 @@ class TestWithoutHelp(TestContract):
     @pytest_asyncio.fixture
     async def store(self, seaweed, bucket):
         store = a_store(seaweed, multipart_threshold="5MiB", part_size="5MiB", page_size=1000)
-        store._traits = _Traits(verifies=False, conditional=False)
+        store.traits = Traits(verifies=False, conditional=False)
         yield store
         await store.close()
 
@@ -138,10 +140,10 @@ async def test_seaweed_verifies_and_never_overwrites(store):
 async def test_the_server_refuses_an_object_of_another_hash(store):
     """What makes the receipt worth anything. SeaweedFS checks the checksum header, not x-amz-content-sha256 alone."""
     sent, told = Body.of(b"wrong"), Body.of(b"right")
-    headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
+    headers = {"x-amz-checksum-sha256": base64_of(told.sha256)}
     upload = Upload(sent)
-    with pytest.raises(_Problem) as caught:
-        async with store._ask("PUT", "wrong/hash", headers=headers, upload=upload, sha256=sent.sha256):
+    with pytest.raises(Problem) as caught:
+        async with store.client.ask("PUT", "wrong/hash", headers=headers, upload=upload, sha256=sent.sha256):
             pass
     assert isinstance(caught.value.error("put"), StoreDown)
     assert await store.stat("wrong/hash") is None
@@ -151,11 +153,13 @@ async def test_the_server_refuses_a_part_of_another_hash(store, seaweed):
     client = a_client(seaweed)
     upload_id = client.create_multipart_upload(Bucket="calls", Key="wrong/part", ChecksumAlgorithm="SHA256")["UploadId"]
     sent, told = Body.of(b"wrong"), Body.of(b"right")
-    headers = {"x-amz-checksum-sha256": _base64(told.sha256)}
+    headers = {"x-amz-checksum-sha256": base64_of(told.sha256)}
     upload = Upload(sent)
     query = {"partNumber": "1", "uploadId": upload_id}
-    with pytest.raises(_Problem):
-        async with store._ask("PUT", "wrong/part", query=query, headers=headers, upload=upload, sha256=sent.sha256):
+    with pytest.raises(Problem):
+        async with store.client.ask(
+            "PUT", "wrong/part", query=query, headers=headers, upload=upload, sha256=sent.sha256
+        ):
             pass
     client.abort_multipart_upload(Bucket="calls", Key="wrong/part", UploadId=upload_id)
     client.close()
@@ -343,7 +347,7 @@ def test_the_signing_key_is_that_of_the_day():
 )
 def test_a_bucket_has_one_address(changes, expected):
     options = {"kind": "s3", "bucket": "calls", "region": "eu-west-3"}
-    assert S3Store("main", S3Options(**(options | changes)))._bucket_url() == expected
+    assert S3Store("main", S3Options(**(options | changes))).client.bucket_url() == expected
 
 
 @pytest.mark.parametrize(
