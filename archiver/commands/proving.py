@@ -247,13 +247,17 @@ def try_rebuild(config: Config, store: str, sample: int | None, as_json: bool) -
     """Exit code 1 where a rebuild would differ from the live catalog."""
     from ..catalog.catalog import Need
     from ..service import identity, wiring
+    from ..upkeep import public_log
     from ..upkeep.rebuild import drill as rebuild_beside
 
     async def work() -> Any:
         async with wiring.opened(config, Need.SAME) as archive:
             keys = {name: source.cls.listing_key for name, source in config.sources.items()}
             away.append(await identity.elsewhere(config, archive.catalog))
-            return await rebuild_beside(archive.catalog, archive.outlets[store], keys, archive.spool, sample=sample)
+            catalog, outlet, spool = archive.catalog, archive.outlets[store], archive.spool
+            report = await rebuild_beside(catalog, outlet, keys, spool, sample=sample)
+            report.damaged += await public_log.drill(config, catalog, spool, outlet)
+            return report
 
     away: list[tuple[str, str] | None] = []
     report = run(work())

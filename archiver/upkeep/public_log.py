@@ -241,7 +241,7 @@ class PublicLog:
         known = Log()
         for first in range(0, newest.size, PAGE):
             last = min(first + PAGE, newest.size)
-            read = await self._read_all(newest.outlet, entry_names(first, last, newest.size))
+            read = await self.read_all(newest.outlet, entry_names(first, last, newest.size))
             page = list(entries(first, last, newest.size, read))
             known.append(page)
             await self.catalog.take_entries(first, [Entry.read(entry) for entry in page])
@@ -345,10 +345,10 @@ class PublicLog:
                 await self.put(outlet, name, data)
 
     async def _opened(self, outlet: Outlet, checkpoint: Checkpoint) -> Log:
-        read = await self._read_all(outlet, edge_names(checkpoint.size))
+        read = await self.read_all(outlet, edge_names(checkpoint.size))
         return await asyncio.to_thread(Log.open, checkpoint.size, checkpoint.root, read)
 
-    async def _read_all(self, outlet: Outlet, names: Sequence[str]) -> Callable[[str], bytes]:
+    async def read_all(self, outlet: Outlet, names: Sequence[str]) -> Callable[[str], bytes]:
         return {name: await self.read(outlet, name) for name in names}.__getitem__
 
     async def read(self, outlet: Outlet, name: str) -> bytes:
@@ -389,6 +389,31 @@ class PublicLog:
         self.heads.pop(name, None)
         self.away[name] = f"store {name}: {error}"
         log.warning("proof.store_left_out", store=name, error=str(error))
+
+
+async def drill(config: Config, catalog: Catalog, spool: Spool, outlet: Outlet) -> list[str]:
+    """What a rebuilt catalog would lack of the log that this one knows; nothing: that store holds all of it.
+
+    Reads every entry in the store; changes nothing. Raises StoreError, CatalogDown.
+    """
+    state = await catalog.log_state()
+    if state.size == 0 or state.note is None:
+        return []
+    try:
+        who = await asyncio.to_thread(identity, config, make=False)
+        public = PublicLog(catalog, spool, who, {outlet.name: outlet})
+        ours = open_checkpoint(state.note, [who.verifier])
+        there = Log()
+        for first in range(0, ours.size, PAGE):
+            last = min(first + PAGE, ours.size)
+            read = await public.read_all(outlet, entry_names(first, last, ours.size))
+            there.append(list(entries(first, last, ours.size, read)))
+        note = await public.read(outlet, checkpoint_name(ours.size))
+        if there.root != ours.root or open_checkpoint(note, [who.verifier]) != ours:
+            return [f"_proof/: the log in store {outlet.name} is not the one that this catalog knows"]
+    except (ProofError, StoreMissing) as error:
+        return [f"_proof/: {error}"]
+    return []
 
 
 async def _listed(outlet: Outlet, prefix: str, after: str) -> AsyncIterator[str]:

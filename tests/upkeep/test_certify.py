@@ -17,7 +17,7 @@ from archiver.proof.note import ProofError, Verifier, open_checkpoint, read_tlog
 from archiver.service import proof as of_service
 from archiver.upkeep.certify import Report, certify
 from archiver.upkeep.proofs import Proofs
-from archiver.upkeep.public_log import BehindError, identity
+from archiver.upkeep.public_log import BehindError, drill, identity
 from tests.engine import Rig, a_recorder, archiving
 
 DAY = timedelta(days=1)
@@ -317,6 +317,27 @@ async def test_one_recording_is_proved_by_files_that_need_no_archive(tmp_path, d
             opened = files[f"{document['handle']}.disclosure.txt"].decode().strip()
             assert about(opened) == json.loads(line)["about"]
             assert document["media"][0]["sha256"] == json.loads(line)["media"][0]["sha256"]
+
+
+async def test_a_drill_tells_where_a_store_lacks_the_log(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, stores=two_stores(tmp_path), start="2024-05-18") as rig:
+        archive = rig.archive
+
+        async def drilled(store: str) -> list[str]:
+            return await drill(archive.config, rig.catalog, archive.spool, archive.outlets[store])
+
+        await rig.sync()
+        assert await drilled("disk") == []
+        await later(rig, 2)
+        await issue(rig)
+        assert [await drilled("disk"), await drilled("spare")] == [[], []]
+        (bundle,) = (store_of(rig, "spare") / "_proof/log/tile/entries").rglob("*.p/*")
+        held = bundle.read_bytes()
+        bundle.write_bytes(held.replace(b'"listed":3', b'"listed":2'))
+        assert "is not the one that this catalog knows" in (await drilled("spare"))[0]
+        bundle.unlink()
+        assert "no object" in (await drilled("spare"))[0] or "_proof/" in (await drilled("spare"))[0]
 
 
 async def test_two_that_certify_at_once_issue_each_day_once(tmp_path, database, clock):
