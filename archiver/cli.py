@@ -15,6 +15,7 @@ import click
 from . import __version__
 from .commands import (
     archiving,
+    bundling,
     completing,
     first_config,
     getting,
@@ -43,7 +44,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     ),
     "Let people in": (serving.serve, serving.user, serving.token, serving.audit),
     "Tell who is who": (identity.source, identity.store, identity.rename),
-    "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy),
+    "Prove and repair": (proving.verify, proving.reconcile, proving.rebuild, proving.copy, bundling.bundle),
 }
 
 
