@@ -25,7 +25,7 @@ import jsonschema
 import pytest
 
 from archiver.catalog.face import Event
-from archiver.errors import StoreError
+from archiver.errors import CatalogDown, StoreError
 from archiver.proof import bundle, cover, note
 from archiver.proof.bundle import Call, Heard
 from archiver.proof.note import FileKey
@@ -347,6 +347,21 @@ async def test_bad_input_is_one_clear_line_and_leaves_nothing(archive: Filled, t
         assert words in said.err, (line, said)
         assert not said.out
         assert [path.name for path in tmp_path.iterdir()] == ["taken"], line
+
+
+async def test_what_can_not_be_written_down_is_not_taken_out(tmp_path: Path, database: str, clock: Any):
+    sim = a_recorder(calls=1)
+    stores = {"near": {"kind": "file", "path": str(tmp_path / "near")}}
+    async with archiving(tmp_path, database, sim, stores=stores, clock=clock) as rig:
+        await rig.sync()
+        async with rig.catalog._transaction() as c:
+            await c.execute("ALTER TABLE audit RENAME TO elsewhere")
+        made, read = bundler(rig), []
+        made.on_call = read.append
+        with pytest.raises(CatalogDown):
+            await made.write(tmp_path / "case", calls_of(rig))
+        assert (read, made.counts.media) == ([], 0)
+        assert not [path.name for path in tmp_path.iterdir() if "case" in path.name]
 
 
 async def test_bytes_that_change_while_they_are_written_are_not_taken(tmp_path: Path):
