@@ -15,6 +15,7 @@ import click
 from . import __version__
 from .commands import (
     archiving,
+    bundling,
     certifying,
     completing,
     first_config,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
         proving.copy,
         certifying.certify,
         certifying.proof,
+        bundling.bundle,
     ),
 }
 

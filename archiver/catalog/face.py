@@ -200,10 +200,10 @@ class FaceCatalog(Catalog):
         return [_event_document(row) for row in rows[:limit]], next_
 
 
-async def write_down(catalog: Catalog, event: Event) -> None:
-    """The same for a command, which has a catalog that may write."""
+async def write_down(catalog: Catalog, *events: Event) -> None:
+    """The same for a command, which has a catalog that may write: all of them or none."""
     async with catalog._transaction() as c:
-        await c.execute(ADD_AUDIT, *_row(catalog, event))
+        await c.executemany(ADD_AUDIT, [_row(catalog, event) for event in events])
 
 
 async def all_events(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import getpass
 import json
 import signal
 import sys
@@ -166,6 +167,14 @@ async def known_here(config: Config, catalog: Catalog, source: str | None) -> No
     """The same for what asks the catalog: it still knows sources that have left the config."""
     if source not in {None, *config.sources} and source not in {row["name"] for row in await catalog.sources()}:
         known(config, source=source)
+
+
+def me() -> str:
+    """Who types this, as the audit says it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "?"
 
 
 def chosen(config: Config, names: tuple[str, ...]) -> list[str]:

@@ -66,7 +66,7 @@ def get(
     if listed is not None:
         if source is not None or folder is None:
             raise click.UsageError("--listed goes with a folder and without SOURCE: -o calls/")
-        wanted = list(_listed(listed))
+        wanted = list(listed_in(listed))
     elif source is None or recording_id is None:
         raise click.UsageError("say which: SOURCE RECORDING_ID, or --listed FILE")
     else:
@@ -88,7 +88,7 @@ def get(
         sys.exit(INCOMPLETE)
 
 
-def _listed(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+def listed_in(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Raises click.UsageError for a line that is no recording's JSON."""
     for number, line in enumerate(lines, 1):
         try:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,11 +19,13 @@ from .completing import SOURCE
 from .running import tell_live
 
 if TYPE_CHECKING:
+    from ..catalog.catalog import Query
     from ..settings.config import Config
 
 FLAGS = [flag.value for flag in Flag]
 #: `status --watch`: seconds between two looks, and of no answer.
 EVERY, PATIENCE = 2.0, 30.0
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.command()
@@ -88,53 +90,76 @@ async def _watch(config: Config) -> None:
                 await asyncio.sleep(max(EVERY, 5 * (time.monotonic() - began)) if not trouble else EVERY)
 
 
-@click.command("list")
-@click.option("--source", type=SOURCE, metavar="NAME", help="Only this source.")
-@click.option("--from", "start", type=Moment(), help="Started at this moment or later (UTC unless it carries a zone).")
-@click.option("--to", "end", type=Moment(), help="Started before this moment.")
-@click.option("--caller", help="Number; * is a wildcard.")
-@click.option("--callee", help="Number; * is a wildcard.")
-@click.option(
-    "--direction", type=click.Choice(["inbound", "outbound", "internal", "unknown"]), help="As seen from the company."
+#: What chooses recordings; `bundle` takes them, too.
+FILTERS = (
+    click.option("--source", "source", type=SOURCE, metavar="NAME", help="Only this source."),
+    click.option(
+        "--from", "start", type=Moment(), help="Started at this moment or later (UTC unless it carries a zone)."
+    ),
+    click.option("--to", "end", type=Moment(), help="Started before this moment."),
+    click.option("--caller", help="Number; * is a wildcard."),
+    click.option("--callee", help="Number; * is a wildcard."),
+    click.option(
+        "--direction",
+        type=click.Choice(["inbound", "outbound", "internal", "unknown"]),
+        help="As seen from the company.",
+    ),
+    click.option(
+        "--state",
+        type=click.Choice(["pending", "archived", "failed", "gone", "empty"]),
+        help="Of its least finished medium.",
+    ),
+    click.option(
+        "--flag",
+        type=click.Choice(FLAGS),
+        help="Kept as evidence: the end mark is missing, nobody could check it, far less audio than told.",
+    ),
+    click.option(
+        "--text",
+        help="Words of ids, names, queues, attributes and what the vendor sent, all of which occur;"
+        " * at the end of one: its beginning.",
+    ),
+    click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s."),
+    click.option("--shorter-than", type=Span(), help="Calls that last less."),
+    click.option("--number", help="Of either party, however written."),
+    click.option("--agent", help="Part of an agent's name, number or user; * is a wildcard."),
+    click.option("--queue", help="Part of a queue's name; * is a wildcard."),
+    click.option("--newest", is_flag=True, help="Newest first."),
 )
-@click.option(
-    "--state",
-    type=click.Choice(["pending", "archived", "failed", "gone", "empty"]),
-    help="Of its least finished medium.",
-)
-@click.option(
-    "--flag",
-    type=click.Choice(FLAGS),
-    help="Kept as evidence: the end mark is missing, nobody could check it, far less audio than told.",
-)
-@click.option(
-    "--text",
-    help="Words of ids, names, queues, attributes and what the vendor sent, all of which occur;"
-    " * at the end of one: its beginning.",
-)
-@click.option("--longer-than", type=Span(), help="Calls that last longer, like 90s.")
-@click.option("--shorter-than", type=Span(), help="Calls that last less.")
-@click.option("--number", help="Of either party, however written.")
-@click.option("--agent", help="Part of an agent's name, number or user; * is a wildcard.")
-@click.option("--queue", help="Part of a queue's name; * is a wildcard.")
-@click.option("--newest", is_flag=True, help="Newest first.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many (on a terminal: 100).")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
-def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
-    """Recordings, oldest first."""
+
+
+def filtered(command: _F) -> _F:
+    """A command that takes :data:`FILTERS`."""
+    for option in reversed(FILTERS):
+        command = option(command)
+    return command
+
+
+def query_of(config: Config, filters: dict[str, Any], limit: int | None) -> Query:
+    """Raises click.UsageError for a number that is none."""
     from ..catalog.catalog import Query
     from ..common.numbers import understood
-    from . import render
 
-    config = load()
     if filters["number"] is not None:
         try:
             number = understood(filters["number"], config.countries)
         except ValueError as error:
             raise click.UsageError(f"--number: {plain(error)}") from None
-        filters |= {"number": number.ending, "code": number.code, "abroad": number.abroad}
+        filters = filters | {"number": number.ending, "code": number.code, "abroad": number.abroad}
+    return Query(limit=limit, **filters)
+
+
+@click.command("list")
+@filtered
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many (on a terminal: 100).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+def list_recordings(as_json: bool, limit: int | None, **filters: Any) -> None:
+    """Recordings, oldest first."""
+    from . import render
+
+    config = load()
     most = None if limit or as_json or not sys.stdout.isatty() else 100
-    query = Query(limit=most + 1 if most else limit, **filters)
+    query = query_of(config, filters, most + 1 if most else limit)
 
     async def work() -> list[dict[str, Any]]:
         found = []

@@ -13,7 +13,7 @@ import click
 
 from ..common import cells
 from ..errors import ConfigError
-from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, load, run
+from .common import INCOMPLETE, Moment, Span, answer, as_json, as_text, catalog_of, console, load, me, run
 from .completing import SOURCE
 
 if TYPE_CHECKING:
@@ -117,14 +117,7 @@ def _record(config: Any, action: str, name: str) -> None:
 def _mine(action: str, details: dict[str, Any]) -> Event:
     from ..catalog.face import Event
 
-    return Event(who=_me(), role="", means="command", address="", action=action, details=details)
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "?"
+    return Event(who=me(), role="", means="command", address="", action=action, details=details)
 
 
 _role = click.option("--role", required=True, help="agent, supervisor, compliance, auditor or admin.")

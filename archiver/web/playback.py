@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -221,8 +221,6 @@ class Playback:
 
     async def _decoded(self, wanted: Wanted, source: Path, ext: str, target: Path) -> dict[str, Any]:
         """What the child says, once the target holds what it decoded. Raises NotPlayable and Unavailable."""
-        if importlib.util.find_spec("av") is None:
-            raise NotPlayable('playing needs PyAV: pip install "archiver[web]"; until then download it')
         size = (await asyncio.to_thread(source.stat)).st_size
         job = {
             "source": str(source),
@@ -233,7 +231,7 @@ class Playback:
         }
         began = time.monotonic()
         try:
-            told = await _asked(json.dumps(job).encode())
+            told = await decode(job)
         except NotPlayable as error:
             log.warning("playback.refused", sha256=wanted.sha256, error=str(error))
             raise self._refuse(wanted.sha256, str(error)) from None
@@ -266,8 +264,10 @@ def _playable(told: dict[str, Any], sha256: str, path: Path, handle: BinaryIO | 
     )
 
 
-async def _asked(job: bytes) -> dict[str, Any]:
-    """One child, one job; it is gone when this returns. Raises NotPlayable and Unavailable."""
+async def decode(job: Mapping[str, Any]) -> dict[str, Any]:
+    """One child, one job (see decoder.py); it is gone when this returns. Raises NotPlayable and Unavailable."""
+    if importlib.util.find_spec("av") is None:
+        raise NotPlayable('playing needs PyAV: pip install "archiver[web]"; until then download it')
     try:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -286,7 +286,7 @@ async def _asked(job: bytes) -> dict[str, Any]:
         raise Unavailable(f"the decoder can't be started: {reason_of(error)}") from error
     try:
         async with asyncio.timeout(PATIENCE):
-            answer, _ = await child.communicate(job)
+            answer, _ = await child.communicate(json.dumps(job).encode())
     except TimeoutError:
         raise NotPlayable(f"decoding it took longer than {PATIENCE:.0f} s") from None
     finally:

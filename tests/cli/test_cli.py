@@ -138,6 +138,7 @@ def test_every_command_of_the_contract_is_there_with_its_options():
         "show": "--json",
         "why": "--json",
         "get": "-o --listed --raw",
+        "bundle": "-o --listed --source --from --to --number --wav --reason --case --recipient --purpose",
         "retry": "--source --state",
         "verify": "--store --source --budget --orphans --json",
         "rebuild": "--store --drill --sample --json",

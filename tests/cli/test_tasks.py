@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import tomllib
+import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -193,6 +194,13 @@ def test_each_section_has_a_test_and_is_in_the_list_at_the_head():
         assert f"[{title}](#{anchor})" in PAGE
         # Said by a call of follow(), or all of it is by hand.
         assert f'"{title}"' in here or all(block.by_hand for block in SECTIONS[title]), title
+
+
+async def test_hand_over_calls(reader):
+    await reader.follow("Hand over calls")
+    with zipfile.ZipFile(reader.place.folder / "case-7.zip") as file:
+        assert len([name for name in file.namelist() if name.startswith("case-7/data/audio/")]) == 5
+    assert reader.said.count("export") == 5
 
 
 async def test_what_last_night_did(reader):
