@@ -85,7 +85,7 @@ def test_the_algorithm_names_only_functions_that_are_there():
 
 
 #: Modules that are still to be divided.
-TOO_LONG = {"catalog/catalog.py", "proof/manifests.py", "simulators/genesys.py", "wire/recorder.py"}
+TOO_LONG = {"catalog/catalog.py", "proof/manifests.py", "simulators/genesys.py"}
 
 
 def test_no_module_is_long_without_saying_why():

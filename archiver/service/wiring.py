@@ -24,8 +24,9 @@ from ..sync.commit import describe_changes, write_ledgers
 from ..sync.engine import Engine
 from ..sync.feeds import Feed, Outlet
 from ..upkeep.verify import Verifier
+from ..wire.gate import Gate
 from ..wire.pace import Pace
-from ..wire.recorder import Client, Gate
+from ..wire.recorder import Client
 from . import identity
 
 log = structlog.get_logger()

@@ -20,7 +20,8 @@ from urllib.parse import quote
 from ..common.words import one_line
 from ..errors import BadData, Gone, NotReady, Refused, SourceError, TryAgain
 from ..ports import Sink
-from ..wire.recorder import Client, Gate
+from ..wire.gate import Gate
+from ..wire.recorder import Client
 from .kit.sinks import AudioOnly
 
 _POST: dict[str, Any] = {

@@ -16,7 +16,7 @@ from ..model import (
 )
 from ..ports import FetchesBatches, Source, Store
 from ..settings.options import SourceOptions
-from ..wire.recorder import Gate
+from ..wire.gate import Gate
 
 #: So many media refused, and none delivered in between, are no matter of single recordings.
 REFUSALS = 5

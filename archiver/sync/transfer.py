@@ -35,7 +35,7 @@ from ..model import (
 )
 from ..ports import FetchesBatches
 from ..proof import layout
-from ..wire.recorder import LastAnswer, last_answer
+from ..wire.last_answer import LastAnswer, last_answer
 from .check import checked, evidence, inspected
 from .failures import (
     MISMATCH,

@@ -21,7 +21,8 @@ from ..errors import BadData, NotReady, Refused, SourceError, TryAgain
 from ..model import Medium, Recording, Window
 from ..ports import Details, Source
 from ..simulators.base import Clock, Simulator
-from ..wire.recorder import Client, Gate
+from ..wire.gate import Gate
+from ..wire.recorder import Client
 
 #: The fields of a recording that must equal the truth.
 FIELDS = (

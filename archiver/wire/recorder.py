@@ -7,37 +7,29 @@ never to a URL that an answer named.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import html
 import json as jsonlib
 import re
 import ssl
 import zlib
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import unquote
 
 from multidict import CIMultiDictProxy
 from pydantic import SecretStr
 from yarl import URL
 
 from .. import __version__
-from ..common.tally import Timings
 from ..common.words import one_line, reason_of
 from ..errors import (
     BadData,
     Busy,
-    CatalogDown,
     Gone,
     NoAnswer,
     NotReady,
@@ -52,8 +44,10 @@ from ..ports import Sink
 from ..settings.options import SourceOptions, own_certificate
 from . import tls
 from .exchange import Answer, Cut, NoConnection, NoHttp, Origin, ProxyRefused, hint
+from .gate import Gate
+from .hidden import Hidden
+from .last_answer import LAST_ANSWER
 from .login import basic as basic  # for the sources
-from .pace import Pace
 
 if TYPE_CHECKING:
     from .client import Response, Transport
@@ -70,238 +64,6 @@ _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f]")
 #: Registered names (IANA); those beside gzip and deflate can't be unpacked, and are refused.
 _ENCODINGS = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz", "exi", "pack200-gzip"}
 _REDIRECTS = {301, 302, 303, 307, 308}
-
-
-class LastAnswer:
-    """The last answer to a request within :func:`last_answer`, so far as it came."""
-
-    def __init__(self) -> None:
-        self._head: tuple[int, str] | None = None
-        self._length = 0
-        self._kept: list[bytes] = []
-        #: When the request was sent, or bytes of its answer last came (monotonic); None: it waits for its turn.
-        self.moved_at: float | None = None
-        #: The longest time, in seconds, in which nothing came of an answer.
-        self.longest_pause = 0.0
-
-    def asked(self) -> None:
-        self._head = None
-        self.moved_at = monotonic()
-
-    def begun(self, response: Answer) -> None:
-        self._moved()
-        self._head = response.status, _media_type(response.headers.get("Content-Type", "")[:200])
-        self._length, self._kept = 0, []
-
-    def came(self, chunk: bytes) -> None:
-        self._moved()
-        self._length += len(chunk)
-        if self._length <= _KEPT:
-            self._kept.append(chunk)
-        else:
-            self._kept.clear()
-
-    def _moved(self) -> None:
-        now = monotonic()
-        if self.moved_at is not None:
-            self.longest_pause = max(self.longest_pause, now - self.moved_at)
-        self.moved_at = now
-
-    def fingerprint(self, length: int, sha256: Callable[[], str]) -> str | None:
-        """``503, text/html, 812 bytes, SHA-256 1f2e3d4c5b6a``; None where nothing was answered.
-
-        A longer body's hash is that of the bytes that were handed on, where these are all.
-        """
-        if self._head is None:
-            return None
-        status, content_type = self._head
-        told = [str(status), content_type or "no Content-Type", f"{self._length} bytes"]
-        if self._length <= _KEPT:
-            told.append(f"SHA-256 {hashlib.sha256(b''.join(self._kept)).hexdigest()[:12]}")
-        elif self._length == length:
-            told.append(f"SHA-256 {sha256()[:12]}")
-        return ", ".join(told)
-
-
-_LAST_ANSWER: ContextVar[LastAnswer | None] = ContextVar("last_answer", default=None)
-_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
-
-
-@lru_cache(256)
-def _media_type(told: str) -> str:
-    plain = told.split(";")[0].strip().lower()
-    return plain if _MEDIA_TYPE.fullmatch(plain) else ""
-
-
-#: So many bytes of a body are kept for their hash: an error is seldom longer.
-_KEPT = 64 << 10
-
-
-@contextmanager
-def last_answer() -> Iterator[LastAnswer]:
-    """What is answered meanwhile, to this task and those that it starts."""
-    token = _LAST_ANSWER.set(last := LastAnswer())
-    try:
-        yield last
-    finally:
-        _LAST_ANSWER.reset(token)
-
-
-class Gate:
-    """Bounds how many requests run at once (``limit`` may change while they do) and how fast they start.
-
-    With a ``pace`` fewer run than the limit allows where more would only wait at the recorder.
-    """
-
-    def __init__(
-        self, limit: int, reserve: Callable[[], Awaitable[timedelta]] | None = None, pace: Pace | None = None
-    ) -> None:
-        self._limit = limit
-        #: Takes the next place in the rate and says how long to wait for it.
-        self.reserve = reserve
-        #: Over all processes: how long until a listing may begin; that one ended, and how long to pause now.
-        self.listing_wait: Callable[[], Awaitable[timedelta]] | None = None
-        self.listing_ended: Callable[[timedelta], Awaitable[None]] | None = None
-        self._listing_at = float("-inf")
-        self._pace = pace
-        self._waiters: deque[asyncio.Future[None]] = deque()
-        self.running = 0
-        #: How many have started since the beginning.
-        self.started = 0
-        #: How many were answered with each status, how many broke, and how long the first byte took.
-        self.answers: Counter[int] = Counter()
-        self.broken = 0
-        self.latency = Timings()
-        #: When something last came or went, by the monotonic clock.
-        self.active_at = monotonic()
-
-    @property
-    def limit(self) -> int:
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        """Let at most so many run; those already under way finish."""
-        self._limit = limit
-        self._admit()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiters)
-
-    @property
-    def room(self) -> int:
-        """How many more may start now."""
-        width = self._limit if self._pace is None else min(self._limit, self._pace.width)
-        return max(0, width - self.running)
-
-    def answered(self, seconds: float) -> None:
-        """The answer to a request for audio began so long after it."""
-        if self._pace is not None:
-            self._pace.answered(seconds, self._limit)
-            self._admit()
-
-    def refused(self) -> None:
-        """The recorder says that it is asked too much."""
-        if self._pace is not None:
-            self._pace.refused()
-
-    def _admit(self) -> None:
-        while self._waiters and self.room:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self.running += 1
-                waiter.set_result(None)
-
-    def _leave(self) -> None:
-        self.running -= 1
-        self._admit()
-
-    async def _enter(self) -> None:
-        if self.room and not self._waiters:
-            self.running += 1
-            return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._leave()
-            raise
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait for a place, and for the moment at which the rate allows to begin."""
-        await self._enter()
-        try:
-            if self.reserve is not None:
-                pause = await self.reserve()
-                if pause > timedelta():
-                    await asyncio.sleep(pause.total_seconds())
-            self.started += 1
-            self.active_at = monotonic()
-            yield
-        except OSError:
-            self.broken += 1
-            raise
-        finally:
-            self.active_at = monotonic()
-            self._leave()
-
-    @asynccontextmanager
-    async def listing(self, pause: timedelta) -> AsyncIterator[None]:
-        """Begins no sooner than ``pause`` after the end of the last one, whichever process that was in."""
-        wait = timedelta(seconds=max(0.0, self._listing_at - monotonic()))
-        if self.listing_wait is not None:
-            wait = max(wait, await self.listing_wait())
-        # Another host's clock may be wrong.
-        await asyncio.sleep(min(wait, pause).total_seconds())
-        try:
-            yield
-        finally:
-            self._listing_at = monotonic() + pause.total_seconds()
-            if self.listing_ended is not None:
-                with suppress(CatalogDown):
-                    await self.listing_ended(pause)
-
-    def count(self, status: int, seconds: float) -> None:
-        """An answer came, so long after its request."""
-        self.answers[status] += 1
-        self.latency.add(seconds)
-
-
-class _Hidden:
-    """What no message may repeat: credentials, also as HTML, JSON and URLs spell them."""
-
-    def __init__(self) -> None:
-        self._forms: list[str] = []
-
-    @property
-    def longest(self) -> int:
-        return len(self._forms[0]) if self._forms else 0
-
-    def add(self, values: Iterable[str]) -> None:
-        plain = set()
-        for value in values:
-            scheme, _, rest = value.partition(" ")
-            plain |= {value, rest}
-            if scheme.lower() == "basic":
-                with suppress(ValueError):
-                    login = base64.b64decode(rest).decode()
-                    plain |= {login, login.partition(":")[2]}
-        forms = set(self._forms)
-        for secret in plain:
-            forms |= {secret, html.escape(secret), html.escape(secret, quote=False), jsonlib.dumps(secret)[1:-1]}
-            forms |= {quote(secret), quote(secret, safe=""), quote_plus(secret)}
-        # What is shorter is no secret, and hiding it would hide the message.
-        self._forms = sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
-
-    def hide(self, text: str, *, whole: bool = True) -> str:
-        """``whole``: nothing of the text was cut off, and so no half of a secret stands at its end."""
-        for form in self._forms:
-            text = text.replace(form, "***")
-        return text if whole or not self._forms else text[: 1 - self.longest]
 
 
 class Client:
@@ -327,7 +89,7 @@ class Client:
         self._largest = largest
         self._ca_file = ca_file
         self._credentials: dict[str, str] = {}
-        self._hidden = _Hidden()
+        self._hidden = Hidden()
         self._origin = Origin.of(self.base)
         self._tls = tls
         self._proxy = proxy
@@ -448,7 +210,7 @@ class Client:
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None, *, paced: bool
     ) -> Response:
         began, patience = monotonic(), self._timeout.total_seconds() * _PATIENCE
-        last = _LAST_ANSWER.get()
+        last = LAST_ANSWER.get()
         if last is not None:
             last.asked()
         try:
@@ -512,7 +274,7 @@ class Client:
         encoding = next((name for name in map(str.strip, told) if name in _ENCODINGS), None)
         unpack = None if encoding is None else zlib.decompressobj(47)
         received, began = 0, monotonic()
-        last = _LAST_ANSWER.get()
+        last = LAST_ANSWER.get()
         try:
             while chunk := await response.read():
                 received += len(chunk)
@@ -575,7 +337,7 @@ class Client:
             async with asyncio.timeout(self._timeout.total_seconds()):
                 while len(body) < longest and (part := await response.read()):
                     body += part
-        if (last := _LAST_ANSWER.get()) is not None:
+        if (last := LAST_ANSWER.get()) is not None:
             last.came(bytes(body))
         excerpt = self._excerpt(bytes(body[:longest]), whole=response.ended and len(body) <= longest)
         reason = self._excerpt((response.reason or "").encode("utf-8", "replace"))

@@ -52,7 +52,7 @@ from archiver.sync.feeds import Feed, Outlet
 from archiver.sync.windows import subtract
 from archiver.upkeep.rebuild import rebuild
 from archiver.upkeep.verify import Verified, Verifier
-from archiver.wire.recorder import Gate
+from archiver.wire.gate import Gate
 from tests.conftest import Postgres
 from tests.factories import NOON, ManualClock
 

@@ -35,7 +35,8 @@ from cryptography.x509.oid import NameOID
 
 from archiver.errors import BadData, Busy, Gone, NotReady, Overflow, Refused, Scope, TooSlow, TryAgain
 from archiver.settings.options import SourceOptions
-from archiver.wire.recorder import Client, Gate
+from archiver.wire.gate import Gate
+from archiver.wire.recorder import Client
 from tests.certificates import a_house, presenting
 from tests.servers import free_ports
 

@@ -4,8 +4,8 @@ import heapq
 
 import pytest
 
+from archiver.wire.gate import Gate
 from archiver.wire.pace import Pace
-from archiver.wire.recorder import Gate
 
 LIMIT = 24
 
