@@ -189,7 +189,9 @@ class Place:
 
     def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("ARCHIVER_")}
-        return inherited | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | self.env | dict(env or {})
+        # What it keeps in the home folder by default is no other test's.
+        home = {"HOME": str(self.folder / "home")}
+        return inherited | home | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | self.env | dict(env or {})
 
     async def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
         """Start ``python -m archiver``; it is killed at the end of the test, where it still runs."""

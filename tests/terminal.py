@@ -40,7 +40,9 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _BEGIN, *self._arguments],
             cwd=self._cwd,
-            env=inherited | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"} | self._env,
+            env=inherited
+            | {"HOME": str(self._cwd / "home"), "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+            | self._env,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -275,12 +275,16 @@ def _write(talk: Talk, target: Path, document: _Table, *, check: bool, insist: b
     from ..service import checks
     from ..settings import config
 
+    document = _apart(talk, target, document)
     secrets = dict(_secrets(document))
     folder = target.absolute().parent
     # With its secrets inside, to try; nobody else may read it, and it does not stay.
     trial = _saved(folder, _toml(document))
     try:
         loaded = config.load(trial)
+        if (owner := config.owner_of(loaded.data_dir)) is not None and owner.resolve() != target.resolve():
+            told = f"data_dir: {loaded.data_dir} is that of {owner}; give this archive one of its own"
+            raise ConfigError([f"{target.name}: {told}"])
         if check and insist:
             log.configure(level="error", secrets=loaded.secrets)
             works = [_works(talk, entry) for tables in (loaded.stores, loaded.sources) for entry in tables.values()]
@@ -298,6 +302,7 @@ def _write(talk: Talk, target: Path, document: _Table, *, check: bool, insist: b
         _put(document, place, {"file": files[-1].name})
     _saved(folder, _toml(document)).replace(target)
     loaded = config.load(target)
+    config.own(loaded)
     log.configure(level="error", secrets=loaded.secrets)
     talk.says()
     talk.says(f"written, for your eyes only (mode 0600): {', '.join(str(target.parent / f.name) for f in files)}")
@@ -310,6 +315,25 @@ def _write(talk: Talk, target: Path, document: _Table, *, check: bool, insist: b
     _next(talk, target, next(iter(loaded.sources)))
     if check and not all(result.ok for result in results):
         sys.exit(UNREACHABLE)
+
+
+def _apart(talk: Talk, target: Path, document: _Table) -> _Table:
+    """With a data_dir of its own, where the one that it would have by default is another config's."""
+    from ..settings import config
+
+    default = config.default_data_dir()
+    if "data_dir" in document or default is None:
+        return document
+
+    def free(folder: Path) -> bool:
+        owner = config.owner_of(folder)
+        return owner is None or owner.resolve() == target.resolve()
+
+    if free(default):
+        return document
+    folder = next(f for n in itertools.count(2) if free(f := default.with_name(f"{default.name}-{n}")))
+    talk.says(f"{default} is the data_dir of {config.owner_of(default)}: this archive gets {folder}")
+    return {"data_dir": str(folder)} | document
 
 
 def _next(talk: Talk, target: Path, source: str) -> None:

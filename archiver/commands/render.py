@@ -248,7 +248,10 @@ def cost(console: Console, d: Document, wanted: Window, source: SourceConfig) ->
         least = "" if d["bytes_complete"] else "at least "
         held = f"{least}{size(d['bytes'])} in each of: {', '.join(source.stores)}"
     options = source.options
-    paced = f"at {options.rate}" if options.rate is not None else f"with {options.concurrency} requests at once"
+    if d["seconds"] is None:
+        took = "can't be told: no recording was fetched, and no `rate` is set; it is shown while a backfill runs"
+    else:
+        took = f"at least {span(max(d['seconds'], 1))} at {options.rate}; the recorder and the stores decide"
     table = _table("", "")
     for name, value in (
         ("span", f"{moment(wanted.start)} to {moment(wanted.end)} UTC"),
@@ -256,7 +259,7 @@ def cost(console: Console, d: Document, wanted: Window, source: SourceConfig) ->
         ("recordings", f"{d['recordings']} ({d['media']} media)"),
         ("size", held),
         ("requests", f"about {d['requests']} to the source, those of this listing included"),
-        ("time", f"about {span(max(d['seconds'], 1))} {paced}, or longer: the recorder and the stores decide"),
+        ("time", took),
     ):
         table.add_row(f"[bold]{name}[/]", clean(value))
     console.print(f"[bold]{clean(source.name)}[/]: what this backfill would take; nothing was written")

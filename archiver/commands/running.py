@@ -11,6 +11,7 @@ import click
 from .common import INCOMPLETE, UNREACHABLE, USAGE, answer, as_json
 
 #: In seconds: proving a new store may take its time.
+SHOWN = 5
 PATIENCE = 150.0
 
 
@@ -72,7 +73,14 @@ def news(document: dict[str, Any]) -> list[str]:
         f"store {name} is new: `archiver copy --to {name}` brings there what is archived already" for name in added
     ]
     asked = [f"source {name}: {question}" for name, question in document.get("questions", {}).items()]
-    return [f"the daemon runs with {which}", *hints, *asked]
+    changed = [f"{kind.replace('_', ' ')}: {some(names)}" for kind, names in document["changes"].items()]
+    lead = "the last edit: " if changed else "no edit since it started"
+    return [f"the daemon runs with {which}", lead + "; ".join(changed), *hints, *asked]
+
+
+def some(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def told(as_json: bool, document: dict[str, Any] | None, *lines: str) -> None:

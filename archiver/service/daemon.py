@@ -230,7 +230,7 @@ class Daemon:
         else:
             watch.files = files
             self._taken(group, taken)
-            await self._say_who_is_who()
+            self._beside(group, self._say_who_is_who())
         notify("READY=1")
 
     def _refuse(self, problems: list[str], sha256: str | None) -> None:
@@ -262,8 +262,10 @@ class Daemon:
                 self._start_polls(group, name, before)
         if taken.retired:
             self._beside(group, self._retire(taken.retired))
-        self._changes = {kind: names for kind in changes.__slots__ if (names := getattr(changes, kind))}
-        log.info("config.taken", sha256=new.sha256[:12], **self._changes)
+        told = {kind: names for kind in changes.__slots__ if (names := getattr(changes, kind))}
+        # Read again without an edit it is still the last edit's: the file was perhaps taken before anybody asked.
+        self._changes = told or self._changes
+        log.info("config.taken", sha256=new.sha256[:12], **told)
         for warning in config.warnings(new):
             log.warning("config.warning", error=warning)
 

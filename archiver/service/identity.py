@@ -31,8 +31,9 @@ async def ask(catalog: Catalog, name: str, options: SourceOptions, configured: C
 
     ``configured``: the names of all sources of the config. Raises CatalogDown.
     """
-    rows = {row["name"]: row for row in await catalog.sources()}
-    asked = question(name, options, rows, configured)
+    # All of them only where it is new: with hundreds of sources each asks before each poll.
+    rows = await catalog.sources([name]) or await catalog.sources()
+    asked = question(name, options, {row["name"]: row for row in rows}, configured)
     return str(asked) if asked is not None else None
 
 

@@ -172,14 +172,15 @@ class Cost:
     rejected: int = 0
     #: To the source: the listing's, and one or more for each recording.
     requests: int = 0
-    #: The least it takes, at the configured rate and concurrency, going by how fast the listing was answered.
-    seconds: float = 0.0
+    #: The least it takes, by the configured rate. None without one: how long a download takes is not seen here.
+    seconds: float | None = None
     error: str | None = None
 
     def document(self) -> dict[str, Any]:
         whole = self.sized == self.media
         told = {n: getattr(self, n) for n in ("windows", "recordings", "media", "rejected", "requests", "error")}
-        return told | {"bytes": self.bytes or None, "bytes_complete": whole, "seconds": round(self.seconds, 3)}
+        seconds = None if self.seconds is None else round(self.seconds, 3)
+        return told | {"bytes": self.bytes or None, "bytes_complete": whole, "seconds": seconds}
 
 
 async def count_only(
@@ -224,9 +225,8 @@ async def count_only(
     asks = isinstance(feed.source, Details) and getattr(feed.source, "asks_details", True)
     details = whole.recordings if asks else 0
     cost.requests = asked + details + -(-whole.media // batch)
-    at_once = cost.requests * (took / asked) / feed.options.concurrency if asked else 0.0
-    paced = cost.requests * feed.options.rate.interval.total_seconds() if feed.options.rate is not None else 0.0
-    cost.seconds = max(at_once, paced, took)
+    if feed.options.rate is not None:
+        cost.seconds = max(cost.requests * feed.options.rate.interval.total_seconds(), took)
     return cost
 
 

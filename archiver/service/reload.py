@@ -128,9 +128,9 @@ async def _questions(archive: Archive, new: Config) -> dict[str, str | None]:
     """By enabled source what is to be answered before it is polled; a database that is away is asked with each poll."""
     enabled = {name: source.options for name, source in new.sources.items() if source.options.enabled}
     try:
-        return {
-            name: await identity.ask(archive.catalog, name, options, new.sources) for name, options in enabled.items()
-        }
+        rows = {row["name"]: row for row in await archive.catalog.sources()}
+        asked = {name: identity.question(name, options, rows, new.sources) for name, options in enabled.items()}
+        return {name: str(question) if question is not None else None for name, question in asked.items()}
     except CatalogDown:
         return {}
 

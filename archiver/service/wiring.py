@@ -19,7 +19,7 @@ from ..common.traces import exporting
 from ..errors import ConfigError, StoreError
 from ..ports import LocksApart, Marked
 from ..proof.layout import safe
-from ..settings.config import Config, SourceConfig, StoreConfig
+from ..settings.config import Config, SourceConfig, StoreConfig, own
 from ..sync.commit import describe_changes, write_ledgers
 from ..sync.engine import Engine
 from ..sync.feeds import Feed, Outlet
@@ -169,6 +169,7 @@ async def opened(config: Config, need: Need = Need.MIGRATED) -> AsyncIterator[Ar
         await catalog.ready(need, _migrating)
         spool = Spool(config.data_dir / "spool", config.memory, config.reserve)
         spool.clear()
+        own(config)
         archive = Archive(config=config, catalog=catalog, database=database, outlets={}, feeds={}, spool=spool)
         stack.push_async_callback(archive.close_all)
         archive.outlets |= {name: archive.open_outlet(store) for name, store in config.stores.items()}

@@ -6,6 +6,7 @@ The file's other tables stand in ``tables``, what is read in ``loaded``, how it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -33,12 +34,16 @@ __all__ = [
     "StoreConfig",
     "Web",
     "data_dir_of",
+    "default_data_dir",
     "diff",
     "entry",
     "find",
     "kinds",
     "listen_address",
     "load",
+    "own",
+    "owner_of",
+    "shared",
     "stamp",
     "warnings",
 ]
@@ -58,6 +63,9 @@ _SETTINGS = (
     "alerts",
     "traces_endpoint",
 )
+
+#: Below data_dir: the path of the config file whose data_dir it is.
+_OWNER = "run/config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,34 @@ def data_dir_of(path: Path) -> Path | None:
     return path.absolute().parent / Path(named[1] or named[2]).expanduser()
 
 
+def owner_of(data_dir: Path) -> Path | None:
+    """The config file that took this data_dir first, where that is still there and still names it."""
+    try:
+        path = Path((data_dir / _OWNER).read_text("utf-8"))
+        named = data_dir_of(path) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return path if named is not None and named.resolve() == data_dir.resolve() else None
+
+
+def own(config: Config) -> None:
+    """The config takes its data_dir, where no other one has it."""
+    if owner_of(config.data_dir) is None:
+        # Who can't write there is told by what he wanted to do.
+        with contextlib.suppress(OSError):
+            place = config.data_dir / _OWNER
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(str(config.path.resolve()), "utf-8")
+
+
+def shared(config: Config) -> str | None:
+    """That another config has this data_dir, if so."""
+    owner = owner_of(config.data_dir)
+    if owner is None or owner.resolve() == config.path.resolve():
+        return None
+    return f"data_dir {config.data_dir} is that of {owner}, too: give this archive a data_dir of its own"
+
+
 def entry(
     path: Path, section: Literal["sources", "stores"], name: str, table: Mapping[str, Any]
 ) -> tuple[SourceConfig | StoreConfig | None, list[tuple[str, str]]]:
@@ -152,7 +188,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
 def warnings(config: Config) -> list[str]:
     """What works but should not stay so, one line each."""
     name = config.path.name
-    said: list[str] = []
+    said: list[str] = [f"{name}: {twice}"] if (twice := shared(config)) is not None else []
     if config.literal_secrets and stat.S_IMODE(config.path.stat().st_mode) & 0o077:
         first = min(config.literal_secrets)
         said.append(f"{name}: others may read it, and it holds secrets (such as {first}): chmod 600 {config.path}")

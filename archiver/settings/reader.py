@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -59,6 +60,7 @@ class Reader:
         self._resolved: set[Where] = set()
         self._broken: set[Where] = set()
         self._literal: set[str] = set()
+        self._kinds: dict[str, dict[str, EntryPoint]] = {}
 
     def read(self) -> Config:
         document = self._parse()
@@ -185,8 +187,14 @@ class Reader:
                 told.update(hashlib.sha256(file.read(LARGEST)).digest())
         return told.hexdigest()
 
+    def _known(self, section: str) -> dict[str, EntryPoint]:
+        """The kinds, looked up once: that reads files of every installed package."""
+        if section not in self._kinds:
+            self._kinds[section] = kinds("archiver.sources" if section == "sources" else "archiver.stores")
+        return self._kinds[section]
+
     def _class(self, section: str, where: Where, table: dict[str, Any]) -> type[Any] | None:
-        known = kinds("archiver.sources" if section == "sources" else "archiver.stores")
+        known = self._known(section)
         kind = self._resolve(table.get("kind"), (*where, "kind"))
         if (*where, "kind") in self._broken:
             return None

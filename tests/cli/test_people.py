@@ -446,6 +446,43 @@ async def test_init_asks_tries_and_writes_a_config_that_works(place):
     assert written.read_text() == text
 
 
+async def test_a_second_init_gets_a_data_dir_of_its_own_and_says_so(place):
+    hq = await place.add("hq", ChronicallSimulator())
+    home = {"HOME": str(place.folder / "home"), "STATE_DIRECTORY": ""}
+    table = {"kind": "chronicall", "base_url": hq.base_url, "token": hq.token}
+    for name in ("one", "two", "three"):
+        (place.folder / name).mkdir()
+        document = {
+            **({"data_dir": "../home/.local/share/archiver"} if name == "three" else {}),
+            "database": {"url": place.database},
+            "stores": {"disk": {"kind": "file", "path": "calls"}},
+            "sources": {name: table},
+        }
+        (place.folder / name / "answers").write_text(commands.toml(document))
+
+    async def init(name: str, *more: str, code: int = 0) -> str:
+        config = ("--config", f"{name}/archiver.toml")
+        return (
+            await place.run(*config, "init", "--answers", f"{name}/answers", *more, config=False, env=home, code=code)
+        ).err
+
+    first = place.folder / "home/.local/share/archiver"
+    said = f"{first} is the data_dir of {place.folder / 'one/archiver.toml'}: this archive gets {first}-2"
+    assert said not in await init("one")
+    assert said in (await init("two")).splitlines()
+    assert f'data_dir = "{first}-2"' in (place.folder / "two/archiver.toml").read_text()
+    assert "data_dir" not in (place.folder / "one/archiver.toml").read_text()
+    # Written again it keeps what it has.
+    assert said not in await init("one", "--force")
+    assert "is that of" in await init("three", code=2)
+    # Who wrote it by hand is warned.
+    three = place.folder / "three/archiver.toml"
+    three.write_text((place.folder / "three/answers").read_text())
+    three.chmod(0o600)
+    checked = await place.run("--config", str(three), "check", "--offline", config=False, env=home)
+    assert "is that of" in checked.out + checked.err
+
+
 async def test_init_takes_piped_answers_and_a_file_of_them(place):
     hq = await place.add("hq", ChronicallSimulator())
     token = hq.options()["token"]
@@ -466,6 +503,7 @@ async def test_init_takes_piped_answers_and_a_file_of_them(place):
         place.folder.joinpath("answers").write_text(
             commands.toml(
                 {
+                    "data_dir": "made",
                     "transfers": 4,
                     "database": {"url": place.database},
                     "stores": {"disk": {"kind": "file", "path": "calls"}},

@@ -11,7 +11,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from archiver.service import live
+from archiver.service import live, reload
 from archiver.service.reload import Watch
 from archiver.settings import config
 from archiver.simulators.chronicall import ChronicallSimulator
@@ -152,9 +152,9 @@ async def test_twenty_edits_of_a_live_config_lose_nothing_and_drop_no_transfer(p
     said = await edited.bad(commands.toml(place.config), None)
     check = await place.run("check", code=2)
     assert check.err.splitlines() == said
-    reload = await place.run("reload", code=2)
-    assert reload.err.splitlines()[:-1] == said
-    assert "the daemon goes on with" in reload.err.splitlines()[-1]
+    told = await place.run("reload", code=2)
+    assert told.err.splitlines()[:-1] == said
+    assert "the daemon goes on with" in told.err.splitlines()[-1]
     del sources["hq"]["concurency"]
     on_their_way()
     # 8: re-timed; `reload` says that it was taken.
@@ -255,6 +255,35 @@ async def test_sigterm_ends_it_within_ten_seconds_although_the_database_answers_
     assert ended.code == 0, ended
     # Ten, and the time that a busy machine takes to say so.
     assert ended.seconds < 15
+
+
+async def test_reload_of_many_sources_tells_what_changed_and_asks_the_catalog_for_them_once(
+    place, tmp_path, database, monkeypatch
+):
+    await place.add("hq", ChronicallSimulator())
+    running = await place.start("run")
+    await running.said("poll.done")
+    table = place.config["sources"]["hq"]
+    place.config["sources"] |= {f"s{n:03}": table | {"enabled": False} for n in range(299)}
+    told = await place.run("reload")
+    assert "the last edit: sources added: s000, s001, s002, s003, s004 and 294 more" in told.out
+    # Read again without an edit, it is still what the last one changed.
+    assert "sources added: s000" in (await place.run("reload")).out
+    await running.end(signal.SIGTERM)
+
+    sims = {f"s{n}": XivoSimulator() for n in range(8)}
+    (tmp_path / "many").mkdir()
+    async with archiving(tmp_path / "many", database, sims) as rig:
+        asked = []
+        sources = rig.catalog.sources
+
+        async def counted(*names):
+            asked.append(names)
+            return await sources(*names)
+
+        monkeypatch.setattr(rig.catalog, "sources", counted)
+        await reload.take(rig.archive, rig.archive.engine(), rig.archive.config)
+        assert asked == [()]
 
 
 async def test_no_daemon_is_exit_code_3_and_says_how_to_start_one(place):

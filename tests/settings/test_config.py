@@ -513,6 +513,15 @@ def third_party(monkeypatch):
     monkeypatch.setattr(loaded, "entry_points", entry_points)
 
 
+def test_however_many_sources_there_are_the_installed_kinds_are_looked_up_once(write, monkeypatch):
+    asked = []
+    ours = loaded.entry_points
+    monkeypatch.setattr(loaded, "entry_points", lambda group: asked.append(group) or ours(group=group))
+    more = "".join(SOURCE.replace("sources.hq", f"sources.s{n}") + TOKEN for n in range(50))
+    assert len(load(write(VALID + more)).sources) == 51
+    assert sorted(asked) == ["archiver.sources", "archiver.stores"]
+
+
 def test_the_five_sources_and_three_stores_are_found():
     assert kinds("archiver.sources").keys() >= {"chronicall", "xivo", "imagicle", "noojee", "genesys"}
     assert kinds("archiver.stores").keys() >= {"file", "s3", "webdav"}
