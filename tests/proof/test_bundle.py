@@ -25,14 +25,17 @@ import jsonschema
 import pytest
 
 from archiver.catalog.face import Event
+from archiver.commands import bundling as commanded
 from archiver.errors import StoreError
 from archiver.proof import bundle, cover, note
 from archiver.proof.bundle import Call, Heard
 from archiver.proof.note import FileKey
 from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.genesys import GenesysSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.upkeep import bundling
 from archiver.upkeep.bundling import Bundler, Signing
+from tests.audio.test_cms import OTHER, OWNER, detached
 from tests.commands import HOUR, ROOT, Place, until
 from tests.engine import a_recorder, archiving, dav_table, s3_table
 from tests.proof.vcon_schema import SCHEMA
@@ -283,6 +286,41 @@ async def test_wav_lies_beside_what_can_be_decoded(archive: Filled, tmp_path: Pa
     wav = (tmp_path / "case" / medium["wav"]).read_bytes()
     assert wav[:4] + wav[8:16] == b"RIFFWAVEfmt "
     assert "1 WAV file" in said.out
+
+
+async def test_encrypted_audio_is_taken_out_as_recorded_and_decoded_where_there_is_the_key(
+    tmp_path: Path, database: str, clock: Any
+):
+    sim = a_recorder(GenesysSimulator, 0)
+    owners = iter((OWNER, OTHER))
+    clear: list[bytes] = []
+
+    def encrypt(data: bytes) -> tuple[bytes, str]:
+        clear.append(data)
+        envelope, content = detached(next(owners).envelope(data))
+        return content, base64.b64encode(envelope).decode()
+
+    sim.encrypt = encrypt
+    for minutes in (30, 20):
+        sim.add_call(sim.clock.now() - timedelta(minutes=minutes), timedelta(seconds=2), extra={"encrypted": True})
+    async with archiving(tmp_path, database, sim, clock=clock, decrypt_key=OWNER.pem().decode()) as rig:
+        await rig.sync()
+        notes: list[str] = []
+        keys = {"pbx": rig.feed.source.decrypted}
+        made = bundler(rig, decode=commanded._decode, clear=keys, on_note=notes.append)
+        assert await made.write(tmp_path / "case", calls_of(rig))
+    bag = tmp_path / "case"
+    validate(bag)
+    first, second = (one["media"][0] for one in recordings(bag))
+    for medium in (first, second):
+        held = (bag / medium["file"]).read_bytes()
+        assert held not in clear
+        assert hashlib.sha256(held).hexdigest() == medium["sha256"]
+    assert (bag / first["wav"]).read_bytes()[:4] == b"RIFF"
+    # What can't be decoded is worth a note, and nothing is missing.
+    assert second["wav"] is None
+    assert (made.problems, len(notes)) == (0, 1)
+    assert notes[0] in page(bag).text
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------
