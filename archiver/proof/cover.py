@@ -23,7 +23,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-top:1px solid #999;padding-top:1rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.2rem .6rem .2rem 0;
-border-bottom:1px solid #ddd}td{overflow-wrap:anywhere}pre{background:#f2f2f2;padding:.7rem;overflow:auto}
+border-bottom:1px solid #ddd}.long{overflow-wrap:anywhere}
+pre{background:#f2f2f2;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .blank{display:inline-block;min-width:14rem;border-bottom:1px solid #111}
 .bad{border-left:4px solid #b00;padding-left:.8rem}
 @media print{h2{break-after:avoid}tr{break-inside:avoid}.page{break-before:page}}
@@ -35,7 +36,7 @@ _WHO = """The third says who made the bundle: compare the key in data/proof/vkey
 archive's owner by another way."""
 _PARTS = (
     ("data/audio/", "the recordings, byte for byte as the recorder made them and the archive keeps them"),
-    ("data/audio/….….wav", "the same, decoded, so that any player plays it (where asked for)"),
+    ("data/audio/NAME.wav", "the same, decoded, so that any player plays it (where asked for)"),
     ("data/recordings.csv", "all calls as a table, for a spreadsheet"),
     ("data/recordings.json", "all that the recorder told of the calls"),
     ("data/load.dat", "Concordance load file for review platforms (UTF-8)"),
@@ -104,7 +105,7 @@ def head(told: Told, counts: Counts, problems: Sequence[str], more: int, notes: 
         ("Made", f"{utc_text(told.made_at)} by {told.made_by}, {told.software}"),
         ("Bundle", told.id),
     ]
-    rows = "".join(f"<tr><th>{name}</th><td>{_text(value)}</td></tr>" for name, value in facts if value)
+    rows = "".join(f'<tr><th>{name}</th><td class="long">{_text(value)}</td></tr>' for name, value in facts if value)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>Call recordings: evidence bundle {_text(told.id)}</title><style>{_STYLE}</style></head><body>
@@ -135,7 +136,7 @@ def row(call: Call) -> str:
     audio = "<br>".join(_heard(one.file, one.sha256, one.why) for one in call.media) or _text("the recorder has none")
     cells = (
         str(call.number),
-        _text(document["started_at"]),
+        _text(document["started_at"][:19].replace("T", " ")),
         _text(document["duration"]),
         _text(document["caller"]),
         _text(document["callee"]),
@@ -143,7 +144,11 @@ def row(call: Call) -> str:
         audio,
         "yes" if call.proof else "not certified yet",
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+    return (
+        "<tr>"
+        + "".join(f'<td class="long">{cell}</td>' if len(cell) > 60 else f"<td>{cell}</td>" for cell in cells)
+        + "</tr>\n"
+    )
 
 
 def foot(counts: Counts) -> str:
