@@ -135,9 +135,11 @@ def count(config: Config, source: str, wanted: Window, relist: bool, as_json: bo
     from ..service import once, wiring
 
     async def work() -> once.Cost:
-        async with wiring.opened(config, Need.MADE) as archive:
-            with progress.bar("listed windows") as shown:
-                return await once.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
+        async with (
+            wiring.opened(config, Need.MADE) as archive,
+            progress.listing("listed windows", archive.feeds[source]) as shown,
+        ):
+            return await once.count_only(archive, source, wanted, relist=relist, on_window=shown.of)
 
     cost = run(work())
     document = {"source": source, **cost.document()}

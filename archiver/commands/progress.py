@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CatalogDown
@@ -15,6 +15,7 @@ from .common import console
 if TYPE_CHECKING:
     from ..model import Window
     from ..sync.engine import Engine
+    from ..sync.feeds import Feed
 
 #: Seconds between two looks at what is left.
 EVERY = 2.0
@@ -41,9 +42,10 @@ class Bar:
         if self.shown:
             self._bars.update(self._task, completed=done, total=total)
 
-    def says(self, what: str, total: int | None) -> None:
+    def says(self, what: str, **total: int | None) -> None:
+        """What stands before the bar, and perhaps another ``total``."""
         if self.shown:
-            self._bars.update(self._task, description=what, total=total)
+            self._bars.update(self._task, description=what, **total)
 
 
 @contextlib.contextmanager
@@ -104,6 +106,30 @@ async def archiving(names: Sequence[str], wanted: Window | None) -> AsyncIterato
             await asyncio.gather(*looking, return_exceptions=True)
 
 
+def asked_of(feeds: Iterable[Feed]) -> str:
+    """How often these recorders were asked for anything so far."""
+    count = sum(feed.gate.started for feed in feeds)
+    return f"{count} request{'' if count == 1 else 's'}"
+
+
+@contextlib.asynccontextmanager
+async def listing(what: str, feed: Feed) -> AsyncIterator[Bar]:
+    """A bar of things listed that tells also how often the recorder was asked."""
+    with bar(what) as shown:
+
+        async def look() -> None:
+            while True:
+                shown.says(f"{what} ({asked_of([feed])})")
+                await asyncio.sleep(EVERY)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield shown
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+
 async def _look(shown: Bar, engine: Engine, names: Sequence[str], wanted: Window | None) -> None:
     """How much there is to do grows while sources are listed."""
     while True:
@@ -111,8 +137,8 @@ async def _look(shown: Bar, engine: Engine, names: Sequence[str], wanted: Window
         with contextlib.suppress(CatalogDown):
             counts = await engine.catalog.counts(list(names), wanted if len(names) == 1 else None)
             left = sum(states["pending"][0] for states in counts.values() if "pending" in states)
-            shown.says(
-                "listing, archived" if engine.shares.listing else "archived", left + sum(engine.tally.states.values())
-            )
+            # One window, or a file of call ids, may take hundreds of requests before anything is to be archived.
+            listing = f"listing ({asked_of(engine.feeds.values())}), " if engine.shares.listing else ""
+            shown.says(f"{listing}archived", total=left + sum(engine.tally.states.values()))
         # A large catalog is not asked all the time.
         await asyncio.sleep(max(EVERY, 5 * (time.monotonic() - began)))

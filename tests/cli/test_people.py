@@ -24,6 +24,7 @@ from archiver.service.schedule import late
 from archiver.settings.config import Alerts
 from archiver.settings.options import descriptions
 from archiver.simulators.chronicall import ChronicallSimulator
+from archiver.simulators.noojee import NoojeeSimulator
 from archiver.simulators.xivo import XivoSimulator
 from archiver.sources.chronicall import ChronicallOptions
 from tests import commands
@@ -275,6 +276,23 @@ async def test_get_writes_many_to_a_folder_and_bars_count_bytes_and_manifests(pl
         assert await screen.ends() == 0, screen.text
     assert re.search(r"read manifests .*\d/\d", screen.text), screen.text
     assert "4 recordings from" in screen.text
+
+
+async def test_one_long_window_and_many_call_ids_show_how_often_the_recorder_was_asked(place):
+    pbx = await place.add("pbx", NoojeeSimulator(), listing="hour", hour_interval="150ms", window="7d", rate="100/s")
+    pbx.add_call(DAY + HOUR, timedelta(seconds=1))
+    backfill = ("--config", str(place.write()), "backfill", "--source", "pbx")
+    day = ("--from", "2024-05-17", "--to", "2024-05-18")
+    (place.folder / "ids").write_text("".join(f"{1e9 + n:.0f}.{n}\n" for n in range(300)))
+    for more, what in (
+        ((*day, "--dry-run"), "listed windows"),
+        (day, "listing"),
+        (("--ids", str(place.folder / "ids")), "listing"),
+    ):
+        async with Terminal(*backfill, *more, cwd=place.folder, columns=120) as screen:
+            await screen.ends()
+        shown = [int(count) for count in re.findall(rf"{what} \((\d+) requests\)", screen.text)]
+        assert max(shown, default=0) > 3, screen.text[-2000:]
 
 
 # -- completion and the manual page ------------------------------------------------------------------------------------
