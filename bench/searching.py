@@ -41,7 +41,7 @@ _INDEX = """
 SET synchronous_commit = off;
 SET maintenance_work_mem = '512MB';
 ALTER TABLE search_calls DROP CONSTRAINT search_calls_source_recording_id_key;
-DROP INDEX search_calls_by_start, search_calls_by_source, search_calls_by_words;
+DROP INDEX search_calls_by_source, search_calls_by_words;
 ALTER TABLE search_postings DROP CONSTRAINT search_postings_pkey;
 CREATE TEMP TABLE named AS SELECT r.source, r.recording_id, n.kind, n.value FROM recordings r CROSS JOIN LATERAL (
     VALUES ('number', reverse(substr(caller, 2))), ('number', reverse(substr(callee, 2))), ('agent', lower(agent)),
@@ -58,8 +58,7 @@ DROP TABLE named;
 INSERT INTO search_postings SELECT DISTINCT n, started_at, call FROM search_calls, unnest(names) n ORDER BY 1, 2, 3;
 ALTER TABLE search_postings ADD PRIMARY KEY (name, started_at, call);
 ALTER TABLE search_calls ADD UNIQUE (source, recording_id);
-CREATE INDEX search_calls_by_start ON search_calls (started_at);
-CREATE INDEX search_calls_by_source ON search_calls (source, started_at);
+CREATE INDEX search_calls_by_source ON search_calls (source, started_at) INCLUDE (call);
 CREATE INDEX search_calls_by_words ON search_calls USING gin (words) WITH (gin_pending_list_limit = 512);
 ALTER TABLE recordings ENABLE TRIGGER USER;
 """

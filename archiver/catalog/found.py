@@ -20,14 +20,18 @@ FEW = 1000
 #: all may be found in so many more; only what is rare is left for the index of words, which knows no order.
 NEWEST, NEWER = 2_000, 50_000
 
+SOURCES = """SELECT name FROM sources"""
+
 NUMBERS_ENDING = """
 SELECT name FROM search_names WHERE kind = 'number' AND value >= $1 AND value < $2 LIMIT $3"""
 
 NAMES_LIKE = """
-SELECT name FROM search_names WHERE kind = $1
-    AND (value = ANY(ARRAY(SELECT lower(t) FROM unnest($2::text[]) AS t))
-        OR value LIKE ANY(ARRAY(SELECT lower(t) FROM unnest($3::text[]) AS t)))
-LIMIT $4"""
+SELECT name FROM search_names
+WHERE kind = $1 AND value LIKE ANY(ARRAY(SELECT lower(t) FROM unnest($2::text[]) AS t)) LIMIT $3"""
+
+NAMES_ARE = """
+SELECT name FROM search_names
+WHERE kind = $1 AND value = ANY(ARRAY(SELECT lower(t) FROM unnest($2::text[]) AS t)) LIMIT $3"""
 
 NAMES_OF_NUMBERS = """
 SELECT n.name FROM unnest($1::text[], $2::text[]) AS t (kind, value)
@@ -139,11 +143,13 @@ class Asked:
             found.append(await _names(c, NUMBERS_ENDING, ending, ending + ":"))
         for kind, asked in (("agent", query.agent), ("queue", query.queue)):
             if asked is not None:
-                found.append(await _names(c, NAMES_LIKE, kind, [], [f"%{like(asked)}%"]))
+                found.append(await _names(c, NAMES_LIKE, kind, [f"%{like(asked)}%"]))
         for kind, several in (("queue", limits.queues), ("agent", limits.agents)):
             if several:
                 exact = [holdable(one) for one in several if "*" not in one]
-                names = await _names(c, NAMES_LIKE, kind, exact, [like(one) for one in several if "*" in one])
+                names = await _names(c, NAMES_ARE, kind, exact)
+                if patterns := [like(one) for one in several if "*" in one]:
+                    names += await _names(c, NAMES_LIKE, kind, patterns)
                 if kind == "agent" and exact:
                     numbers = [name_of_number(one) for one in exact]
                     names += await _names(c, NAMES_OF_NUMBERS, [n[0] for n in numbers], [n[1] for n in numbers])
@@ -180,32 +186,38 @@ WHERE s.started_at >= ${n + 2} AND s.started_at <= ${n + 3} AND {where} {self._b
         """
         where, values = self._conditions("s.words")
         order = self._order
+        first_of, beyond = (">=", "'-infinity'") if self.query.newest else ("<=", "'infinity'")
         n = len(values)
-        of, table = "", "search_calls"
-        keys: list[Any] = []
-        if names is not None:
-            of, keys, table = "name", list(names), "search_postings"
-        elif self._sources:
-            of, keys = "source", self._sources
-        kind = "integer" if of == "name" else "text"
+        of, kind, table = "name", "integer", "search_postings"
+        keys: Sequence[Any] = names or []
+        if names is None:
+            of, kind, table = "source", "text", "search_calls"
+            keys = self._sources or [row[0] for row in await c.fetch(SOURCES)]
         found: list[Key] = []
-        span, many, seen = list(self._span), limit + 10, 0
+        span, many, seen = list(self._span), most or limit + 10, 0
+        # The end of the first rows that a few of each have: what lies beyond it is not among the first rows of all.
+        each = 2 * many // max(1, len(keys)) + 2
         first = True
         while True:
             bound = ("<=" if first else "<"), (">=" if first else ">")
             low = f"p.started_at {'>=' if self.query.newest else bound[1]} ${n + 2}"
             high = f"p.started_at {bound[0] if self.query.newest else '<='} ${n + 3}"
-            own = f"p.{of} = n.{of} AND " if of else ""
-            several = f"unnest(${n + 1}::{kind}[]) AS n ({of})" if of else f"(SELECT ${n + 1}::text[]) AS n (nothing)"
+            several = f"unnest(${n + 1}::{kind}[]) AS n ({of})"
             statement = f"""
-WITH all_ AS MATERIALIZED (
+WITH bound AS MATERIALIZED (
+    SELECT p.started_at FROM {several} CROSS JOIN LATERAL (
+        SELECT p.started_at FROM {table} p WHERE p.{of} = n.{of} AND {low} AND {high}
+        ORDER BY p.started_at{order} LIMIT {each}) AS p
+    ORDER BY p.started_at{order} OFFSET {many - 1} LIMIT 1),
+all_ AS MATERIALIZED (
     SELECT p.started_at, p.call FROM {several} CROSS JOIN LATERAL (
-        SELECT p.started_at, p.call FROM {table} p WHERE {own}{low} AND {high}
+        SELECT p.started_at, p.call FROM {table} p WHERE p.{of} = n.{of} AND {low} AND {high}
+            AND p.started_at {first_of} coalesce((SELECT started_at FROM bound), {beyond})
         ORDER BY p.started_at{order} FETCH FIRST {many} ROWS WITH TIES) AS p),
 edge AS MATERIALIZED (SELECT started_at FROM all_ ORDER BY started_at{order} OFFSET {many - 1} LIMIT 1),
 k AS MATERIALIZED (
     SELECT DISTINCT call FROM all_ WHERE NOT EXISTS (SELECT FROM edge)
-        OR started_at {">=" if self.query.newest else "<="} (SELECT started_at FROM edge)),
+        OR started_at {first_of} (SELECT started_at FROM edge)),
 found AS MATERIALIZED (SELECT {_KEY} FROM k {_CALL} {_RECORDING} WHERE {where} {self._by} LIMIT {limit - len(found)})
 SELECT {_KEY}, e.started_at AS edge
 FROM (SELECT 1) AS one LEFT JOIN edge e ON true LEFT JOIN found r ON true {self._by}"""

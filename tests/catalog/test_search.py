@@ -84,7 +84,7 @@ async def test_every_page_of_every_filter_is_what_reading_all_recordings_finds(f
     monkeypatch.setattr(found_, "NEWER", 20)
     await hq.source("branch", "chronicall", default_start=at("00:00"), start=None)
     told = calls(
-        60,
+        45,
         caller=lambda n: f"+4930{n % 7:04}",
         agent=lambda n: ("Joe Dalton (1573)", "Jane (1601)", None)[n % 3],
         queue=lambda n: "Hotline" if n % 2 else None,
@@ -109,7 +109,7 @@ async def test_every_page_of_every_filter_is_what_reading_all_recordings_finds(f
             async with face._connection() as c:
                 asked = found_.Asked(Query(newest=newest, **filters), limits, None)
                 expected = [key[2] for key in await asked.slow(c, 100)]
-            assert await seen(face, limits, newest=newest, **filters) == expected, (limits, filters)
+            assert await seen(face, limits, 7, newest=newest, **filters) == expected, (limits, filters)
 
 
 @pytest.mark.parametrize(
