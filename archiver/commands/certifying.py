@@ -33,7 +33,7 @@ class Day(click.ParamType[date]):
 
 @click.command(short_help="Issue the certificates that are due.")
 @_sources
-@click.option("--day", "days", type=Day(), multiple=True, help="Only this day (UTC), and those before it without one.")
+@click.option("--day", "days", type=Day(), multiple=True, help="This day (UTC), though its lookback has not passed.")
 @as_json
 def certify(sources: tuple[str, ...], days: tuple[date, ...], as_json: bool) -> None:
     """Issue the certificates that are due, and a signed checkpoint over them; the daemon does it by itself.

@@ -130,11 +130,15 @@ async def _issue_all(
 
 
 async def due(catalog: Catalog, feed: Feed, only: Sequence[date] | None = None, *, thorough: bool = True) -> list[date]:
-    """The days of a source that are to be certified now, oldest first."""
+    """The days of a source that are to be certified now, oldest first.
+
+    ``only``: these, though their lookback has not passed, if they are over; and those before them that have none.
+    """
     begin = await first_day(catalog, feed)
-    now = catalog.clock.now()
+    now = catalog.clock.now().astimezone(UTC)
     # The last day whose lookback has passed.
-    end = (now - feed.options.relisted(feed.source.listing_key)).astimezone(UTC).date() - DAY
+    waits = feed.options.relisted(feed.source.listing_key) if only is None else timedelta()
+    end = (now - waits).date() - DAY
     if begin is None or begin > end:
         return []
     done = await catalog.certified_days(feed.name)
@@ -145,9 +149,9 @@ async def due(catalog: Catalog, feed: Feed, only: Sequence[date] | None = None, 
         days |= {*await catalog.days_again(feed.name, end, incomplete=thorough)}
     if only is not None:
         # Without those before it the log would leave days out.
-        days = {day for day in days if day in only or (done is not None and done[1] < day < max(only))}
-        if done is None:
-            days = {day for day in _days(begin, end) if min(only) <= day <= max(only)}
+        last = done[1] if done is not None else None
+        days = {day for day in days if day in only or (day < max(only) and (last is None or day > last))}
+        days |= {day for day in only if begin <= day <= end}
     return sorted(days)
 
 

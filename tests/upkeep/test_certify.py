@@ -140,6 +140,21 @@ async def test_a_call_that_is_listed_late_gets_its_day_another_certificate(tmp_p
         assert code == 0, said
 
 
+async def test_a_day_that_is_over_can_be_certified_before_its_lookback_has_passed(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-17", lookback="24h") as rig:
+        await rig.sync()
+        rig.advance(timedelta(hours=13))
+        await rig.sync()
+        day = datetime(2024, 5, 18, tzinfo=UTC).date()
+        assert (await issue(rig)).issued == {"pbx": 1}
+        assert (await issue(rig, days=[day + DAY])).issued == {"pbx": 1}
+        assert (await issue(rig, days=[day])).issued == {}
+        code, said = await stranger(rig, store_of(rig))
+        assert code == 0, said
+        assert "2024-05-17 to 2024-05-18, 2 days, 2 complete" in said
+
+
 async def test_a_store_that_was_away_is_brought_up(tmp_path, database, clock):
     sim = a_recorder(calls=3)
     async with archiving(tmp_path, database, sim, clock=clock, stores=two_stores(tmp_path), start="2024-05-18") as rig:
