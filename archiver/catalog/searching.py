@@ -26,6 +26,12 @@ CAUGHT_UP = 500
 
 MINE = """SELECT pg_try_advisory_xact_lock(hashtextextended('search', 8410))"""
 
+#: Waits for locks less long than PostgreSQL does before it ends one who waits in a deadlock: it may be another.
+#: And few rows are looked up one by one, however many the planner takes them for: else it reads whole tables for them.
+CAREFUL = """
+SET LOCAL lock_timeout = '500ms'; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off"""
+
 PENDING_CALLS = """SELECT id, source, ids FROM search_pending ORDER BY id LIMIT $1"""
 
 DONE_CALLS = """DELETE FROM search_pending WHERE id = ANY($1)"""
@@ -34,8 +40,7 @@ DONE_CALLS = """DELETE FROM search_pending WHERE id = ANY($1)"""
 TOLD_CALLS = """
 SELECT r.source, r.recording_id, r.caller, r.callee, r.agent, r.queue, r.parties
 FROM unnest($1::text[], $2::text[]) AS k (source, recording_id)
-CROSS JOIN LATERAL (SELECT * FROM recordings WHERE (source, recording_id) = (k.source, k.recording_id) OFFSET 0) r0
-JOIN recordings r ON (r.source, r.recording_id) = (r0.source, r0.recording_id)
+JOIN recordings r USING (source, recording_id)
 ORDER BY r.source, r.recording_id
 FOR KEY SHARE OF r"""
 
@@ -142,8 +147,7 @@ class Searching(Database):
     async def _index(self, c: Any, limit: int, *, backlog: bool = True) -> int | None:
         if not await c.fetchval(MINE):
             return None
-        # Shorter than PostgreSQL waits before it ends a deadlock by one of those who wait, who may be another.
-        await c.execute("SET LOCAL lock_timeout = '500ms'")
+        await c.execute(CAREFUL)
         keys, done = list[tuple[str, str]](), list[int]()
         for row in await c.fetch(PENDING_CALLS, limit):
             if keys and len(keys) + len(row["ids"]) > limit:

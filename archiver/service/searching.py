@@ -18,6 +18,8 @@ LOOK = 1.0
 POLITE, IDLE = 7, 2
 #: Batches of a `sync`: some seconds' worth.
 BATCHES = 10
+#: While calls are being listed, what came last waits for so many seconds: most listings are over then.
+WAIT = 3.0
 #: After a database that is away, in seconds.
 AGAIN = 10.0
 
@@ -47,6 +49,8 @@ async def _some(catalog: Catalog) -> float:
     """A batch; how long to pause now, in seconds."""
     waiting, listing = await catalog.waiting()
     if not waiting:
+        return LOOK
+    if listing and ((await catalog.behind()).seconds or WAIT) < WAIT:
         return LOOK
     began = time.monotonic()
     if not await catalog.index():

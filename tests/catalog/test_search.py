@@ -202,6 +202,7 @@ class TestFilling:
         await hq.rename_source("hq", "new")
         assert sorted(await found(hq, agent="joe", source="new")) == ["aside", "s", "waiting"]
         assert await found(hq, text="aside") == ["aside"]
+        assert await db.fetchval("SELECT count(*) FROM search_calls") == 3
 
     async def test_killed_at_any_moment_it_goes_on(self, hq, db, monkeypatch):
         await tell(hq, *calls(30, agent=lambda n: "Joe"))
