@@ -11,11 +11,11 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import itemgetter
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
@@ -126,8 +126,7 @@ async def read(
     row = row or Row(good=after or None)
     # Who looks into one folder looks for what is told there, whatever it was called before.
     names, base = await renamings(store, prefix, spool, all_needed=not under), f"{prefix}_manifests/"
-    check = partial(_recording, folders=names.folders) if names.folders else _recording
-    async with aclosing(_all(store, base, under, after, spool, check, row)) as parts:
+    async with aclosing(_all(store, base, under, after, spool, _recording, row)) as parts:
         async for part in parts:
             stamp = stamp_of(part.key)
             for recording in part.documents if names.renamed else ():
@@ -219,14 +218,11 @@ class Renamings:
     def __init__(self) -> None:
         #: ULID, what, old, new; oldest first. A folder is what a source's name is as a key.
         self.renamed: list[tuple[str, str, str, str]] = []
-        #: By source the folders in which its media may lie.
-        self.folders: dict[str, set[str]] = {}
 
     def add(self, stamp: str, what: str, old: str, new: str) -> None:
         self.renamed.append((stamp, what, old, new))
         if what == "source":
             self.renamed.append((stamp, "folder", safe(old), safe(new)))
-            self.folders.setdefault(new, {safe(new)}).update({safe(old)} | self.folders.get(old, set()))
 
     def now(self, what: str, name: str, stamp: str) -> str:
         """What is called now what was called that in what was written at ``stamp`` (a ULID)."""
@@ -525,11 +521,8 @@ _RECORDING = msgspec.json.Decoder(Recording)
 _READABLE = {name: msgspec.json.Decoder(kind).decode for name, kind in get_type_hints(_Kept).items()}
 
 
-def _recording(folder: str, row: bytes, folders: Mapping[str, Collection[str]] | None = None) -> Recording:
-    """A line of a manifest. Raises ValueError where it is no recording of the folder's source.
-
-    ``folders``: by source all in which its media may lie, where it was renamed.
-    """
+def _recording(folder: str, row: bytes) -> Recording:
+    """A line of a manifest. Raises ValueError where it is no recording of the folder's source."""
     try:
         told = _read_at_once(row)
     except (ValueError, RecursionError, msgspec.MsgspecError):
@@ -542,7 +535,7 @@ def _recording(folder: str, row: bytes, folders: Mapping[str, Collection[str]] |
         if len({(copy.store, copy.key) for copy in medium.copies}) < len(medium.copies):
             raise ValueError("a copy is told twice")
         for copy in medium.copies:
-            _named(copy, told, medium, (folders or {}).get(told.source, (_folder(told.source),)))
+            _named(copy, told, medium)
             of_now = copy.sha256 == medium.sha256
             if of_now != (copy.sha256[:12] == (medium.sha256 or "")[:12]) or (of_now and copy.size != medium.size):
                 raise ValueError("a copy is not of the bytes that its medium has")
@@ -599,7 +592,7 @@ def _read_with_care(row: bytes) -> Recording:
 _ASIDE = re.compile(r"(.+)~[0-9]{8}T[0-9]{6}", re.DOTALL)
 
 
-def _named(copy: Copy, told: Recording, medium: Medium, folders: Collection[str]) -> None:
+def _named(copy: Copy, told: Recording, medium: Medium) -> None:
     """Is the key the one that such a copy gets? (layout.media_key; its day stays when the call's start changes)"""
     stem, _, ext = copy.key.rpartition(".")
     # One that was set aside got its id later (catalog.set_former_aside).
@@ -614,7 +607,8 @@ def _named(copy: Copy, told: Recording, medium: Medium, folders: Collection[str]
     if (
         not stem.endswith(tail)
         or not re.fullmatch("/[0-9]{4}/[0-9]{2}/[0-9]{2}", day)
-        or not prefix.endswith(tuple(folders))
+        # Any source's folder: one that was renamed keeps its old one, and not every store was told of that.
+        or not prefix.rpartition("/")[2]
         or not re.fullmatch("[a-z0-9]+", ext)
         or {".", ".."} & set(prefix.split("/"))
     ):

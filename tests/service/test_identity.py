@@ -173,6 +173,19 @@ async def test_a_renamed_source_is_asked_about_then_taken_over_and_nothing_is_fe
     assert (place.requests("audio"), place.requests()) == (audio, searches)
 
 
+async def test_a_store_that_came_after_a_renaming_is_enough_to_rebuild_from(place):
+    sim = await filled(place, XivoSimulator())
+    place.config["sources"]["paris"] = place.config["sources"].pop("hq")
+    place.simulators = {"paris": sim}
+    await place.run("rename", "source", "hq", "paris")
+    # What it is told of lies in the other store under the old name, and it never heard of that.
+    place.config["stores"]["more"] = {"kind": "file", "path": "more"}
+    await place.run("copy", "--to", "more")
+    assert (await place.json("rebuild", "--store", "more", "--drill"))["same"] == 5
+    verified = await place.json("verify", "--store", "more")
+    assert (verified["stores"]["more"]["good"], verified["stores"]["more"]["findings"]) == (5, [])
+
+
 async def test_a_source_that_gets_the_old_name_of_another_keeps_its_own_calls(place, postgres):
     sim = await filled(place, XivoSimulator())
     place.config["sources"] = {"old": place.config["sources"]["hq"]}
