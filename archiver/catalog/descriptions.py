@@ -61,7 +61,7 @@ RETURNING NOT r.undescribed"""
 
 
 #: A day that has a certificate is looked at again where something of it was described anew.
-MARK = """
+CERTIFY_AGAIN = """
 INSERT INTO certify_again (source, day)
 SELECT DISTINCT r.source, (r.key_at AT TIME ZONE 'UTC')::date
 FROM unnest($1::text[], $2::text[]) AS t (source, recording_id)
@@ -152,7 +152,7 @@ async def mark_described(c: Any, revisions: Mapping[tuple[str, str], int], *, st
     Of how many that is still the newest. ``step``: added to what the catalog has.
     """
     keys = sorted(revisions)
-    await c.execute(MARK, [k[0] for k in keys], [k[1] for k in keys])
+    await c.execute(CERTIFY_AGAIN, [k[0] for k in keys], [k[1] for k in keys])
     rows = await c.fetch(
         DESCRIBED, [k[0] for k in keys], [k[1] for k in keys], [revisions[k] for k in keys], [step] * len(keys)
     )

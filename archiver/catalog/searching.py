@@ -39,10 +39,11 @@ DONE_CALLS = """DELETE FROM search_pending WHERE id = ANY($1)"""
 #: The lock keeps who deletes one waiting until its words are in the index, and so are deleted with it.
 TOLD_CALLS = """
 SELECT r.source, r.recording_id, r.caller, r.callee, r.agent, r.queue, r.parties
-FROM unnest($1::text[], $2::text[]) AS k (source, recording_id)
-JOIN recordings r USING (source, recording_id)
-ORDER BY r.source, r.recording_id
-FOR KEY SHARE OF r"""
+FROM (SELECT * FROM unnest($1::text[], $2::text[]) AS t (source, recording_id) ORDER BY 1, 2) AS k
+CROSS JOIN LATERAL (
+    SELECT source, recording_id, caller, callee, agent, queue, parties FROM recordings
+    WHERE (source, recording_id) = (k.source, k.recording_id) OFFSET 0 FOR KEY SHARE) r
+ORDER BY r.source, r.recording_id"""
 
 BACKLOG = """SELECT before FROM search_backlog"""
 

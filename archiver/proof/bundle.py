@@ -392,4 +392,4 @@ def _dat(value: Any) -> str:
     """The format can't escape its own marks: they are written otherwise. The true text is in recordings.json."""
     text = "" if value is None else str(value)
     text = text.replace("þ", "th").replace("®", "(R)")
-    return "".join(c if c.isprintable() else " " for c in re.sub(r"\r\n|[\r\n]", "®", text))
+    return plain(re.sub(r"\r\n|[\r\n]", "®", text))
