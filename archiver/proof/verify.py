@@ -6,7 +6,7 @@
 COPY is a folder: a copy of the store, or of its `_proof` folder alone (then without --media). VKEY is the archive's
 public key (name+id+key), or a file that holds it; get it from the archive's owner, not from the copy.
 It needs Python 3.8 or newer and nothing else: no packages, no network, no database. It changes nothing. It is one file
-so that it can be read, and carried, alone.
+of some 500 lines, so that it can be read, and carried, alone.
 
 A line is printed for each problem; last the days that it vouches for. Exit code: 0 good, 1 problems, 2 wrong usage.
 
