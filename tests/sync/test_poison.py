@@ -94,14 +94,14 @@ async def test_recordings_that_can_t_be_had_keep_no_other_waiting(fault, value, 
 async def test_a_recorder_that_is_slow_is_learnt_and_loses_few_first_attempts(tmp_path, database, monkeypatch):
     monkeypatch.setattr("archiver.sync.transfer.PATIENCE_LEAST", 0.1)
     sim = ImagicleSimulator()
-    sim.add_calls(sim.clock.now() - DAY, sim.clock.now() - HOUR, 16)
+    sim.add_calls(sim.clock.now() - DAY, sim.clock.now() - HOUR, 24, longest=30)
     sim.fault("drip", "audio", times=-1, value=0.2)
     how = {"start": sim.clock.now() - 2 * DAY, "retry": {"first": "1s"}, "timeout": "3s"}
     async with archiving(tmp_path, database, sim, **how) as rig, rig.running():
-        await eventually(lambda: _archived(rig, 16), within=60)
-        # Five give way, and three beside them, before it counts as slow; with the first that comes its pace is known.
+        await eventually(lambda: _archived(rig, 24), within=60)
+        # Five give way, and those beside them, before it counts as slow; with the first that comes its pace is known.
         requests = sum(seen.on == "audio" for seen in sim.seen)
-        assert 16 < requests <= 16 + 8
+        assert 24 < requests <= 24 + 12
         assert rig.feed.longest_pause > 0.15
 
 

@@ -351,8 +351,8 @@ async def test_a_folder_that_an_s3_server_cant_list_does_not_end_the_search_for_
         parts = bad.split("/")
         for depth in range(len(parts)):
             above = quote("/".join(parts[:depth]) + "/" * (depth > 0), safe="")
-            proxy.refuse(f"prefix={above}&start-after=", "GET")
-        proxy.refuse(f"prefix={quote(bad, safe='')}&delimiter", "GET")
+            proxy.refuse(f"prefix={above}&max-keys=1000&encoding-type", "GET")
+        proxy.refuse(f"prefix={quote(bad, safe='')}&max-keys=1000&delimiter", "GET")
         found = await look_for_orphans(rig, "cloud")
         assert found.error is None
         assert [folder for folder, _ in found.unlisted] == [bad]

@@ -642,7 +642,10 @@ async def test_a_program_finds_calls_reads_one_and_gets_its_bytes(face):
         while following:
             _, told, _ = await answer_of(session, following)
             everything, following = everything + told["recordings"], told["next"]
-        listed = (await face.place.run("list", "--json")).rows
+        listed = [
+            {name: value for name, value in row.items() if name != "salt"}
+            for row in (await face.place.run("list", "--json")).rows
+        ]
         assert sorted(map(str, everything)) == sorted(map(str, listed))
         for call in everything:
             address = f"/api/v1/recordings/{call['source']}/{call['recording_id']}"
