@@ -48,7 +48,7 @@ class Source(Protocol):
         """
 
 
-def lists_by_time(source: Source) -> bool:
+def lists_by_time(source: Source | type[Any]) -> bool:
     """Can it say what calls there were between two moments?"""
     return bool(getattr(source, "lists_by_time", True))
 

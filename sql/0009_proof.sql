@@ -22,20 +22,33 @@ CREATE TABLE certificates (
     revision  integer,
     -- NULL: its source is listed by ids, and nothing is claimed.
     complete  boolean,
-    -- SHA-256 of what may change: list, coverage, counts. A day with the same one needs no revision.
-    content   bytea,
     -- A later one of the same day is there.
     replaced  boolean NOT NULL DEFAULT false
 );
 CREATE UNIQUE INDEX certificates_by_day ON certificates (source, day, revision) WHERE source IS NOT NULL;
 CREATE INDEX certificates_incomplete ON certificates (source, day) WHERE NOT complete AND NOT replaced;
 
--- Days with a certificate of which something was described since.
+-- Days with a certificate of which something has changed since, and how often: who looks at one takes away no more marks
+-- than it saw before it looked.
 CREATE TABLE certify_again (
     source text NOT NULL,
     day    date NOT NULL,
+    marks  bigint NOT NULL DEFAULT 1,
     PRIMARY KEY (source, day)
 );
+
+-- A recording that is listed on another day now: the day that it was on tells of it too.
+CREATE FUNCTION certify_moved() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO certify_again AS a (source, day)
+    SELECT DISTINCT c.source, c.day FROM certificates c
+    WHERE c.source = OLD.source AND c.day = (OLD.key_at AT TIME ZONE 'UTC')::date
+    ON CONFLICT (source, day) DO UPDATE SET marks = a.marks + 1;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER certify_moved AFTER UPDATE OF key_at ON recordings FOR EACH ROW
+    WHEN ((OLD.key_at AT TIME ZONE 'UTC')::date <> (NEW.key_at AT TIME ZONE 'UTC')::date)
+    EXECUTE FUNCTION certify_moved();
 
 -- One row, once there is a log: the newest checkpoint that was put.
 CREATE TABLE checkpoint (

@@ -18,8 +18,8 @@ SELECT c.size, c.note, c.adopt, c.run_at, c.error, (SELECT coalesce(max(position
 FROM (SELECT 1) AS one LEFT JOIN checkpoint c ON true"""
 
 TAKE = """
-INSERT INTO certificates (position, entry, source, day, revision, complete, content)
-SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::text[], $4::date[], $5::int[], $6::bool[], $7::bytea[])"""
+INSERT INTO certificates (position, entry, source, day, revision, complete)
+SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::text[], $4::date[], $5::int[], $6::bool[])"""
 
 REPLACE = """
 UPDATE certificates c SET replaced = true
@@ -43,29 +43,34 @@ NEWEST_OF_SOURCE = """
 SELECT entry FROM certificates WHERE source = $1 ORDER BY position DESC LIMIT 1"""
 
 NEWEST_OF_DAY = """
-SELECT position, entry, revision, content FROM certificates WHERE source = $1 AND day = $2
-ORDER BY revision DESC LIMIT 1"""
+SELECT entry, revision FROM certificates WHERE source = $1 AND day = $2 ORDER BY revision DESC LIMIT 1"""
 
-#: Of the day that a recording's listing key is in.
+#: Of the day that a recording's listing key is in, under the newest checkpoint.
 FOR_RECORDING = """
 SELECT c.position, c.entry FROM certificates c
 JOIN recordings r ON c.source = r.source AND c.day = (r.key_at AT TIME ZONE 'UTC')::date
-WHERE r.source = $1 AND r.recording_id = $2 ORDER BY c.revision DESC LIMIT 1"""
+WHERE r.source = $1 AND r.recording_id = $2 AND c.position < (SELECT size FROM checkpoint)
+ORDER BY c.revision DESC LIMIT 1"""
 
 CERTIFIED = """SELECT min(day), max(day) FROM certificates WHERE source = $1"""
 
-#: $3: also those that were not complete. What is pending belongs to a day that can't be complete.
+#: $3: also those that were not complete, or can't be any more: of what is pending, and what nobody could read.
 AGAIN = """
 SELECT day FROM certify_again WHERE source = $1 AND day <= $2
 UNION
 SELECT day FROM certificates WHERE source = $1 AND day <= $2 AND NOT complete AND NOT replaced AND $3
 UNION
 SELECT DISTINCT (r.key_at AT TIME ZONE 'UTC')::date FROM media m JOIN recordings r USING (source, recording_id)
-WHERE m.source = $1 AND m.state = 'pending' AND $3 AND (r.key_at AT TIME ZONE 'UTC')::date <= $2
-    AND (r.key_at AT TIME ZONE 'UTC')::date IN (SELECT day FROM certificates c WHERE c.source = $1)
-ORDER BY 1"""
+WHERE m.source = $1 AND m.state = 'pending' AND $3
+UNION
+SELECT DISTINCT generate_series(
+    (lower(span) AT TIME ZONE 'UTC')::date, (upper(span) AT TIME ZONE 'UTC')::date, '1 day')::date
+FROM rejected WHERE source = $1 AND span IS NOT NULL AND $3"""
 
-LOOKED_AT = """DELETE FROM certify_again WHERE source = $1 AND day = $2"""
+MARKS = """SELECT marks FROM certify_again WHERE source = $1 AND day = $2"""
+
+#: Not those that came while it was looked at.
+LOOKED_AT = """DELETE FROM certify_again WHERE source = $1 AND day = $2 AND marks = $3"""
 
 #: First versions gave none; what is written again tells of it.
 HANDLES = """
@@ -91,11 +96,12 @@ WHERE source IS NOT NULL AND NOT replaced AND ($1::text[] IS NULL OR source = AN
     AND ($2::date IS NULL OR day >= $2) AND ($3::date IS NULL OR day <= $3)
 ORDER BY source, day"""
 
-SUMMARY = """
-SELECT source, min(day) AS first, max(day) AS last, count(*) FILTER (WHERE NOT replaced) AS days,
-    count(*) FILTER (WHERE NOT complete AND NOT replaced) AS incomplete,
-    min(day) FILTER (WHERE NOT complete AND NOT replaced) AS first_incomplete
-FROM certificates WHERE source IS NOT NULL GROUP BY source"""
+LAST_DAYS = """
+SELECT s.name, (SELECT max(day) FROM certificates c WHERE c.source = s.name) FROM unnest($1::text[]) AS s (name)"""
+
+INCOMPLETE = """
+SELECT source, count(*), min(day) FROM certificates
+WHERE NOT complete AND NOT replaced AND source = ANY($1) GROUP BY source"""
 
 #: So many recordings are read at once.
 _PAGE = 1000
@@ -123,8 +129,6 @@ class Entry:
     day: date | None = None
     revision: int | None = None
     complete: bool | None = None
-    #: SHA-256 of what may change from one revision to the next; None: not known.
-    content: bytes | None = None
 
     @classmethod
     def read(cls, entry: bytes) -> Entry:
@@ -176,19 +180,16 @@ class Certificates(Documents, Database):
                 [e.day for e in entries],
                 [e.revision for e in entries],
                 [e.complete for e in entries],
-                [e.content for e in entries],
             )
             days = [(e.source, e.day) for e in entries if e.source is not None]
             await c.execute(REPLACE, [source for source, _ in days], [day for _, day in days])
-            for source, day in days:
-                await c.execute(LOOKED_AT, source, day)
 
     async def forget_entries(self, first: int) -> None:
         """What is known of the log from that place on is another's."""
         async with self._transaction() as c:
             await c.execute("DELETE FROM certificates WHERE position >= $1", first)
 
-    async def advance(self, size: int, note: bytes) -> None:
+    async def advance(self, size: int, note: bytes | None) -> None:
         """A store holds the log up to there, under this checkpoint."""
         async with self._connection() as c:
             await c.execute(ADVANCE, size, note)
@@ -214,14 +215,14 @@ class Certificates(Documents, Database):
             found: bytes | None = await c.fetchval(NEWEST_OF_SOURCE, source)
         return found
 
-    async def certificate_of(self, source: str, day: date) -> tuple[int, bytes, int, bytes | None] | None:
-        """The newest of that day: place in the log, entry, revision, content."""
+    async def certificate_of(self, source: str, day: date) -> tuple[bytes, int] | None:
+        """The newest of that day: its entry and revision."""
         async with self._connection() as c:
             row = await c.fetchrow(NEWEST_OF_DAY, source, day)
-        return tuple(row) if row is not None else None
+        return (row[0], row[1]) if row is not None else None
 
     async def certificate_for(self, source: str, recording_id: str) -> Placed | None:
-        """The newest certificate of the day that the recording belongs to."""
+        """The newest certificate, under the newest checkpoint, of the day that the recording belongs to."""
         async with self._connection() as c:
             row = await c.fetchrow(FOR_RECORDING, holdable(source), holdable(recording_id))
         return Placed(row["position"], row["entry"]) if row is not None else None
@@ -232,15 +233,21 @@ class Certificates(Documents, Database):
             row = await c.fetchrow(CERTIFIED, source)
         return (row[0], row[1]) if row[0] is not None else None
 
-    async def days_again(self, source: str, until: date, *, incomplete: bool) -> list[date]:
-        """Days with a certificate that is to be looked at again; ``incomplete``: also those that were not complete."""
+    async def days_again(self, source: str, until: date, *, incomplete: bool) -> set[date]:
+        """Days to be looked at again; ``incomplete``: also those that were not complete, or may be so no more."""
         async with self._connection() as c:
-            return [row[0] for row in await c.fetch(AGAIN, source, until, incomplete)]
+            return {row[0] for row in await c.fetch(AGAIN, source, until, incomplete)}
 
-    async def looked_at(self, source: str, day: date) -> None:
-        """Nothing has changed of that day."""
+    async def marks(self, source: str, day: date) -> int:
+        """How often something of a certified day has changed; to be asked before the day is looked at."""
         async with self._connection() as c:
-            await c.execute(LOOKED_AT, source, day)
+            found: int | None = await c.fetchval(MARKS, source, day)
+        return found or 0
+
+    async def looked_at(self, source: str, day: date, marks: int) -> None:
+        """So many changes of that day are certified, or are none."""
+        async with self._connection() as c:
+            await c.execute(LOOKED_AT, source, day, marks)
 
     async def first_key(self, source: str) -> datetime | None:
         """The listing key of the source's first recording."""
@@ -281,7 +288,12 @@ class Certificates(Documents, Database):
         async with self._connection() as c:
             return [dict(row) for row in await c.fetch(STATUS, sources, first, last)]
 
-    async def certificates_summary(self) -> dict[str, Document]:
-        """By source: first and last day, days, incomplete ones, the first of these."""
+    async def last_days(self, sources: Sequence[str]) -> dict[str, date | None]:
+        """By source the last day that has a certificate."""
         async with self._connection() as c:
-            return {row["source"]: dict(row) for row in await c.fetch(SUMMARY)}
+            return {row[0]: row[1] for row in await c.fetch(LAST_DAYS, list(sources))}
+
+    async def incomplete_days(self, sources: Sequence[str]) -> dict[str, tuple[int, date]]:
+        """By source how many days are certified as not complete, where any is, and the first of them."""
+        async with self._connection() as c:
+            return {row[0]: (row[1], row[2]) for row in await c.fetch(INCOMPLETE, list(sources))}

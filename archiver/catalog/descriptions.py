@@ -62,12 +62,13 @@ RETURNING NOT r.undescribed"""
 
 #: A day that has a certificate is looked at again where something of it was described anew.
 CERTIFY_AGAIN = """
-INSERT INTO certify_again (source, day)
-SELECT DISTINCT r.source, (r.key_at AT TIME ZONE 'UTC')::date
+INSERT INTO certify_again AS a (source, day)
+SELECT DISTINCT c.source, c.day
 FROM unnest($1::text[], $2::text[]) AS t (source, recording_id)
 JOIN recordings r ON (r.source, r.recording_id) = (t.source, t.recording_id)
 JOIN certificates c ON (c.source, c.day) = (r.source, (r.key_at AT TIME ZONE 'UTC')::date)
-ON CONFLICT DO NOTHING"""
+ORDER BY 1, 2
+ON CONFLICT (source, day) DO UPDATE SET marks = a.marks + 1"""
 
 
 class Descriptions(Database):

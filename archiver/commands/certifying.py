@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.words import number, plain
 from .common import INCOMPLETE, answer, as_json, console, known, load, run
 from .completing import SOURCE
 
@@ -61,6 +62,7 @@ def certify(sources: tuple[str, ...], days: tuple[date, ...], as_json: bool) -> 
             {
                 "issued": report.issued,
                 "incomplete": report.incomplete,
+                "failed": report.failed,
                 "size": report.size,
                 "stores": report.stores,
                 "away": report.away,
@@ -71,17 +73,19 @@ def certify(sources: tuple[str, ...], days: tuple[date, ...], as_json: bool) -> 
         click.echo("another process issues certificates just now")
     else:
         for name, count in sorted(report.issued.items()):
-            incomplete = report.incomplete.get(name, 0)
-            more = (
-                f", {incomplete} not complete (`archiver proof status --source {name}` tells why)" if incomplete else ""
-            )
-            click.echo(f"{name}: {count} certificates{more}")
+            click.echo(f"{name}: {number(count, 'certificate')}")
+        for name, count in sorted(report.incomplete.items()):
+            told = number(count, "day is", "days are")
+            click.echo(f"{name}: {told} not complete (`archiver proof status --source {name}` tells why)")
+        for name, why in sorted(report.failed.items()):
+            click.echo(plain(f"{name}: no further day can be certified: {why}"), err=True)
         if not report.issued:
             click.echo("nothing is due")
-        click.echo(f"the log has {report.size} entries; it lies in {', '.join(report.stores) or 'no store'}")
+        entries, stores = number(report.size, "entry", "entries"), ", ".join(report.stores) or "no store"
+        click.echo(f"the log has {entries}; it lies in {stores}")
         for why in report.away.values():
-            click.echo(f"not brought up: {why}", err=True)
-    if report.incomplete or report.away or report.busy:
+            click.echo(plain(f"not brought up: {why}"), err=True)
+    if report.incomplete or report.problem or report.busy:
         sys.exit(INCOMPLETE)
 
 
@@ -111,8 +115,7 @@ def status(sources: tuple[str, ...], first: date | None, last: date | None, as_j
         from ..catalog.catalog import Need
 
         async with opened(config, Need.READABLE) as archive:
-            feeds = {name: feed for name, feed in archive.feeds.items() if not sources or name in sources}
-            return await of_service.status(archive.catalog, feeds, first, last)
+            return await of_service.status(archive.catalog, archive.feeds, sources or None, first, last)
 
     rows = run(work())
     if as_json:

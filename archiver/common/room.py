@@ -42,13 +42,14 @@ def taken(path: Path, reserve: int | None, wanted: int, files: int = 1) -> Itera
     Who writes at the same time counts; else each would find the same room, and together they fill the reserve. What is
     written already and not yet let go counts twice: for that long a disk may seem fuller than it is. Blocks.
     """
-    device = _device(path)
+    there = _existing(path)
+    device = _device(there)
     # Each file ends within a block, and its folder may be new.
     whole = wanted + 2 * files * _BLOCK
     # Asked without the lock: a disk that hangs would hold up the writers of all others.
     _take(device, whole)
     try:
-        if (why := lacking(path, reserve)) is not None:
+        if (why := _lacking(path, there, device, reserve)) is not None:
             raise NoRoom(why)
         yield
     finally:
@@ -61,13 +62,17 @@ def lacking(path: Path, reserve: int | None) -> str | None:
     ``reserve``: None: as :func:`reserve_of` says. What does not tell its size (some network file systems) has room.
     """
     there = _existing(path)
+    return _lacking(path, there, _device(there), reserve)
+
+
+def _lacking(path: Path, there: Path, device: int, reserve: int | None) -> str | None:
     try:
         disk = os.statvfs(there)
     except OSError:
         return None
     total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
     keep = reserve_of(total) if reserve is None else reserve
-    if total and free - _taken[_device(path)] < keep:
+    if total and free - _taken[device] < keep:
         return f"the disk of {path} has {size(free)} free, and {size(keep)} of it stay free (reserve)"
     if disk.f_files and disk.f_favail < max(1, min(_FILES, disk.f_files // _FILES_SHARE)):
         return f"the disk of {path} has room for {disk.f_favail} files only (df -i {there})"
@@ -85,8 +90,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _device(path: Path) -> int:
+def _device(there: Path) -> int:
     try:
-        return _existing(path).stat().st_dev
+        return there.stat().st_dev
     except OSError:
         return -1

@@ -56,18 +56,6 @@ def _number(n: int, width: int) -> str:
     return "/".join([*(f"x{part}" for part in above), last]) + (f".p/{width}" if width < WIDTH else "")
 
 
-def names(size: int) -> Iterator[str]:
-    """Every bundle and tile of a log of so many entries: what a store that was away must be given."""
-    level, count = 0, size
-    while count:
-        for n in range((count + WIDTH - 1) // WIDTH):
-            width = min(WIDTH, count - n * WIDTH)
-            if level == 0:
-                yield entries_name(n, width)
-            yield tile_name(level, n, width)
-        level, count = level + 1, count // WIDTH
-
-
 class Log:
     """The right edge of a log: all that is needed to append to it."""
 

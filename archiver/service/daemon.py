@@ -48,6 +48,8 @@ LOOK = 1.0
 AGAIN = 30.0
 #: A host's clock that goes back so far at once was set, in seconds.
 STEP = 5.0
+#: How often to look whether a day can be certified, in seconds.
+CERTIFY = 3600.0
 #: How often to look for what is wrong although nothing fails, in seconds.
 WATCH = 300.0
 
@@ -112,6 +114,7 @@ class Daemon:
                 for name in self.archive.feeds:
                     self._start_polls(group, name)
                 beside = [self._keep_database(), self.watch.run(), self._watch_over(), self._verify_forever()]
+                beside.append(self._certify_forever())
                 beside += [self._keep_config(group), searching.keep(self.archive.catalog)]
                 for work in beside:
                     self._beside(group, work)
@@ -119,7 +122,6 @@ class Daemon:
                 self._ring(self._beat, "30s")
                 self._ring(_give_memory_back, "60s")
                 self._ring(self._ship_audit, "5m")
-                self._ring(self._certify, "1h")
                 self._scheduler.start()
                 notify("READY=1")
                 await self._say_who_is_who()
@@ -145,19 +147,6 @@ class Daemon:
         """What the face wrote down goes to every store: it is not to be lost with the database."""
         with contextlib.suppress(CatalogDown):
             await audit.ship(self.archive.catalog, dict(self.archive.outlets))
-
-    async def _certify(self) -> None:
-        """Days whose lookback has passed get their certificates; each night those that were not complete, again."""
-        archive = self.archive
-        # What fails is in `status`, and tried again.
-        with contextlib.suppress(CatalogDown, SpoolDown, ProofError):
-            state = await archive.catalog.log_state()
-            now = archive.catalog.clock.now()
-            nightly = state.run_at is None or state.error is not None or now - state.run_at > certify.NIGHTLY
-            feeds = dict(archive.feeds)
-            if nightly or any([await certify.due(archive.catalog, feed, thorough=False) for feed in feeds.values()]):
-                how = archive.config, archive.catalog, archive.spool, dict(archive.outlets), feeds
-                await certify.certify(*how, thorough=nightly)
 
     def _end_waits(self) -> None:
         """No source is paused for longer than one that is paused now."""
@@ -392,6 +381,24 @@ class Daemon:
                                 log.info("verify.done", store=name, read=found.read, bad=found.bad, error=found.error)
                 except CatalogDown as error:
                     log.warning("catalog.down", error=str(error))
+
+    async def _certify_forever(self) -> None:
+        """Days whose lookback has passed get their certificates; each night those that were not complete, again."""
+        archive = self.archive
+        while True:
+            await asyncio.sleep(CERTIFY)
+            outlets, feeds = dict(archive.outlets), dict(archive.feeds)
+            try:
+                with using(*outlets.values(), *feeds.values()):
+                    state = await archive.catalog.log_state()
+                    late = state.run_at is None or archive.catalog.clock.now() - state.run_at > certify.NIGHTLY
+                    nightly = late or state.error is not None
+                    if nightly or await certify.any_due(archive.catalog, feeds):
+                        how = archive.config, archive.catalog, archive.spool, outlets, feeds
+                        await certify.certify(*how, thorough=nightly)
+            except (CatalogDown, SpoolDown, ProofError) as error:
+                # In `status` too, and tried again.
+                log.warning("certificates.failed", error=str(error))
 
     async def _watch_over(self) -> None:
         """Say once what is wrong with a source although nothing fails, and when it is over."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, timedelta
 from typing import Any
 
 from ..catalog.catalog import Catalog, Document
 from ..common.words import number
+from ..ports import lists_by_time
 from ..settings.config import Config
 from ..sync.feeds import Feed
 from ..upkeep import certify
@@ -18,17 +19,24 @@ OVERDUE = timedelta(days=2)
 
 
 async def status(
-    catalog: Catalog, feeds: Mapping[str, Feed], first: date | None = None, last: date | None = None
+    catalog: Catalog,
+    feeds: Mapping[str, Feed],
+    sources: Sequence[str] | None = None,
+    first: date | None = None,
+    last: date | None = None,
 ) -> list[Document]:
-    """A document a source and day, oldest first: coverage, counts, complete or why not, certificate, checkpoint."""
+    """A document a source and day, oldest first: coverage, counts, complete or why not, certificate, checkpoint.
+
+    ``feeds``: of whose days some may be due. ``sources``: None: all that have certificates, also what left the config.
+    """
     state = await catalog.log_state()
-    rows = []
+    days = {(row["source"], row["day"]): row for row in await catalog.certificates(sources, first, last)}
+    wanted = {*days}
     for name, feed in feeds.items():
-        days = {row["day"]: row for row in await catalog.certificates([name], first, last)}
-        waiting = [day for day in await certify.due(catalog, feed, thorough=False) if day not in days]
-        wanted = [day for day in waiting if (first is None or day >= first) and (last is None or day <= last)]
-        rows += [_row(name, day, days.get(day), state.size) for day in sorted({*days, *wanted})]
-    return rows
+        of = await certify.listed(catalog, feed) if sources is None or name in sources else None
+        waiting = await certify.due(catalog, feed, of, thorough=False) if of is not None else []
+        wanted |= {(name, day) for day in waiting if (first is None or day >= first) and (last is None or day <= last)}
+    return [_row(*key, days.get(key), state.size) for key in sorted(wanted)]
 
 
 def _row(source: str, day: date, row: Mapping[str, Any] | None, size: int) -> Document:
@@ -93,7 +101,7 @@ def line(row: Document) -> str:
 async def problems(config: Config, catalog: Catalog) -> list[Document]:
     """What is wrong with the certificates, as entries of the list of conditions: condition, of, what, do."""
     state = await catalog.log_state()
-    if state.run_at is None:
+    if state.run_at is None and state.error is None:
         # Nobody issues any: a daemon does.
         return []
     found: list[Document] = []
@@ -101,19 +109,21 @@ async def problems(config: Config, catalog: Catalog) -> list[Document]:
         do = "mend what it says; the next hour's run goes on by itself, `archiver certify` at once"
         found.append({"condition": "ProofFailed", "of": "", "what": state.error, "do": do})
     now = catalog.clock.now()
-    rows = {row["name"]: row for row in await catalog.sources(list(config.sources))}
-    for name, told in (await catalog.certificates_summary()).items():
-        if name not in config.sources:
-            continue
-        options = config.sources[name].options
-        due = (now - OVERDUE - max(options.lookback, options.longest_call)).astimezone(UTC).date() - certify.DAY
-        if options.enabled and told["last"] < due:
-            what = f"no day after {told['last']} has a certificate"
+    starts = {row["name"]: row["start_at"] for row in await catalog.sources(list(config.sources))}
+    last_days = await catalog.last_days(list(starts))
+    for name, start in starts.items():
+        source = config.sources[name]
+        waits = OVERDUE + source.options.relisted(source.cls.listing_key)
+        due, last = (now - waits).astimezone(UTC).date() - certify.DAY, last_days[name]
+        # By call ids there is a first day only once there is a call.
+        begins = last or (start.astimezone(UTC).date() if lists_by_time(source.cls) else None)
+        if source.options.enabled and begins is not None and begins < due:
+            what = f"no day after {last} has a certificate" if last else "no day has a certificate"
             do = "`archiver certify` issues them now and says what keeps them"
             found.append({"condition": "DaysUncertified", "of": name, "what": what, "do": do})
-        if told["incomplete"] and name in rows:
-            days = number(told["incomplete"], "day is", "days are")
-            what = f"{days} not complete in their certificates, the first is {told['first_incomplete']}"
-            do = f"`archiver proof status --source {name}` tells why; a day that is mended gets another certificate"
-            found.append({"condition": "DaysIncomplete", "of": name, "what": what, "do": do})
+    for name, (count, first) in (await catalog.incomplete_days(list(starts))).items():
+        days = number(count, "day is", "days are")
+        what = f"{days} not complete in their certificates, the first is {first}"
+        do = f"`archiver proof status --source {name}` tells why; a day that is mended gets another certificate"
+        found.append({"condition": "DaysIncomplete", "of": name, "what": what, "do": do})
     return found

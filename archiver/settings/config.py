@@ -61,6 +61,7 @@ _SETTINGS = (
     "log_level",
     "verify",
     "alerts",
+    "proof",
     "traces_endpoint",
 )
 

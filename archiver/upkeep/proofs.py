@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from ..audio.spool import Spool
 from ..catalog.catalog import Catalog, Document
-from ..errors import StoreError
 from ..proof.certificates import read_leaf
 from ..proof.log import Log, checkpoint_name, inclusion, inclusion_names
 from ..proof.note import Checkpoint, ProofError, allowed_signers, open_checkpoint, tlog_proof
 from ..sync.feeds import Outlet
 from .certify import disclosed
-from .public_log import Identity
+from .public_log import Identity, read_of
 
 #: So many days' lists are kept.
 _DAYS = 4
@@ -56,7 +55,7 @@ class Proofs:
         """
         found = await self._catalog.certificate_for(source, recording_id)
         newest = await self._checkpoint()
-        if found is None or newest is None or found.position >= newest[1].size:
+        if found is None or newest is None:
             return ()
         document = (await self._catalog.documents([(source, recording_id)]))[source, recording_id][0]
         told = json.loads(found.entry)
@@ -101,17 +100,10 @@ class Proofs:
         return self._lists[name]
 
     async def _read(self, name: str) -> bytes:
-        """From the first store that gives it. Raises ProofError."""
-        said = []
-        for outlet in self._outlets.values():
-            with self._spool.sink() as sink:
-                try:
-                    await outlet.store.get(f"{outlet.prefix}_proof/{name}", sink)
-                except StoreError as error:
-                    said.append(f"{outlet.name}: {error}")
-                    continue
-                return await asyncio.to_thread((await sink.body()).read)
-        raise ProofError(f"no store gives _proof/{name}: {'; '.join(said)}")
+        data, said = await read_of(self._outlets.values(), self._spool, name)
+        if data is None:
+            raise ProofError(f"no store gives _proof/{name}: {'; '.join(said) or 'it lies in none'}")
+        return data
 
 
 def _leaf_proof(at: int, size: int, told: Document, path: Sequence[bytes]) -> bytes:

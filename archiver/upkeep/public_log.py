@@ -1,8 +1,9 @@
 """The log of certificates in the stores: who signs it, how far each store holds it, and how it goes on.
 
 Every store holds the whole log below ``{prefix}_proof/``. Before anything is signed the newest checkpoint of each store
-that answers is read; the log goes on only from what is the beginning of all of them. So a database that was restored
-can't sign a second history, and a store that was away is given what it lacks.
+that answers is read, and the log goes on only from what is the beginning of all of them: a database that was restored
+does not sign a second history while a store that holds the first one answers. A store that was away is given what it
+lacks; what it holds beside that is told as two histories.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import structlog
 
 from ..audio.spool import Spool
 from ..catalog.catalog import Catalog, Entry, LogState
-from ..errors import StoreError, StoreMissing
+from ..errors import ObjectFailed, StoreConflict, StoreError, StoreMissing
 from ..model import Body
 from ..proof import handout
 from ..proof.certificates import objects_of
@@ -57,6 +58,10 @@ _AT_ONCE = 8
 
 class BehindError(ProofError):
     """The stores hold more of the log than this database knows of."""
+
+
+class NoStoreError(ProofError):
+    """No store takes anything, or can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +105,18 @@ def _new_key() -> bytes:
 
 
 def _kept(path: Path, new: Callable[[], bytes], make: bool) -> bytes:
-    """What lies there. Two processes that make it at once keep the same."""
+    """What lies there. Two processes that make it at once keep the same; made by root it is the data_dir's owner's."""
     if make and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = path.parent.parent.stat()
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(new())
+                if os.geteuid() == 0:
+                    os.chown(path.parent, owner.st_uid, owner.st_gid)
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(FileExistsError):
@@ -139,7 +148,7 @@ class PublicLog:
         self.heads: dict[str, Head] = {}
         #: By store why it is left out of this run.
         self.away: dict[str, str] = {}
-        self._spool = spool
+        self.spool = spool
         self._outlets = dict(outlets)
         self._size = self._entries = 0
 
@@ -160,7 +169,7 @@ class PublicLog:
             except StoreError as error:
                 self._leave_out(name, error)
         if not self.heads:
-            raise ProofError(f"no store can be read: {'; '.join(self.away.values())}")
+            raise NoStoreError(f"no store can be read: {'; '.join(self.away.values())}")
         newest = max(self.heads.values(), key=lambda head: head.size)
         await self._be_one(newest)
         self._size, self._entries = state.size, state.entries
@@ -180,8 +189,8 @@ class PublicLog:
         sizes: list[int] = []
         # Most of the time it is the one that we put; what lies before that is listed only where it is not.
         for after in ([f"{folder}{CHECKPOINTS}{known:012}"[:-1]] if known else []) + [""]:
-            found = _listed(outlet, f"{folder}{CHECKPOINTS}", after)
-            sizes = [size async for key in found if (size := size_of(key.removeprefix(folder))) is not None]
+            found = outlet.store.list(f"{folder}{CHECKPOINTS}", after)
+            sizes = [size async for one in found if (size := size_of(one.key.removeprefix(folder))) is not None]
             if sizes:
                 break
         if not sizes:
@@ -219,12 +228,13 @@ class PublicLog:
             return
         behind = BehindError(
             f"this database knows {state.entries} entries of the log, and store {newest.outlet.name} holds "
-            f"{newest.size}: it was restored, or is new; `archiver rebuild --store {newest.outlet.name}` brings it up"
+            f"{newest.size}: it was restored, or is new; point [database] at an empty one, and "
+            f"`archiver rebuild --store {newest.outlet.name}`"
         )
         if newest.size > state.entries:
             raise behind
         known = Log()
-        if state.note is not None:
+        if state.note:
             ours = open_checkpoint(state.note, [self.who.verifier])
             known = await self._opened(newest.outlet, ours)
         known.append(await self.catalog.entries(state.size, newest.size))
@@ -248,33 +258,26 @@ class PublicLog:
         if newest.checkpoint is not None and known.root != newest.checkpoint.root:
             raise ProofError(f"store {newest.outlet.name}: the entries of the log are not those of its checkpoint")
         self._size = self._entries = newest.size
-        await self.catalog.advance(newest.size, newest.note)
+        await self.catalog.advance(newest.size, newest.note or None)
 
     async def add(self, found: Sequence[Entry]) -> None:
         """The log goes on with these; they are in the stores with the next :meth:`publish`."""
         await self.catalog.take_entries(self._entries, found)
         self._entries += len(found)
 
-    async def publish(self) -> bytes | None:
-        """Bring every store up to all that is known; the checkpoint's note. None: there is no entry.
-
-        Raises ProofError where no store took it.
-        """
-        if self._entries == 0:
-            return None
-        note = b""
+    async def publish(self) -> None:
+        """Bring every store up to all that is known. Raises NoStoreError where none took it."""
         for name, head in list(self.heads.items()):
             try:
-                note = await self._bring_up(head)
+                await self._bring_up(head)
             except StoreError as error:
                 self._leave_out(name, error)
         if not self.heads:
-            raise ProofError(f"no store took the log: {'; '.join(self.away.values())}")
-        return note
+            raise NoStoreError(f"no store took the log: {'; '.join(self.away.values())}")
 
-    async def _bring_up(self, head: Head) -> bytes:
+    async def _bring_up(self, head: Head) -> None:
         if head.size == self._entries:
-            return head.note
+            return
         at = await self._opened(head.outlet, head.checkpoint) if head.checkpoint is not None else Log()
         if at.size == 0:
             await self._hand_out(head.outlet)
@@ -292,33 +295,34 @@ class PublicLog:
         if at.size > self._size:
             await self.catalog.advance(at.size, note)
             self._size = at.size
-        return note
 
     async def _with_lists(self, head: Head, page: Sequence[bytes]) -> None:
-        """What lies beside these certificates lies in this store too."""
-        few = asyncio.Semaphore(_AT_ONCE)
+        """What lies beside these certificates lies in this store too. Raises StoreError, of the first that failed."""
+        few, failed = asyncio.Semaphore(_AT_ONCE), list[StoreError]()
 
         async def one(entry: bytes) -> None:
             async with few:
-                for name, is_list in objects_of(entry):
-                    if not is_list:
-                        await self.put(head.outlet, name, entry + b"\n")
-                    elif await head.outlet.store.stat(f"{head.outlet.prefix}_proof/{name}") is None:
-                        await self._fetch_over(head, name)
+                try:
+                    for name, is_list in objects_of(entry) if not failed else ():
+                        if not is_list:
+                            await self.put(head.outlet, name, entry + b"\n")
+                        elif await head.outlet.store.stat(f"{head.outlet.prefix}_proof/{name}") is None:
+                            await self._fetch_over(head, name)
+                except StoreError as error:
+                    failed.append(error)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for entry in page:
-                    group.create_task(one(entry))
-        except* StoreError as errors:
-            raise errors.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for entry in page:
+                group.create_task(one(entry))
+        if failed:
+            raise failed[0]
 
     async def _fetch_over(self, head: Head, name: str) -> None:
         problem: StoreError | None = None
         for other in self.heads.values():
             if other is head:
                 continue
-            with self._spool.sink() as sink:
+            with self.spool.sink() as sink:
                 try:
                     await other.outlet.store.get(f"{other.outlet.prefix}_proof/{name}", sink)
                 except StoreError as error:
@@ -353,37 +357,31 @@ class PublicLog:
 
     async def read(self, outlet: Outlet, name: str) -> bytes:
         """An object below _proof/. Raises StoreError."""
-        with self._spool.sink() as sink:
-            await outlet.store.get(f"{outlet.prefix}_proof/{name}", sink)
-            return await asyncio.to_thread((await sink.body()).read)
+        return await _read(outlet, self.spool, name)
 
     async def put(self, outlet: Outlet, name: str, data: bytes) -> None:
         """An object below _proof/. Raises StoreError, StoreConflict where another lies there."""
         await outlet.store.put(f"{outlet.prefix}_proof/{name}", await asyncio.to_thread(Body.of, data))
 
     async def put_everywhere(self, name: str, body: Body) -> None:
-        """Into each store that takes part. Raises ProofError where none takes it."""
+        """Into each store that takes part. Raises NoStoreError where none does; StoreError where this can't be put."""
         for store, head in list(self.heads.items()):
             try:
                 await head.outlet.store.put(f"{head.outlet.prefix}_proof/{name}", body)
+            except (ObjectFailed, StoreConflict):
+                raise
             except StoreError as error:
                 self._leave_out(store, error)
         if not self.heads:
-            raise ProofError(f"no store took _proof/{name}: {'; '.join(self.away.values())}")
+            raise NoStoreError(f"no store took _proof/{name}: {'; '.join(self.away.values())}")
 
     async def read_anywhere(self, name: str) -> bytes | None:
         """From the first store that has it; None: no store has. Raises ProofError where one that may can't be read."""
-        said = [*self.away.values()]
-        for head in self.heads.values():
-            try:
-                return await self.read(head.outlet, name)
-            except StoreMissing:
-                continue
-            except StoreError as error:
-                said.append(str(error))
-        if said:
-            raise ProofError(f"no store gives _proof/{name}: {'; '.join(said)}")
-        return None
+        outlets = [head.outlet for head in self.heads.values()]
+        data, said = await read_of(outlets, self.spool, name)
+        if data is None and (said or self.away):
+            raise ProofError(f"no store gives _proof/{name}: {'; '.join([*said, *self.away.values()])}")
+        return data
 
     def _leave_out(self, name: str, error: StoreError) -> None:
         self.heads.pop(name, None)
@@ -416,6 +414,20 @@ async def drill(config: Config, catalog: Catalog, spool: Spool, outlet: Outlet) 
     return []
 
 
-async def _listed(outlet: Outlet, prefix: str, after: str) -> AsyncIterator[str]:
-    async for receipt in outlet.store.list(prefix, after):
-        yield receipt.key
+async def read_of(outlets: Iterable[Outlet], spool: Spool, name: str) -> tuple[bytes | None, list[str]]:
+    """An object below _proof/ of the first of these stores that gives it; else why those that may have it don't."""
+    said = []
+    for outlet in outlets:
+        try:
+            return await _read(outlet, spool, name), []
+        except StoreMissing:
+            continue
+        except StoreError as error:
+            said.append(f"store {outlet.name}: {error}")
+    return None, said
+
+
+async def _read(outlet: Outlet, spool: Spool, name: str) -> bytes:
+    with spool.sink() as sink:
+        await outlet.store.get(f"{outlet.prefix}_proof/{name}", sink)
+        return await asyncio.to_thread((await sink.body()).read)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.errors import ObjectFailed, StoreDown
 from archiver.proof import tree
 from archiver.proof.certificates import about
 from archiver.proof.note import ProofError, Verifier, open_checkpoint, read_tlog_proof
@@ -18,6 +19,7 @@ from archiver.service import proof as of_service
 from archiver.upkeep.certify import Report, certify
 from archiver.upkeep.proofs import Proofs
 from archiver.upkeep.public_log import BehindError, drill, identity
+from archiver.upkeep.rebuild import rebuild
 from tests.engine import Rig, a_recorder, archiving
 
 DAY = timedelta(days=1)
@@ -196,8 +198,8 @@ async def test_where_the_only_store_was_lost_the_log_goes_on_and_what_is_lost_is
 
 async def test_a_restored_database_signs_nothing_and_goes_on_after_a_rebuild(tmp_path, database, clock, postgres):
     sim = a_recorder(calls=3)
-    stores = two_stores(tmp_path)
-    async with archiving(tmp_path, database, sim, clock=clock, stores=stores, start="2024-05-18") as rig:
+    how = {"clock": clock, "stores": two_stores(tmp_path), "start": "2024-05-18"}
+    async with archiving(tmp_path, database, sim, **how) as rig:
         await rig.sync()
         await later(rig, 2)
         await issue(rig)
@@ -205,6 +207,7 @@ async def test_a_restored_database_signs_nothing_and_goes_on_after_a_rebuild(tmp
             saved = [await c.fetch(f"SELECT * FROM {table}") for table in ("certificates", "checkpoint")]
         await later(rig, 1)
         assert (await issue(rig)).issued == {"pbx": 1}
+        handles = {each: document["handle"] for each, document in (await rig.documents()).items()}
         vkey = identity(rig.archive.config).verifier.vkey
         # As a backup from before has it.
         async with rig.catalog._connection() as c:
@@ -217,13 +220,165 @@ async def test_a_restored_database_signs_nothing_and_goes_on_after_a_rebuild(tmp
         assert not {key for key in set(await rig.objects("disk")) - set(before) if "_proof" in key}
         (problem,) = [p for p in await of_service.problems(rig.archive.config, rig.catalog) if p["of"] == ""]
         assert problem["condition"] == "ProofFailed"
-        # The rebuild brings the log over as it is.
-        await rig.catalog.adopt_log()
-        report = await issue(rig)
-        assert report.size >= 4
+    new = postgres.create()
+    async with archiving(tmp_path, new, sim, **how) as rig:
+        # An empty database knows nothing of the log either.
+        with pytest.raises(BehindError, match="archiver rebuild --store"):
+            await issue(rig)
+        outlet, keys = rig.archive.outlets["disk"], {"pbx": rig.feed.source.listing_key}
+        assert (await rebuild(rig.catalog, outlet, keys, rig.archive.spool)).recordings == 3
+        # What was certified is as it was: only the day that came meanwhile gets a certificate.
+        assert (await issue(rig)).issued == {"pbx": 1}
+        assert {each: document["handle"] for each, document in (await rig.documents()).items()} == handles
+        assert identity(rig.archive.config).verifier.vkey == vkey
+        for store in ("disk", "spare"):
+            code, said = await stranger(rig, store_of(rig, store))
+            assert code == 0, said
+            assert "4 days, 4 complete" in said
+            assert "moved" not in said
+    postgres.drop(new)
+
+
+async def test_a_day_is_certified_again_whatever_changes_of_it(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-17", lookback="1h") as rig:
+        await rig.sync()
+        await later(rig, 2)
+        await issue(rig)
+
+        async def day(name: str) -> dict:
+            (row,) = [r for r in await of_service.status(rig.catalog, rig.archive.feeds) if r["day"] == name]
+            return row
+
+        async def sql(statement: str) -> None:
+            async with rig.catalog._connection() as c:
+                await c.execute(statement)
+
+        assert (await day("2024-05-18"))["complete"] is True
+        # An hour that was listed can't be listed any more.
+        await sql(
+            "UPDATE sources SET covered = covered - tstzmultirange(tstzrange('2024-05-18 03:00Z', '2024-05-18 04:00Z'))"
+        )
+        assert (await issue(rig)).incomplete == {"pbx": 1}
+        assert "03:00:00 to 04:00:00" in (await day("2024-05-18"))["why"][0]
+        await sql(
+            "UPDATE sources SET covered = covered + tstzmultirange(tstzrange('2024-05-18 03:00Z', '2024-05-18 04:00Z'))"
+        )
+        assert (await issue(rig)).incomplete == {}
+        # A row that nobody can read.
+        await sql(
+            "INSERT INTO rejected (source, digest, raw, reason, span, first_at, last_at) VALUES ('pbx', 'x', 'raw',"
+            " 'no id', tstzrange('2024-05-17 03:00Z', '2024-05-17 04:00Z'), now(), now())"
+        )
+        assert (await issue(rig)).issued == {"pbx": 1}
+        assert (await day("2024-05-17"))["why"] == ["1 row that nobody could read"]
+        await sql("DELETE FROM rejected")
+        await issue(rig)
+        # A call that is listed on another day now; no night has to pass.
+        await sql(
+            "UPDATE recordings SET key_at = key_at - interval '1 day', undescribed = true, revision = revision + 1"
+            " WHERE recording_id = (SELECT min(recording_id) FROM recordings)"
+        )
+        await rig.sync()
+        assert (await issue(rig, thorough=False)).issued == {"pbx": 2}
+        assert (await day("2024-05-18"))["counts"]["moved"] == 1
+        assert (await day("2024-05-17"))["counts"]["listed"] == 1
         code, said = await stranger(rig, store_of(rig))
         assert code == 0, said
-        assert identity(rig.archive.config).verifier.vkey == vkey
+        assert (await issue(rig)).issued == {}
+
+
+async def test_what_changes_while_a_day_is_certified_is_certified_the_next_time(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-18", lookback="1h") as rig:
+        await rig.sync()
+        await later(rig, 1)
+        await issue(rig)
+        recordings = sorted(await rig.documents())
+
+        async def changed(recording_id: str) -> None:
+            async with rig.catalog._connection() as c:
+                await c.execute("UPDATE recordings SET agent = 'Joe' WHERE recording_id = $1", recording_id)
+            await rig.catalog.described({("pbx", recording_id): 1})
+
+        await changed(recordings[0])
+        take = rig.catalog.take_entries
+
+        async def taken(first, entries):
+            await changed(recordings[1])
+            await take(first, entries)
+
+        rig.catalog.take_entries = taken
+        assert (await issue(rig, thorough=False)).issued == {"pbx": 1}
+        rig.catalog.take_entries = take
+        assert (await issue(rig, thorough=False)).issued == {"pbx": 1}
+        assert (await issue(rig, thorough=False)).issued == {}
+
+
+async def test_what_is_wrong_with_one_source_holds_up_no_other(tmp_path, database, clock):
+    sims = {"bad": a_recorder(calls=2), "good": a_recorder(calls=3, seed=9)}
+    async with archiving(tmp_path, database, sims, clock=clock, start="2024-05-18") as rig:
+        await rig.sync()
+        await later(rig, 2)
+        store, put = rig.archive.outlets["disk"].store, rig.archive.outlets["disk"].store.put
+
+        async def refusing(key, body):
+            if "_proof/days/bad" in key:
+                raise ObjectFailed(f"{key}: the name is too long")
+            return await put(key, body)
+
+        store.put = refusing
+        report = await issue(rig)
+        assert (report.issued, set(report.failed)) == ({"good": 2}, {"bad"})
+        told = {p["condition"]: p["what"] for p in await of_service.problems(rig.archive.config, rig.catalog)}
+        assert "source bad: " in told["ProofFailed"]
+        store.put = put
+        report = await issue(rig)
+        assert (report.issued, report.failed) == ({"bad": 2}, {})
+        assert await of_service.problems(rig.archive.config, rig.catalog) == []
+        code, said = await stranger(rig, store_of(rig))
+        assert code == 0, said
+
+
+async def test_a_store_that_fails_while_it_is_brought_up_holds_up_no_other(tmp_path, database, clock):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, stores=two_stores(tmp_path), start="2024-05-18") as rig:
+        await rig.sync()
+        await later(rig, 2)
+        store, put = rig.archive.outlets["disk"].store, rig.archive.outlets["disk"].store.put
+
+        async def failing(key, body):
+            if key.endswith(".certificate.json"):
+                raise StoreDown("the disk made no progress")
+            return await put(key, body)
+
+        store.put = failing
+        report = await issue(rig)
+        assert (report.issued, report.stores, set(report.away)) == ({"pbx": 2}, ["spare"], {"disk"})
+        code, said = await stranger(rig, store_of(rig, "spare"))
+        assert code == 0, said
+        store.put = put
+        assert (await issue(rig)).stores == ["disk", "spare"]
+        code, said = await stranger(rig, store_of(rig))
+        assert code == 0, said
+
+
+async def test_a_source_that_never_got_a_certificate_is_told_of_and_one_that_was_removed_is_shown(
+    tmp_path, database, clock
+):
+    sim = a_recorder(calls=3)
+    async with archiving(tmp_path, database, sim, clock=clock, start="2024-05-10") as rig:
+        await rig.sync()
+        await later(rig, 3)
+        assert await of_service.problems(rig.archive.config, rig.catalog) == []
+        await rig.catalog.certified(rig.catalog.clock.now(), None)
+        (problem,) = await of_service.problems(rig.archive.config, rig.catalog)
+        assert (problem["condition"], problem["what"]) == ("DaysUncertified", "no day has a certificate")
+        await issue(rig)
+        assert await of_service.problems(rig.archive.config, rig.catalog) == []
+        assert len(await of_service.status(rig.catalog, {})) == len(
+            await of_service.status(rig.catalog, rig.archive.feeds)
+        )
 
 
 async def test_two_histories_are_told_and_nothing_is_signed(tmp_path, database, clock, postgres):
