@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -54,10 +54,8 @@ class Archive:
     def open_outlet(self, store: StoreConfig) -> Outlet:
         """A store, not asked yet, until :meth:`close`."""
         stack = AsyncExitStack()
-        outlet = make_outlet(store, stack, self.catalog)
-        if isinstance(outlet.store, LocksApart):
-            # Of the config as it is when something is put.
-            outlet.store.worm = lambda: worm(self.config)
+        # Of the config as it is when something is put.
+        outlet = make_outlet(store, stack, self.catalog, lambda: worm(self.config))
         self._closers[id(outlet)] = stack
         return outlet
 
@@ -126,11 +124,7 @@ async def open_catalog(config: Config, stack: AsyncExitStack, *, size: int = 6) 
 
 def open_outlets(config: Config, stack: AsyncExitStack, catalog: Catalog | None = None) -> dict[str, Outlet]:
     """The stores, not asked yet, until the stack ends. ``catalog``: knows the disks of those that are folders."""
-    outlets = {name: make_outlet(store, stack, catalog) for name, store in config.stores.items()}
-    for outlet in outlets.values():
-        if isinstance(outlet.store, LocksApart):
-            outlet.store.worm = partial(worm, config)
-    return outlets
+    return {name: make_outlet(store, stack, catalog, partial(worm, config)) for name, store in config.stores.items()}
 
 
 def worm(config: Config) -> frozenset[str]:
@@ -138,8 +132,13 @@ def worm(config: Config) -> frozenset[str]:
     return frozenset(safe(name) for name, source in config.sources.items() if source.options.policy == "worm")
 
 
-def make_outlet(store: StoreConfig, stack: AsyncExitStack, catalog: Catalog | None = None) -> Outlet:
+def make_outlet(
+    store: StoreConfig, stack: AsyncExitStack, catalog: Catalog | None, locked: Callable[[], Collection[str]]
+) -> Outlet:
+    """``locked``: asks for the folders whose manifests a store's object lock locks, too."""
     outlet = Outlet(store.name, store.cls(store.name, store.options), store.options.prefix)
+    if isinstance(outlet.store, LocksApart):
+        outlet.store.worm = locked
     if catalog is not None and isinstance(outlet.store, Marked):
         outlet.store.known = partial(catalog.marker, store.name)
     stack.push_async_callback(outlet.store.close)

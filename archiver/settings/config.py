@@ -221,6 +221,12 @@ def warnings(config: Config) -> list[str]:
                 f"{name}: sources.{source.name}.retention is shorter than its lookback: the recorder deletes calls that"
                 " are still to be looked for; set lookback to less than retention"
             )
+        unlocked = [s for s in source.stores if getattr(config.stores[s].options, "object_lock", None) is None]
+        if options.policy == "worm" and unlocked:
+            said.append(
+                f'{name}: sources.{source.name}.policy is "worm", and {", ".join(unlocked)} locks nothing: what lies'
+                " there can be deleted; set object_lock for it, or give the source other stores"
+            )
     url = config.database_url.get_secret_value()
     said += [f"{name}: database.url: leave out {ignored}" for ignored in libpq.read(url).ignored]
     email = config.alerts.email

@@ -606,6 +606,15 @@ def test_what_works_but_should_not_stay_so_is_warned_of(write):
     ]  # fmt: skip
 
 
+def test_a_source_that_is_not_to_be_erased_needs_stores_that_lock(write):
+    (said,) = warnings(load(write(VALID + 'policy = "worm"\n')))
+    assert 'sources.hq.policy is "worm", and disk locks nothing' in said
+    locking = STORE.replace('kind = "file"', 'kind = "s3"').split("path")[0] + (
+        'bucket = "calls"\nobject_lock = { mode = "COMPLIANCE", days = 9 }\n\n'
+    )
+    assert warnings(load(write(VALID.replace(STORE, locking) + 'policy = "worm"\n'))) == []
+
+
 # -- the example -----------------------------------------------------------------------------------------------------
 
 #: The options whose value in the example is no default, since that depends on others: shown there is the usual one.
